@@ -1,0 +1,15 @@
+//! `mtga` moves JSON logs from Kafka into files of ThinkingData events: every record exactly once.
+//!
+//! The modules stand in the order in which a record meets them: [`msource`] takes records from Kafka in blocks,
+//! [`transform`] turns each into a line, [`msink`] writes the lines. ARCHITECTURE.md has the picture.
+
+#![warn(missing_docs)]
+
+pub mod commentjson;
+pub mod config;
+pub mod control;
+pub mod msink;
+pub mod msource;
+pub mod record;
+pub mod settings;
+pub mod transform;

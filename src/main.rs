@@ -1,0 +1,3 @@
+//! The `mtga` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The transform: one record in, one line out.
