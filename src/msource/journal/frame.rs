@@ -1,0 +1,212 @@
+//! What the journal says: its frames and the parts they are made of.
+
+use serde::{Deserialize, Serialize};
+
+use super::State;
+use crate::msink::FileKey;
+use crate::msource::TopicPartition;
+use crate::record::Reject;
+
+/// One entry of the journal. The order of the variants is the wire format: new ones go to the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Frame {
+    /// First in each segment: where the journal went on from.
+    Header(Header),
+    /// Second in each segment: everything that was durable at that moment.
+    Image(Box<State>),
+    /// A partition's resolved start. Fsynced before its first fetch.
+    Start(Position),
+    /// A partition goes on elsewhere: moved by an operator, taken over from another owner, or past a gap. Fsynced. Written
+    /// only when every block before it is checkpointed.
+    Move {
+        /// Where it goes on.
+        to: Position,
+        /// Why.
+        cause: MoveCause,
+    },
+    /// A file is about to be created. Fsynced before that.
+    File(FileIntent),
+    /// The file was created.
+    Made {
+        /// Which one.
+        id: u64,
+        /// Its inode.
+        inode: u64,
+    },
+    /// A block, written before its pieces are.
+    Block(Box<Block>),
+    /// The file gets no further lines.
+    End {
+        /// Which one.
+        id: u64,
+    },
+    /// Entries leave the failure queue without a line: cleared by an operator or dropped for room; or are parked. Fsynced
+    /// before the command is answered.
+    Queue(QueueChange),
+    /// Every block up to this number is durable.
+    Checkpoint {
+        /// The number.
+        number: u64,
+    },
+}
+
+/// See [`Frame::Header`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Header {
+    /// Version of the format.
+    pub version: u32,
+    /// The number of this segment.
+    pub segment: u64,
+    /// The segment before it and the length up to which that one is valid; everything past it is void.
+    pub previous: Option<(u64, u64)>,
+}
+
+/// Where a partition stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// The topic's id in base64, empty where the broker has none.
+    pub topic_id: String,
+    /// The next offset to be read.
+    pub next: i64,
+    /// Leader epoch of the record before it, -1 when unknown.
+    pub leader_epoch: i32,
+}
+
+/// Why a partition's offset moved other than by reading on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MoveCause {
+    /// `set_offset`.
+    Operator,
+    /// Another instance has read on in the meantime.
+    Takeover,
+    /// Records from `from` up to the new offset are gone.
+    Gap {
+        /// The first lost offset.
+        from: i64,
+    },
+    /// The topic was deleted and created anew: its offsets start again.
+    Recreated,
+    /// The group's offsets were reset by an administrator, or expired.
+    Reset,
+}
+
+/// See [`Frame::File`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileIntent {
+    /// Its id, never used twice; also `{seq}` of its name.
+    pub id: u64,
+    /// Its name, relative to the sink's directory.
+    pub name: String,
+    /// What goes into it.
+    pub key: FileKey,
+    /// When it is opened, seconds since 1970 UTC.
+    pub opened: i64,
+}
+
+/// A range of offsets of one partition (or some entries of the failure queue), transformed together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// Its number; rises by one with each block and each queue change.
+    pub number: u64,
+    /// Where its records come from.
+    pub source: BlockSource,
+    /// The recipe that made its lines.
+    pub recipe: String,
+    /// Its lines, one piece for each file.
+    pub pieces: Vec<Piece>,
+    /// Records that it took.
+    pub records: u64,
+    /// Records dropped on purpose, by reason.
+    pub filtered: [u64; 3],
+    /// Records that go into the failure queue, with their keys there.
+    pub rejects: Vec<(u64, QueueEntry)>,
+}
+
+/// See [`Block::source`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BlockSource {
+    /// Offsets `[from, to.next)` of a partition.
+    Offsets {
+        /// The first offset.
+        from: i64,
+        /// Where the partition stands after the block.
+        to: Position,
+    },
+    /// Entries of the failure queue, each with its key and its size in bytes. They leave the queue; those that failed again
+    /// come back under the same key as rejects.
+    Queue(Vec<(u64, u64)>),
+}
+
+/// The lines of a block that go to one file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Piece {
+    /// The file's id.
+    pub file: u64,
+    /// Where in the file it begins, bytes.
+    pub position: u64,
+    /// Its length, bytes.
+    pub length: u64,
+    /// CRC-32C of its bytes.
+    pub crc: u32,
+    /// Its lines.
+    pub lines: u64,
+}
+
+/// An entry of the failure queue.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueEntry {
+    /// Where the record came from.
+    pub partition: TopicPartition,
+    /// The topic's id, empty where the broker has none.
+    pub topic_id: String,
+    /// Its offset.
+    pub offset: i64,
+    /// Its timestamp, milliseconds since 1970 UTC.
+    pub timestamp: Option<i64>,
+    /// The Kafka key.
+    #[serde(with = "serde_bytes")]
+    pub key: Option<Vec<u8>>,
+    /// The Kafka headers.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The value as it came from Kafka.
+    #[serde(with = "serde_bytes")]
+    pub value: Vec<u8>,
+    /// What was wrong, the last time it was tried.
+    pub reject: Reject,
+    /// How often it was tried.
+    pub attempts: u32,
+    /// When it failed first, milliseconds since 1970 UTC.
+    pub first_failure: i64,
+    /// When it failed last.
+    pub last_failure: i64,
+}
+
+impl QueueEntry {
+    /// What the entry counts against `failure_queue.max_bytes`: its contents and a fixed share for the rest.
+    pub fn size(&self) -> u64 {
+        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        (self.value.len() + self.key.as_ref().map_or(0, Vec::len) + headers + 100) as u64
+    }
+}
+
+/// See [`Frame::Queue`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueueChange {
+    /// Its number, of the same count as the blocks'.
+    pub number: u64,
+    /// The entries that go, with their sizes.
+    pub removed: Vec<(u64, u64)>,
+    /// Why.
+    pub cause: QueueCause,
+}
+
+/// Why entries leave the queue without becoming a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QueueCause {
+    /// `clear_failure_queue`.
+    Cleared,
+    /// `failure_queue.when_full: drop_oldest`.
+    Dropped,
+}

@@ -1,0 +1,289 @@
+//! The block journal: the small append-only log that makes progress durable.
+//!
+//! **Promise.** What was appended before a [`Journal::sync`] that succeeded is read back after any crash, in order. What
+//! was appended after it may be missing from some frame on, never from the middle: reading stops at the first bad frame.
+//!
+//! **Not here.** What the frames mean for files and for Kafka is the business of the `delivery` module; the fold into a
+//! [`State`] is all that is known of it here. The entries of the failure queue are kept by the store.
+//!
+//! **Format.** A directory of segments named by their number in twenty digits, `.log`. Each is a sequence of frames:
+//! length of the body (u32), CRC-32C (u32) of segment number, length and body, body; little-endian; the body is a
+//! [`Frame`] in postcard's encoding. A segment begins with a `Header` and an `Image` of the state, both fsynced before
+//! anything else is written. Segments are allocated whole in advance, so that a full disk can still be recorded; a
+//! length of zero is the end.
+//!
+//! The newest segment whose first two frames are good is the journal; older ones are history. No segment is ever
+//! continued by another process: each start begins a new one, whose header names the segment before it and the length
+//! up to which that was valid, and all past that is void.
+//!
+//! **Failure.** Every I/O error goes to the caller and leaves the position where it was, so that the same frame can be
+//! written again.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+mod frame;
+mod state;
+
+pub use frame::{
+    Block, BlockSource, FileIntent, Frame, Header, MoveCause, Piece, Position, QueueCause, QueueChange, QueueEntry,
+};
+pub use state::{FileState, PartitionState, State, Totals};
+
+/// Version of the format.
+pub const VERSION: u32 = 1;
+
+/// Bytes allocated for a segment, and its usual length: one holds some hundred million records' worth of blocks.
+const SEGMENT_BYTES: u64 = 16 << 20;
+
+/// A length field above this is damage, not a frame: a block's rejects are bounded by the block.
+const FRAME_MAX: usize = 1 << 30;
+
+const PREFIX: usize = 8;
+
+/// What a journal holds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// What is durable; `None` when there is no journal.
+    pub state: Option<State>,
+    /// What came after the last checkpoint, in order: blocks that are to be looked at, and ends of files after them.
+    pub tail: Vec<Frame>,
+    /// The segment it was read from and how far that one is valid.
+    pub end: Option<(u64, u64)>,
+    /// The highest segment number present, valid or not.
+    pub last_segment: u64,
+}
+
+/// Reads a journal without changing anything.
+///
+/// # Errors
+/// I/O errors, and a journal of a newer format. Damage is not an error: reading ends there.
+pub fn read(dir: &Path) -> io::Result<Contents> {
+    let mut contents = Contents::default();
+    let segments = segments(dir)?;
+    contents.last_segment = segments.last().copied().unwrap_or(0);
+    for segment in segments.into_iter().rev() {
+        let bytes = fs::read(segment_path(dir, segment))?;
+        let mut frames = Frames::new(segment, &bytes);
+        let Some(Frame::Header(header)) = frames.next() else { continue };
+        if header.version > VERSION {
+            let text = format!("the journal in {} has format {}, newer than this program's {VERSION}", dir.display(), header.version);
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        let Some(Frame::Image(state)) = frames.next() else { continue };
+        let mut fold = Fold { state: *state, tail: Vec::new() };
+        for frame in frames.by_ref() {
+            fold.take(frame);
+        }
+        contents.state = Some(fold.state);
+        contents.tail = fold.tail;
+        contents.end = Some((segment, frames.position as u64));
+        break;
+    }
+    Ok(contents)
+}
+
+/// Every valid frame of every kept segment, oldest first: what a lost store is rebuilt from.
+pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
+    let segments = segments(dir)?;
+    let mut ends = std::collections::BTreeMap::new();
+    for &segment in &segments {
+        let bytes = fs::read(segment_path(dir, segment))?;
+        if let Some(Frame::Header(Header { previous: Some((previous, end)), .. })) = Frames::new(segment, &bytes).next() {
+            ends.insert(previous, end);
+        }
+    }
+    for segment in segments {
+        let bytes = fs::read(segment_path(dir, segment))?;
+        let mut frames = Frames::new(segment, &bytes);
+        let end = ends.get(&segment).copied().unwrap_or(u64::MAX);
+        while let Some(frame) = frames.next() {
+            if frames.position as u64 > end {
+                break;
+            }
+            each(frame);
+        }
+    }
+    Ok(())
+}
+
+/// The fold that knows which frames are durable.
+struct Fold {
+    state: State,
+    tail: Vec<Frame>,
+}
+
+impl Fold {
+    fn take(&mut self, frame: Frame) {
+        match frame {
+            Frame::Checkpoint { number } => {
+                let mut kept = Vec::new();
+                for frame in self.tail.drain(..) {
+                    match &frame {
+                        Frame::Block(block) if block.number > number => kept.push(frame),
+                        Frame::End { .. } if !kept.is_empty() => kept.push(frame),
+                        _ => self.state.apply(&frame),
+                    }
+                }
+                self.tail = kept;
+            }
+            Frame::Block(_) | Frame::End { .. } => self.tail.push(frame),
+            frame => self.state.apply(&frame),
+        }
+    }
+}
+
+/// Reads the frames of one segment up to the first bad one.
+struct Frames<'a> {
+    segment: u64,
+    bytes: &'a [u8],
+    position: usize,
+}
+
+impl<'a> Frames<'a> {
+    fn new(segment: u64, bytes: &'a [u8]) -> Self {
+        Self { segment, bytes, position: 0 }
+    }
+}
+
+impl Iterator for Frames<'_> {
+    type Item = Frame;
+
+    fn next(&mut self) -> Option<Frame> {
+        let rest = self.bytes.get(self.position..)?;
+        let (length, rest) = rest.split_first_chunk::<4>()?;
+        let (crc, rest) = rest.split_first_chunk::<4>()?;
+        let size = u32::from_le_bytes(*length) as usize;
+        if size == 0 || size > FRAME_MAX {
+            return None;
+        }
+        let body = rest.get(..size)?;
+        if checksum(self.segment, *length, body) != u32::from_le_bytes(*crc) {
+            return None;
+        }
+        let frame = postcard::from_bytes(body).ok()?;
+        self.position += PREFIX + size;
+        Some(frame)
+    }
+}
+
+fn checksum(segment: u64, length: [u8; 4], body: &[u8]) -> u32 {
+    let crc = crc32c::crc32c(&segment.to_le_bytes());
+    crc32c::crc32c_append(crc32c::crc32c_append(crc, &length), body)
+}
+
+fn encode(segment: u64, frame: &Frame) -> io::Result<Vec<u8>> {
+    let body = postcard::to_stdvec(frame).map_err(io::Error::other)?;
+    let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes();
+    let mut bytes = Vec::with_capacity(PREFIX + body.len());
+    bytes.extend_from_slice(&length);
+    bytes.extend_from_slice(&checksum(segment, length, &body).to_le_bytes());
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
+}
+
+fn segment_path(dir: &Path, segment: u64) -> PathBuf {
+    dir.join(format!("{segment:020}.log"))
+}
+
+fn segments(dir: &Path) -> io::Result<Vec<u64>> {
+    let mut numbers = Vec::new();
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(numbers),
+        entries => entries?,
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        if let Some(number) = name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|name| name.parse().ok()) {
+            numbers.push(number);
+        }
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// The journal of a running service: appends to one segment.
+#[derive(Debug)]
+pub struct Journal {
+    dir: PathBuf,
+    segment: u64,
+    file: Arc<File>,
+    position: u64,
+}
+
+impl Journal {
+    /// Begins a new segment with the image of a state in which everything is durable.
+    pub fn begin(dir: &Path, contents: &Contents, image: &State) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        Self::segment(dir, contents.last_segment + 1, contents.end, image)
+    }
+
+    fn segment(dir: &Path, segment: u64, previous: Option<(u64, u64)>, image: &State) -> io::Result<Self> {
+        let path = segment_path(dir, segment);
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o640).open(&path)?;
+        allocate(&file)?;
+        let mut journal = Self { dir: dir.to_owned(), segment, file: Arc::new(file), position: 0 };
+        journal.append(&Frame::Header(Header { version: VERSION, segment, previous }))?;
+        journal.append(&Frame::Image(Box::new(image.clone())))?;
+        journal.file.sync_all()?;
+        File::open(dir)?.sync_all()?;
+        Ok(journal)
+    }
+
+    /// Appends a frame. It reaches the page cache, not the disk. On an error nothing was appended, and the same frame may
+    /// be tried again.
+    pub fn append(&mut self, frame: &Frame) -> io::Result<()> {
+        let bytes = encode(self.segment, frame)?;
+        self.file.write_all_at(&bytes, self.position)?;
+        self.position += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Makes everything appended so far durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    /// The file behind it, for a sync on another thread.
+    pub fn file(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// Whether the segment has had its share.
+    pub fn is_full(&self) -> bool {
+        self.position >= SEGMENT_BYTES / 8 * 7
+    }
+
+    /// Goes on in a new segment. Everything in `image` must be durable and nothing else be pending.
+    pub fn turn(&mut self, image: &State) -> io::Result<()> {
+        self.sync()?;
+        *self = Self::segment(&self.dir, self.segment + 1, Some((self.segment, self.position)), image)?;
+        Ok(())
+    }
+
+    /// Removes segments that ended before `now - keep`. The store's own files must have been fsynced since they ended.
+    pub fn prune(&self, keep: Duration, now: SystemTime) -> io::Result<()> {
+        for segment in segments(&self.dir)?.into_iter().filter(|segment| *segment < self.segment) {
+            let path = segment_path(&self.dir, segment);
+            if now.duration_since(fs::metadata(&path)?.modified()?).is_ok_and(|age| age > keep) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Reserves the room of a segment; file systems that cannot do without.
+fn allocate(file: &File) -> io::Result<()> {
+    use nix::errno::Errno;
+    use nix::fcntl::{FallocateFlags, fallocate};
+    match fallocate(file.as_fd(), FallocateFlags::empty(), 0, SEGMENT_BYTES as i64) {
+        Err(Errno::EOPNOTSUPP | Errno::ENOSYS) | Ok(()) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}

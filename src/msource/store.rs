@@ -1,0 +1,212 @@
+//! The store: the state of the last checkpoint and the entries of the failure queue, in sled.
+//!
+//! **Promise.** [`Store::apply`] takes the state, the new entries and the removed ones over together or not at all.
+//!
+//! **Not promised.** sled 0.34 alone does not survive a power cut: its flush writes pages but neither the length of the
+//! file nor the disk's cache. The journal is what makes progress durable; what the store lost is brought back from it,
+//! and a store that cannot be opened is set aside and rebuilt. That is why it stays behind this narrow trait.
+//!
+//! **Format.** One tree: `state` holds the [`State`], `q` and the entry's key (u64, big-endian) hold a [`QueueEntry`]; each
+//! value is a version byte and postcard's encoding.
+
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::journal::{QueueEntry, State};
+
+/// Why the store did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Another process holds it.
+    #[error("the store {} is in use by another process", .0.display())]
+    Locked(PathBuf),
+    /// It cannot be read.
+    #[error("the store {} is damaged: {1}", .0.display())]
+    Damaged(PathBuf, String),
+    /// It is of a newer format.
+    #[error("the store holds a value of format {0}, newer than this program")]
+    Newer(u8),
+    /// The disk failed.
+    #[error("the store {} failed", .0.display())]
+    Io(PathBuf, #[source] io::Error),
+}
+
+/// What a checkpoint changes.
+#[derive(Debug, Default)]
+pub struct StoreChange {
+    /// The state from now on.
+    pub state: State,
+    /// Entries that are new, or replaced.
+    pub insert: Vec<(u64, QueueEntry)>,
+    /// Entries that are gone.
+    pub remove: Vec<u64>,
+}
+
+/// What the rest of the program needs of a store.
+pub trait Store: Send + Sync {
+    /// The state of the last [`Self::apply`].
+    fn state(&self) -> Result<Option<State>, StoreError>;
+    /// Takes a change over, whole or not at all.
+    fn apply(&self, change: &StoreChange) -> Result<(), StoreError>;
+    /// The entry of the failure queue with this key.
+    fn entry(&self, key: u64) -> Result<Option<QueueEntry>, StoreError>;
+    /// The entries of the failure queue from this key on, in order of arrival, until `each` says to stop.
+    fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), StoreError>;
+    /// Makes everything applied so far durable, as far as the disk can.
+    fn sync(&self) -> Result<(), StoreError>;
+}
+
+/// Whether a walk over the entries goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Walk {
+    /// To the next one.
+    On,
+    /// No further.
+    Stop,
+}
+
+const STATE: &[u8] = b"state";
+const VERSION: u8 = 1;
+
+/// Bound on sled's cache; its default is 1 GiB.
+const CACHE_BYTES: u64 = 8 << 20;
+
+/// The store in sled.
+#[derive(Debug)]
+pub struct SledStore {
+    path: PathBuf,
+    db: sled::Db,
+}
+
+impl SledStore {
+    /// Opens or creates the store. While another process holds it, waits up to `patience` for it.
+    pub fn open(path: &Path, patience: Duration) -> Result<Self, StoreError> {
+        let deadline = Instant::now() + patience;
+        loop {
+            let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
+            // sled is known to panic on damage instead of returning an error.
+            let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+            let damaged = |text: String| StoreError::Damaged(path.to_owned(), text);
+            match opened {
+                Err(_) => return Err(damaged("it could not be opened".into())),
+                Ok(Ok(db)) => return Ok(Self { path: path.to_owned(), db }),
+                Ok(Err(sled::Error::Io(error))) if is_lock(&error) => {
+                    if Instant::now() >= deadline {
+                        return Err(StoreError::Locked(path.to_owned()));
+                    }
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Ok(Err(sled::Error::Io(error))) => return Err(StoreError::Io(path.to_owned(), error)),
+                Ok(Err(error)) => return Err(damaged(error.to_string())),
+            }
+        }
+    }
+
+    fn error(&self, error: sled::Error) -> StoreError {
+        match error {
+            sled::Error::Io(error) => StoreError::Io(self.path.clone(), error),
+            error => StoreError::Damaged(self.path.clone(), error.to_string()),
+        }
+    }
+
+    fn decode<T: DeserializeOwned>(&self, value: &[u8]) -> Result<T, StoreError> {
+        match value.split_first() {
+            Some((&VERSION, body)) => {
+                postcard::from_bytes(body).map_err(|error| StoreError::Damaged(self.path.clone(), error.to_string()))
+            }
+            Some((&version, _)) if version > VERSION => Err(StoreError::Newer(version)),
+            _ => Err(StoreError::Damaged(self.path.clone(), "a value has no version".into())),
+        }
+    }
+
+    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, StoreError> {
+        postcard::to_extend(value, vec![VERSION])
+            .map_err(|error| StoreError::Damaged(self.path.clone(), error.to_string()))
+    }
+}
+
+fn is_lock(error: &io::Error) -> bool {
+    // sled 0.34 wraps the failed lock into an error of its own.
+    error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
+}
+
+fn queue_key(key: u64) -> [u8; 9] {
+    let mut bytes = [b'q'; 9];
+    bytes[1..].copy_from_slice(&key.to_be_bytes());
+    bytes
+}
+
+impl Store for SledStore {
+    fn state(&self) -> Result<Option<State>, StoreError> {
+        let value = self.db.get(STATE).map_err(|error| self.error(error))?;
+        value.map(|value| self.decode(&value)).transpose()
+    }
+
+    fn apply(&self, change: &StoreChange) -> Result<(), StoreError> {
+        let mut batch = sled::Batch::default();
+        for key in &change.remove {
+            batch.remove(&queue_key(*key));
+        }
+        for (key, entry) in &change.insert {
+            batch.insert(&queue_key(*key), self.encode(entry)?);
+        }
+        batch.insert(STATE, self.encode(&change.state)?);
+        self.db.apply_batch(batch).map_err(|error| self.error(error))
+    }
+
+    fn entry(&self, key: u64) -> Result<Option<QueueEntry>, StoreError> {
+        let value = self.db.get(queue_key(key)).map_err(|error| self.error(error))?;
+        value.map(|value| self.decode(&value)).transpose()
+    }
+
+    fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), StoreError> {
+        for item in self.db.range(queue_key(from)..=queue_key(u64::MAX)) {
+            let (key, value) = item.map_err(|error| self.error(error))?;
+            let Some(key) = key.get(1..).and_then(|key| key.try_into().ok()).map(u64::from_be_bytes) else { continue };
+            if each(key, self.decode(&value)?) == Walk::Stop {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), StoreError> {
+        self.db.flush().map_err(|error| self.error(error))?;
+        sync_tree(&self.path).map_err(|error| StoreError::Io(self.path.clone(), error))
+    }
+}
+
+/// Fsyncs every file below a directory, and the directories.
+fn sync_tree(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        match entry.file_type()? {
+            kind if kind.is_dir() => sync_tree(&entry.path())?,
+            // sled removes files of its own at any time.
+            kind if kind.is_file() => match File::open(entry.path()) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                file => file?.sync_all()?,
+            },
+            _ => {}
+        }
+    }
+    File::open(dir)?.sync_all()
+}
+
+/// Moves a store that cannot be opened out of the way, so that it can be rebuilt; returns where it is now.
+pub fn set_aside(path: &Path, now: i64) -> io::Result<PathBuf> {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".damaged-{now}"));
+    let aside = path.with_file_name(name);
+    fs::rename(path, &aside)?;
+    if let Some(parent) = path.parent() {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(aside)
+}
