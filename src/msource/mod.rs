@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 pub mod journal;
 pub mod native;
 pub mod store;
+pub mod tracker;
 
 /// One partition of a topic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

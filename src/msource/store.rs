@@ -27,7 +27,7 @@ pub enum StoreError {
     #[error("the store {} is in use by another process", .0.display())]
     Locked(PathBuf),
     /// It cannot be read.
-    #[error("the store {} is damaged: {1}", .0.display())]
+    #[error("the store {path} is damaged: {text}", path = .0.display(), text = .1)]
     Damaged(PathBuf, String),
     /// It is of a newer format.
     #[error("the store holds a value of format {0}, newer than this program")]

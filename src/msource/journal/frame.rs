@@ -16,8 +16,8 @@ pub enum Frame {
     Image(Box<State>),
     /// A partition's resolved start. Fsynced before its first fetch.
     Start(Position),
-    /// A partition goes on elsewhere: moved by an operator, taken over from another owner, or past a gap. Fsynced. Written
-    /// only when every block before it is checkpointed.
+    /// A partition goes on elsewhere: moved by an operator, taken over from another owner, or past a gap. Fsynced before it
+    /// is fetched from there.
     Move {
         /// Where it goes on.
         to: Position,
@@ -40,8 +40,8 @@ pub enum Frame {
         /// Which one.
         id: u64,
     },
-    /// Entries leave the failure queue without a line: cleared by an operator or dropped for room; or are parked. Fsynced
-    /// before the command is answered.
+    /// Entries leave the failure queue without a line: cleared by an operator or dropped for room. Fsynced before the
+    /// command is answered.
     Queue(QueueChange),
     /// Every block up to this number is durable.
     Checkpoint {

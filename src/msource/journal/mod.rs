@@ -51,7 +51,7 @@ const PREFIX: usize = 8;
 pub struct Contents {
     /// What is durable; `None` when there is no journal.
     pub state: Option<State>,
-    /// What came after the last checkpoint, in order: blocks that are to be looked at, and ends of files after them.
+    /// What came after the last checkpoint, in order: blocks whose pieces are to be looked at, and what happened between.
     pub tail: Vec<Frame>,
     /// The segment it was read from and how far that one is valid.
     pub end: Option<(u64, u64)>,
@@ -112,7 +112,8 @@ pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
     Ok(())
 }
 
-/// The fold that knows which frames are durable.
+/// The fold that knows which frames are durable: the numbers of blocks and queue changes rise along the journal, so a
+/// checkpoint covers a prefix of what came since the last one.
 struct Fold {
     state: State,
     tail: Vec<Frame>,
@@ -120,20 +121,18 @@ struct Fold {
 
 impl Fold {
     fn take(&mut self, frame: Frame) {
-        match frame {
-            Frame::Checkpoint { number } => {
-                let mut kept = Vec::new();
-                for frame in self.tail.drain(..) {
-                    match &frame {
-                        Frame::Block(block) if block.number > number => kept.push(frame),
-                        Frame::End { .. } if !kept.is_empty() => kept.push(frame),
-                        _ => self.state.apply(&frame),
-                    }
-                }
-                self.tail = kept;
-            }
-            Frame::Block(_) | Frame::End { .. } => self.tail.push(frame),
-            frame => self.state.apply(&frame),
+        let Frame::Checkpoint { number } = frame else {
+            self.tail.push(frame);
+            return;
+        };
+        let beyond = |frame: &Frame| match frame {
+            Frame::Block(block) => block.number > number,
+            Frame::Queue(change) => change.number > number,
+            _ => false,
+        };
+        let durable = self.tail.iter().position(beyond).unwrap_or(self.tail.len());
+        for frame in self.tail.drain(..durable) {
+            self.state.apply(&frame);
         }
     }
 }
