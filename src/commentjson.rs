@@ -284,7 +284,7 @@ impl Parser<'_> {
         })
     }
 
-    /// A number or one of the three words; serde_json judges the numbers.
+    /// A number or one of the three words; `serde_json` judges the numbers.
     fn word(&mut self) -> Result<Value, Error> {
         let rest = &self.json[self.at..];
         let end = rest.find([' ', '\t', '\r', '\n', ',', ':', '[', ']', '{', '}', '"']).unwrap_or(rest.len());
@@ -296,7 +296,11 @@ impl Parser<'_> {
             "false" => Value::Bool(false),
             _ if serde_json::from_str::<&RawValue>(word).is_ok() => Value::Number(word.to_owned()),
             _ => {
-                return Err(error(self.source, self.at, format!("`{word}` is no JSON value, text needs double quotes")));
+                return Err(error(
+                    self.source,
+                    self.at,
+                    format!("`{word}` is no JSON value, text needs double quotes"),
+                ));
             }
         };
         self.at += end;
@@ -394,7 +398,7 @@ mod tests {
         fn close(empty: bool, bracket: char, comments: &mut impl Iterator<Item = String>, out: &mut String) {
             space(comments, out);
             // The comments decide by chance whether a comma trails.
-            if !empty && out.len() % 2 == 0 {
+            if !empty && out.len().is_multiple_of(2) {
                 out.push(',');
                 space(comments, out);
             }
