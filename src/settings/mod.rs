@@ -1,8 +1,24 @@
 //! The business rules: which logs are dropped, and how the fields of a log become the `#` keys of an event.
 //!
-//! Two files of commented JSON, `mthinkingdata:filter.<app_id>.json` and `mthinkingdata:metadata.<app_id>.json`,
-//! are read into plain data ([`Settings`]); the transform compiles what it needs from it. Reading them reports every
-//! mistake with file, line and column. This module reads no clock and no environment.
+//! Two files of commented JSON (see [`crate::commentjson`]) in one directory:
+//!
+//! - `mthinkingdata:filter.<app_id>.json`: a list of log names to drop, or `{"drop": […], "keep": […], "omit": {…}}`;
+//!   a trailing `*` matches a prefix.
+//! - `mthinkingdata:metadata.<app_id>.json`: one entry a log name, `*` for all others. `event_name`, `event_type` and
+//!   `metadata` of an entry may be absent: then they are those of [`Mapping::built_in`].
+//!
+//! Both files must be there: a wrong `app_id` or directory would otherwise drop every rule in silence. They are read
+//! into plain data ([`Settings`]); the transform compiles what it needs from it. Every mistake of both files is
+//! reported at once, each with file, line and column ([`Mistake`]), and a file with a mistake gives no settings. Unknown
+//! and duplicate keys are mistakes. `event_type` is taken as it stands: validation judges it for each record.
+//!
+//! [`Loaded`] keeps the texts and their fingerprint, since a block that a crash cut short is completed under the
+//! settings it was begun with. This module reads no clock and no environment.
+
+mod load;
+mod read;
+
+pub use load::{Loaded, Mistake, Sources};
 
 /// The two settings files, read and checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +80,28 @@ pub struct Mapping {
     pub keys: Vec<Key>,
 }
 
+impl Mapping {
+    /// What applies to a log name without an entry.
+    pub fn built_in() -> Self {
+        let key = |name: &str, field: &str| Key {
+            name: name.to_owned(),
+            field: Some(field.to_owned()),
+            default: Template::default(),
+        };
+        Self {
+            log_name: "*".to_owned(),
+            event_name: Template(vec![Part::Text("t_".to_owned()), Part::Member("log_name".to_owned())]),
+            event_type: "track".to_owned(),
+            keys: vec![
+                key("#account_id", "role_id"),
+                key("#distinct_id", "distinct_id"),
+                key("#ip", "ip"),
+                key("#time", "mtime"),
+            ],
+        }
+    }
+}
+
 /// Where the value of one `#` key comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
@@ -87,4 +125,30 @@ pub enum Part {
     /// `{name}`: the member of `logs` of that name; when `logs` has none, `log_name` and `app_id` name the header's values;
     /// anything else is empty.
     Member(String),
+}
+
+impl Template {
+    /// Reads a template. There is no escape: `{` always opens a reference, a `}` without one is text.
+    ///
+    /// Fails with a message for the operator: a reference that is not closed, empty, or has a `{` in it.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some((before, behind)) = rest.split_once('{') {
+            let (name, behind) =
+                behind.split_once('}').ok_or_else(|| format!("`{{` in `{text}` is not closed, end it with `}}`"))?;
+            if name.is_empty() || name.contains('{') {
+                return Err(format!("`{{{name}}}` in `{text}` names no member, write {{name}}"));
+            }
+            if !before.is_empty() {
+                parts.push(Part::Text(before.to_owned()));
+            }
+            parts.push(Part::Member(name.to_owned()));
+            rest = behind;
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Text(rest.to_owned()));
+        }
+        Ok(Self(parts))
+    }
 }
