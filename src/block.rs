@@ -1,0 +1,143 @@
+//! Blocks on their way: what the source hands to the workers, and what the workers hand to the delivery.
+//!
+//! Everything moves in blocks: a range of offsets of one partition, or some entries of the failure queue, transformed
+//! together. A block is the unit of batching, of order, of hand-over between threads and of recovery. Each carries a
+//! ticket; the delivery takes blocks in the order of their tickets, whatever order the workers finished in.
+
+use std::sync::Arc;
+
+use crate::msink::FileKey;
+use crate::msource::TopicPartition;
+use crate::msource::journal::{Position, QueueEntry};
+use crate::msource::native::Message;
+use crate::msource::tracker::Epoch;
+use crate::record::Reject;
+use crate::transform::recipe::Engine;
+
+/// A block of records that wait for their transform.
+#[derive(Debug)]
+pub struct RawBlock {
+    /// Its place in the order of delivery.
+    pub ticket: u64,
+    /// Where it comes from.
+    pub source: Source,
+    /// Its records.
+    pub records: Records,
+    /// What turns them into lines.
+    pub engine: Arc<Engine>,
+    /// When it was put together, milliseconds since 1970 UTC: the time of the failures in it.
+    pub now: i64,
+    /// What it counts against the memory bound, bytes.
+    pub cost: u64,
+}
+
+/// Where a block comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A partition.
+    Partition {
+        /// The assignment under which it was read.
+        epoch: Epoch,
+        /// The first offset.
+        from: i64,
+        /// Where the partition stands after it.
+        to: Position,
+    },
+    /// The failure queue: the keys and sizes of the entries.
+    Queue(Vec<(u64, u64)>),
+}
+
+/// The records of a block.
+#[derive(Debug)]
+pub enum Records {
+    /// From Kafka, read in place.
+    Kafka(Vec<Message>),
+    /// From the failure queue.
+    Queue(Vec<(u64, QueueEntry)>),
+}
+
+impl Records {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Kafka(messages) => messages.len(),
+            Self::Queue(entries) => entries.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A transformed block.
+#[derive(Debug)]
+pub struct DoneBlock {
+    /// Its place in the order of delivery.
+    pub ticket: u64,
+    /// Where it comes from.
+    pub source: Source,
+    /// The recipe that made it.
+    pub recipe: Arc<str>,
+    /// Its lines, one entry for each file they go to, in the order in which the files first appear.
+    pub pieces: Vec<Lines>,
+    /// Records that it took.
+    pub records: u64,
+    /// Records dropped on purpose, by reason.
+    pub filtered: [u64; 3],
+    /// Records that failed.
+    pub rejects: Vec<Rejected>,
+    /// What it counts against the memory bound, bytes.
+    pub cost: u64,
+}
+
+/// The lines of a block that go to one file.
+#[derive(Debug)]
+pub struct Lines {
+    /// Which file.
+    pub key: FileKey,
+    /// The lines, each with its `\n`.
+    pub bytes: Vec<u8>,
+    /// How many.
+    pub lines: u64,
+    /// CRC-32C of the bytes.
+    pub crc: u32,
+}
+
+/// A record that failed.
+#[derive(Debug)]
+pub struct Rejected {
+    /// Its key in the queue, when it came from there.
+    pub key: Option<u64>,
+    /// What the queue keeps of it.
+    pub entry: QueueEntry,
+}
+
+impl Rejected {
+    /// A record from Kafka that failed for the first time.
+    pub fn first(message: &Message, partition: TopicPartition, topic_id: String, reject: Reject, now: i64) -> Self {
+        let entry = QueueEntry {
+            partition,
+            topic_id,
+            offset: message.offset(),
+            timestamp: message.timestamp(),
+            key: message.key().map(<[u8]>::to_vec),
+            headers: message.headers(),
+            value: message.value().unwrap_or_default().to_vec(),
+            reject,
+            attempts: 1,
+            first_failure: now,
+            last_failure: now,
+        };
+        Self { key: None, entry }
+    }
+
+    /// An entry of the queue that failed again.
+    pub fn again(key: u64, mut entry: QueueEntry, reject: Reject, now: i64) -> Self {
+        entry.reject = reject;
+        entry.attempts = entry.attempts.saturating_add(1);
+        entry.last_failure = now;
+        Self { key: Some(key), entry }
+    }
+}

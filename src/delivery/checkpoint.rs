@@ -1,0 +1,74 @@
+//! The checkpoint thread: makes a prefix of the blocks durable while the next ones are written.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+
+use super::{Error, Gauges, Inbox};
+use crate::msource::journal::{Frame, Journal};
+use crate::msource::store::{Store, StoreChange};
+
+/// A checkpoint to be made: everything in the change's state is written, and nothing more is in it.
+#[derive(Debug)]
+pub(super) struct Job {
+    /// The files with lines that are not synced; none when `sink.fsync` is off.
+    pub(super) files: Vec<Arc<File>>,
+    /// What goes into the store.
+    pub(super) change: StoreChange,
+}
+
+/// A checkpoint that was made.
+#[derive(Debug)]
+pub struct Finished {
+    /// Number of the last block in it.
+    pub number: u64,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// What checkpoints work with.
+pub(super) struct Checkpointer {
+    pub(super) journal: Arc<Mutex<Journal>>,
+    pub(super) journal_dir: PathBuf,
+    pub(super) store: Arc<dyn Store>,
+    pub(super) gauges: Arc<Gauges>,
+}
+
+impl Checkpointer {
+    /// Makes a checkpoint.
+    pub(super) fn run(&self, job: Job) -> Result<Finished, Error> {
+        let begun = Instant::now();
+        for file in &job.files {
+            file.sync_data().map_err(|error| Error::Sync("an event file".into(), error))?;
+        }
+        let number = job.change.state.number;
+        let file = {
+            let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+            let frame = Frame::Checkpoint { number };
+            journal.append(&frame).map_err(|error| Error::Journal(self.journal_dir.clone(), error))?;
+            journal.file()
+        };
+        file.sync_data().map_err(|error| Error::Sync("the journal".into(), error))?;
+        self.store.apply(&job.change)?;
+        let mut durable = self.gauges.durable();
+        durable.state = job.change.state;
+        durable.at = Instant::now();
+        durable.version += 1;
+        Ok(Finished { number, took: begun.elapsed() })
+    }
+
+    /// Starts the thread. It ends when the sender of `jobs` is gone.
+    pub(super) fn spawn(self: Arc<Self>, jobs: Receiver<Job>, inbox: Sender<Inbox>) -> std::io::Result<JoinHandle<()>> {
+        thread::Builder::new().name("checkpoint".into()).spawn(move || {
+            for job in jobs {
+                if inbox.send(Inbox::Checkpointed(self.run(job))).is_err() {
+                    break;
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,289 @@
+//! Delivery: where blocks become durable, each exactly once. The heart of the program.
+//!
+//! **Promise.** For every record of a block that was admitted, exactly one of: one line in the event files, one filtered
+//! count, one entry in the failure queue; through any crash. An offset moves only in a checkpoint, after everything below
+//! it is on the disk.
+//!
+//! **How.** One thread, `delivery`, takes blocks in the order of their tickets. For each it asks the file sink where the
+//! lines go, appends the block's frame to the journal (which says exactly that), writes the lines, and takes the block
+//! into its [`State`]. So a kill can only leave the one block half-written whose frame is the journal's last.
+//!
+//! A second thread, `checkpoint`, makes a prefix of blocks durable while the first goes on: it syncs the files, appends
+//! `Checkpoint` to the journal and syncs that, and puts the state with the new and removed queue entries into the store in
+//! one transaction. Only then the offsets are shown, and committed to the group.
+//!
+//! **Recovery** ([`recovery`]) looks at the blocks after the last checkpoint and completes what is missing in the files.
+//!
+//! **How it fails.** A disk, directory or permission that fails stalls the thread: it says so in [`Gauges`], tries again
+//! with backoff, and goes on where it stopped; nothing is taken from Kafka meanwhile. A failed sync or a broken invariant
+//! ends the process with an [`Error`]; the next start recovers.
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use crate::block::DoneBlock;
+use crate::control::Counts;
+use crate::msource::TopicPartition;
+use crate::msource::journal::{Frame, QueueCause, State};
+use crate::msource::store::StoreError;
+use crate::record::Filter;
+
+mod checkpoint;
+pub mod recovery;
+mod writer;
+
+pub use writer::{Delivery, Parts, spawn};
+
+/// Why delivery cannot go on: the process ends, and the next start recovers.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A sync failed: what it covered may be gone although a later sync succeeds.
+    #[error("cannot sync {0} to disk; check the disk, then start again")]
+    Sync(String, #[source] std::io::Error),
+    /// The journal failed.
+    #[error("cannot write the journal {}", .0.display())]
+    Journal(PathBuf, #[source] std::io::Error),
+    /// The store failed.
+    #[error("cannot save progress")]
+    Store(#[from] StoreError),
+    /// A block does not begin where its partition stands.
+    #[error("a block of {partition} begins at {from}, but the partition stands at {expected}; this is a bug, nothing was written")]
+    NotNext {
+        /// The partition.
+        partition: TopicPartition,
+        /// Where the block begins.
+        from: i64,
+        /// Where the partition stands.
+        expected: i64,
+    },
+    /// A thread could not be started, or ended too early.
+    #[error("{0}")]
+    Thread(String),
+}
+
+/// What the delivery thread is sent.
+#[derive(Debug)]
+pub enum Inbox {
+    /// A block from a worker.
+    Block(Box<DoneBlock>),
+    /// A `Start` or `Move` of a partition, in its place among the blocks. The answer comes when it is durable.
+    Note {
+        /// Its place in the order.
+        ticket: u64,
+        /// What is noted.
+        frame: Frame,
+        /// Gets the answer.
+        reply: Sender<()>,
+    },
+    /// To make everything with a ticket below this one durable. The answer comes when it is.
+    Checkpoint {
+        /// The first ticket that need not be waited for.
+        before: u64,
+        /// Whether every file is finished too.
+        finish: Finish,
+        /// Gets the answer.
+        reply: Sender<()>,
+    },
+    /// To take entries out of the failure queue. The answer comes when that is durable and in the store.
+    Queue {
+        /// Keys and sizes.
+        removed: Vec<(u64, u64)>,
+        /// Why.
+        cause: QueueCause,
+        /// Gets the answer.
+        reply: Sender<()>,
+    },
+    /// To end the thread. Whoever sends it has made a checkpoint before, or does without.
+    End,
+    /// From the checkpoint thread.
+    Checkpointed(Result<checkpoint::Finished, Error>),
+}
+
+impl From<DoneBlock> for Inbox {
+    fn from(block: DoneBlock) -> Self {
+        Self::Block(Box::new(block))
+    }
+}
+
+/// Whether a checkpoint also finishes the files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// They go on.
+    No,
+    /// The service stops: no file gets further lines.
+    Files,
+}
+
+/// Gives out the tickets that order blocks and notes.
+#[derive(Debug, Default)]
+pub struct Tickets(AtomicU64);
+
+impl Tickets {
+    /// The next ticket. Whoever takes one must send something with it.
+    pub fn take(&self) -> u64 {
+        self.0.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// The ticket that will be given out next.
+    pub fn next(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// The bound on bytes between the source and the files.
+#[derive(Debug)]
+pub struct Budget {
+    limit: u64,
+    used: Mutex<u64>,
+    freed: Condvar,
+}
+
+impl Budget {
+    /// A bound of `limit` bytes.
+    pub fn new(limit: u64) -> Self {
+        Self { limit, used: Mutex::new(0), freed: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts bytes in; the bound is overshot by one block at most, since it is asked for room first.
+    pub fn take(&self, bytes: u64) {
+        *self.lock() += bytes;
+    }
+
+    /// Counts bytes out.
+    pub fn give_back(&self, bytes: u64) {
+        let mut used = self.lock();
+        *used = used.saturating_sub(bytes);
+        self.freed.notify_all();
+    }
+
+    /// Waits until there is room, at most so long; returns whether there is.
+    pub fn wait_for_room(&self, patience: Duration) -> bool {
+        let (used, _) = self
+            .freed
+            .wait_timeout_while(self.lock(), patience, |used| *used >= self.limit)
+            .unwrap_or_else(PoisonError::into_inner);
+        *used < self.limit
+    }
+
+    /// Bytes in flight.
+    pub fn used(&self) -> u64 {
+        *self.lock()
+    }
+}
+
+/// What is shown of the delivery: written by its threads, read by everyone.
+#[derive(Debug)]
+pub struct Gauges {
+    /// Counts over the store's life; `consumed + retried = written + filtered + rejected + in flight` whenever the lock is free.
+    counts: Mutex<Counts>,
+    /// The state of the last checkpoint.
+    durable: Mutex<Durable>,
+    /// What stalls the writing, for people.
+    stalled: Mutex<Option<String>>,
+    /// Files open for writing.
+    pub open_files: AtomicUsize,
+    /// Bytes in the failure queue, those not checkpointed yet included.
+    pub queue_bytes: AtomicU64,
+    /// Bytes written since the start.
+    pub written_bytes: AtomicU64,
+}
+
+/// See [`Gauges::durable`].
+#[derive(Debug)]
+pub struct Durable {
+    /// What is durable.
+    pub state: State,
+    /// When it became so.
+    pub at: Instant,
+    /// Rises with each checkpoint.
+    pub version: u64,
+}
+
+impl Gauges {
+    /// Gauges that begin with the state of the last run.
+    pub fn new(state: State) -> Self {
+        let totals = &state.totals;
+        let counts = Counts {
+            consumed: totals.consumed,
+            retried: totals.retried,
+            written: totals.written,
+            filtered: totals.filtered,
+            rejected: totals.rejected,
+            in_flight: 0,
+        };
+        let queue_bytes = AtomicU64::new(totals.queue_bytes);
+        Self {
+            counts: Mutex::new(counts),
+            durable: Mutex::new(Durable { state, at: Instant::now(), version: 0 }),
+            stalled: Mutex::default(),
+            open_files: AtomicUsize::new(0),
+            queue_bytes,
+            written_bytes: AtomicU64::new(0),
+        }
+    }
+
+    fn counts_mut(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The counts at this moment.
+    pub fn counts(&self) -> Counts {
+        self.counts_mut().clone()
+    }
+
+    /// Records were taken from Kafka.
+    pub fn consumed(&self, records: u64) {
+        let mut counts = self.counts_mut();
+        counts.consumed += records;
+        counts.in_flight += records;
+    }
+
+    /// Records were taken from the failure queue.
+    pub fn retried(&self, records: u64) {
+        let mut counts = self.counts_mut();
+        counts.retried += records;
+        counts.in_flight += records;
+    }
+
+    /// Records that were taken are given up: they belong to another assignment.
+    pub fn returned(&self, records: u64) {
+        let mut counts = self.counts_mut();
+        counts.consumed = counts.consumed.saturating_sub(records);
+        counts.in_flight = counts.in_flight.saturating_sub(records);
+    }
+
+    /// A block is written.
+    fn settled(&self, block: &DoneBlock) {
+        let mut counts = self.counts_mut();
+        counts.written += block.pieces.iter().map(|piece| piece.lines).sum::<u64>();
+        for filter in Filter::ALL {
+            counts.filtered[filter.index()] += block.filtered[filter.index()];
+        }
+        for rejected in &block.rejects {
+            counts.rejected[rejected.entry.reject.reason.index()] += 1;
+        }
+        counts.in_flight = counts.in_flight.saturating_sub(block.records);
+    }
+
+    /// The state of the last checkpoint.
+    pub fn durable(&self) -> MutexGuard<'_, Durable> {
+        self.durable.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What stalls the writing, if anything does.
+    pub fn stalled(&self) -> Option<String> {
+        self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_stalled(&self, what: Option<String>) {
+        *self.stalled.lock().unwrap_or_else(PoisonError::into_inner) = what;
+    }
+}

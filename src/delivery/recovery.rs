@@ -1,0 +1,340 @@
+//! Recovery: completes what a crash cut short.
+//!
+//! It walks over what the journal has after the last checkpoint. Each block says which bytes it put where; they are
+//! checked against length and CRC:
+//!
+//! - All there: the block is done, nothing is read again.
+//! - Cut short or damaged: the block is made again from its source under its recipe, and what is missing is appended, so
+//!   that a torn line is completed and never cut: collectors that tail a file start over when it shrinks. Damage, which
+//!   only a power cut leaves, is written over in place.
+//! - Bytes that no block covers: only a power cut leaves them, or a stranger. They are cut off, and that is said.
+//! - Not to be had again (retention took the records, or a newer transform makes other lines): complete lines stay, a torn
+//!   one is ended, and the rest is what it is now, or a gap; reported.
+//! - A file that somebody removed, or shortened below what a checkpoint covers, is left alone and reported.
+//!
+//! It ends with a sync of every file it looked at, since "all there" may be true in memory only. Killed at any moment, it
+//! begins again and comes to the same end: nothing is forgotten before everything is durable.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use crate::msink::dir::EventDir;
+use crate::msource::journal::{Block, BlockSource, Contents, Frame, Piece, QueueEntry, State};
+use crate::msource::store::StoreChange;
+
+/// Makes the lines of a block again.
+pub trait Regenerate {
+    /// The bytes for each of the block's pieces, in their order. Waits while the source cannot be reached.
+    fn lines(&mut self, block: &Block) -> Result<Regenerated, RecoveryError>;
+}
+
+/// What [`Regenerate`] brings.
+#[derive(Debug)]
+pub enum Regenerated {
+    /// The bytes of each piece.
+    Lines(Vec<Vec<u8>>),
+    /// They cannot be made again, for this reason.
+    Gone(String),
+}
+
+/// Why recovery did not end.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// An event file cannot be read or written.
+    #[error("cannot complete {0}")]
+    File(String, #[source] io::Error),
+    /// The service was told to stop while recovery waited.
+    #[error("told to stop before the recovery was over; the next start goes on with it")]
+    Stopped,
+    /// The source cannot work at all.
+    #[error("cannot read again what a crash cut short: {0}")]
+    Source(String),
+}
+
+/// Where recovery ended.
+#[derive(Debug)]
+pub struct Recovered {
+    /// Everything in it is durable in the files.
+    pub change: StoreChange,
+    /// Blocks that were looked at.
+    pub blocks: u64,
+    /// Blocks that had to be made again.
+    pub repaired: u64,
+}
+
+/// Completes what the journal says was begun.
+pub fn recover(
+    contents: &Contents,
+    dir: &EventDir,
+    source: &mut dyn Regenerate,
+) -> Result<Option<Recovered>, RecoveryError> {
+    let Some(state) = contents.state.clone() else { return Ok(None) };
+    let durable = state.files.iter().map(|(id, file)| (*id, file.length)).collect();
+    let mut work = Work {
+        dir,
+        source,
+        durable,
+        opened: BTreeMap::new(),
+        change: StoreChange { state, ..StoreChange::default() },
+        repaired: 0,
+    };
+    let mut blocks = 0;
+    for frame in &contents.tail {
+        match frame {
+            Frame::Block(block) => {
+                blocks += 1;
+                work.block(block)?;
+            }
+            Frame::Queue(change) => {
+                work.change.remove.extend(change.removed.iter().map(|(key, _)| key));
+                work.change.state.apply(frame);
+            }
+            frame => work.change.state.apply(frame),
+        }
+    }
+    work.ends()?;
+    work.sync()?;
+    Ok(Some(Recovered { blocks, repaired: work.repaired, change: work.change }))
+}
+
+/// What an event file turned out to be.
+enum Found {
+    /// As it was left.
+    File(File),
+    /// Removed, replaced or shortened by somebody.
+    Foreign,
+}
+
+struct Work<'a> {
+    dir: &'a EventDir,
+    source: &'a mut dyn Regenerate,
+    /// The length of each file at the last checkpoint.
+    durable: BTreeMap<u64, u64>,
+    opened: BTreeMap<u64, Found>,
+    change: StoreChange,
+    repaired: u64,
+}
+
+impl Work<'_> {
+    fn state(&self) -> &State {
+        &self.change.state
+    }
+
+    /// Opens a file once.
+    fn file(&mut self, id: u64) -> Result<Option<&File>, RecoveryError> {
+        if !self.opened.contains_key(&id) {
+            let found = self.find(id)?;
+            self.opened.insert(id, found);
+        }
+        Ok(match self.opened.get(&id) {
+            Some(Found::File(file)) => Some(file),
+            _ => None,
+        })
+    }
+
+    fn find(&self, id: u64) -> Result<Found, RecoveryError> {
+        let Some(state) = self.state().files.get(&id) else { return Ok(Found::Foreign) };
+        let failed = |error| RecoveryError::File(state.name.clone(), error);
+        match self.dir.open_existing(&state.name) {
+            // The inode is unknown when the crash came between the creation and its note.
+            Ok((file, inode)) if inode == state.inode || state.inode == 0 => {
+                let length = file.metadata().map_err(failed)?.len();
+                let durable = self.durable.get(&id).copied().unwrap_or(0);
+                if length >= durable {
+                    return Ok(Found::File(file));
+                }
+                tracing::error!(file = state.name, length, checkpointed = durable, "somebody shortened this file; it is left as it is");
+                Ok(Found::Foreign)
+            }
+            Ok(_) => {
+                tracing::error!(file = state.name, "somebody replaced this file; it is left as it is");
+                Ok(Found::Foreign)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                if state.inode != 0 {
+                    tracing::error!(file = state.name, "somebody removed this file; its last lines are gone with it");
+                }
+                Ok(Found::Foreign)
+            }
+            Err(error) => Err(failed(error)),
+        }
+    }
+
+    fn block(&mut self, block: &Block) -> Result<(), RecoveryError> {
+        let mut block = block.clone();
+        if !self.complete(&block)? {
+            self.repaired += 1;
+            self.repair(&mut block)?;
+        }
+        if let BlockSource::Queue(taken) = &block.source {
+            self.change.remove.extend(taken.iter().map(|(key, _)| key));
+        }
+        let frame = Frame::Block(Box::new(block));
+        self.change.state.apply(&frame);
+        if let Frame::Block(block) = frame {
+            self.change.insert.extend(block.rejects);
+        }
+        Ok(())
+    }
+
+    /// Whether every piece of the block is there.
+    fn complete(&mut self, block: &Block) -> Result<bool, RecoveryError> {
+        for piece in &block.pieces {
+            let name = self.name(piece.file);
+            let Some(file) = self.file(piece.file)? else { continue };
+            let bytes = read(file, piece).map_err(|error| RecoveryError::File(name, error))?;
+            if bytes.len() as u64 != piece.length || crc32c::crc32c(&bytes) != piece.crc {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn name(&self, id: u64) -> String {
+        self.state().files.get(&id).map_or_else(|| format!("file {id}"), |file| file.name.clone())
+    }
+
+    fn repair(&mut self, block: &mut Block) -> Result<(), RecoveryError> {
+        let number = block.number;
+        match self.source.lines(block)? {
+            Regenerated::Lines(lines) if lines.len() == block.pieces.len() => {
+                for (piece, lines) in block.pieces.iter_mut().zip(lines) {
+                    self.repair_piece(piece, &lines)?;
+                }
+                tracing::info!(block = number, "completed a block that a crash cut short");
+            }
+            Regenerated::Lines(_) => self.give_up(block, "it makes other files now")?,
+            Regenerated::Gone(reason) => self.give_up(block, &reason)?,
+        }
+        Ok(())
+    }
+
+    /// Writes what is missing of a piece.
+    fn repair_piece(&mut self, piece: &mut Piece, lines: &[u8]) -> Result<(), RecoveryError> {
+        let name = self.name(piece.file);
+        let failed = |error| RecoveryError::File(name.clone(), error);
+        let Some(file) = self.file(piece.file)? else { return Ok(()) };
+        let there = read(file, piece).map_err(failed)?;
+        let same = lines.len() as u64 == piece.length && crc32c::crc32c(lines) == piece.crc;
+        if same {
+            // What is there and right is not touched: somebody may be reading it.
+            let good = there.iter().zip(lines).take_while(|(there, line)| there == line).count();
+            return file.write_all_at(&lines[good..], piece.position + good as u64).map_err(failed);
+        }
+        // Other bytes than before: complete lines stay, as many records follow as they do not stand for.
+        let kept = there.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let kept_lines = memchr::memchr_iter(b'\n', &there[..kept]).count();
+        let mut bytes = there;
+        end_line(&mut bytes);
+        let torn = usize::from(bytes.len() > kept);
+        let rest = memchr::memchr_iter(b'\n', lines).nth((kept_lines + torn).saturating_sub(1)).map_or(0, |end| end + 1);
+        let rest = if kept_lines + torn == 0 { lines } else { &lines[rest.min(lines.len())..] };
+        bytes.extend_from_slice(rest);
+        file.write_all_at(&bytes, piece.position).map_err(failed)?;
+        tracing::error!(file = name, "lines that a crash cut short are different now: whole ones were kept, the rest was written anew");
+        adjust(piece, &bytes);
+        Ok(())
+    }
+
+    /// Keeps what is there of a block that cannot be made again; the rest of it is a gap.
+    fn give_up(&mut self, block: &mut Block, reason: &str) -> Result<(), RecoveryError> {
+        let wanted: u64 = block.pieces.iter().map(|piece| piece.lines).sum();
+        for piece in &mut block.pieces {
+            let name = self.name(piece.file);
+            let failed = |error| RecoveryError::File(name.clone(), error);
+            let Some(file) = self.file(piece.file)? else { continue };
+            let mut bytes = read(file, piece).map_err(failed)?;
+            end_line(&mut bytes);
+            file.write_all_at(&bytes, piece.position).map_err(failed)?;
+            adjust(piece, &bytes);
+        }
+        let lost = wanted.saturating_sub(block.pieces.iter().map(|piece| piece.lines).sum());
+        self.change.state.totals.gaps += lost;
+        block.records = block.records.saturating_sub(lost);
+        match &block.source {
+            BlockSource::Offsets { from, to } => {
+                tracing::error!(partition = %to.partition, from, to = to.next, lost, reason, "a gap: records that a crash cut short cannot be read again");
+            }
+            BlockSource::Queue(_) => tracing::error!(lost, reason, "entries of the failure queue that a crash cut short are gone"),
+        }
+        Ok(())
+    }
+
+    /// Looks at the end of every file that may get further lines.
+    fn ends(&mut self) -> Result<(), RecoveryError> {
+        let files: Vec<_> = self.state().files.iter().map(|(id, file)| (*id, file.length, file.name.clone())).collect();
+        for (id, length, name) in files {
+            let failed = |error| RecoveryError::File(name.clone(), error);
+            let Some(file) = self.file(id)? else {
+                self.change.state.apply(&Frame::End { id });
+                continue;
+            };
+            let metadata = file.metadata().map_err(failed)?;
+            if metadata.len() > length {
+                let stray = metadata.len() - length;
+                tracing::error!(file = name, stray, "cut off bytes that no block covers: a power cut left them, or a stranger");
+                file.set_len(length).map_err(failed)?;
+            }
+            let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
+            self.change.state.apply(&Frame::Made { id, inode });
+        }
+        Ok(())
+    }
+
+    fn sync(&self) -> Result<(), RecoveryError> {
+        for (id, found) in &self.opened {
+            if let Found::File(file) = found {
+                file.sync_all().map_err(|error| RecoveryError::File(self.name(*id), error))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is there of a piece: all of it, or less at the end of the file.
+fn read(file: &File, piece: &Piece) -> io::Result<Vec<u8>> {
+    let there = file.metadata()?.len().saturating_sub(piece.position).min(piece.length);
+    let mut bytes = vec![0; usize::try_from(there).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, piece.position)?;
+    Ok(bytes)
+}
+
+/// Ends a torn line: a collector refuses the fragment, and the next line stays whole.
+fn end_line(bytes: &mut Vec<u8>) {
+    if bytes.last().is_some_and(|byte| *byte != b'\n') {
+        bytes.push(b'\n');
+    }
+}
+
+fn adjust(piece: &mut Piece, bytes: &[u8]) {
+    piece.length = bytes.len() as u64;
+    piece.crc = crc32c::crc32c(bytes);
+    piece.lines = memchr::memchr_iter(b'\n', bytes).count() as u64;
+}
+
+/// The queue entries and removals of numbered frames above `number`, for a store that is behind the journal.
+pub fn queue_changes(frames: impl IntoIterator<Item = Frame>, number: u64, change: &mut StoreChange) {
+    let mut entries: BTreeMap<u64, Option<QueueEntry>> = BTreeMap::new();
+    for frame in frames {
+        match frame {
+            Frame::Block(block) if block.number > number => {
+                if let BlockSource::Queue(taken) = &block.source {
+                    entries.extend(taken.iter().map(|(key, _)| (*key, None)));
+                }
+                entries.extend(block.rejects.into_iter().map(|(key, entry)| (key, Some(entry))));
+            }
+            Frame::Queue(removal) if removal.number > number => {
+                entries.extend(removal.removed.iter().map(|(key, _)| (*key, None)));
+            }
+            _ => {}
+        }
+    }
+    for (key, entry) in entries {
+        match entry {
+            Some(entry) => change.insert.push((key, entry)),
+            None => change.remove.push(key),
+        }
+    }
+}

@@ -1,0 +1,532 @@
+//! The delivery thread: takes blocks in order, writes them, and decides when to make a checkpoint.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
+
+use super::checkpoint::{Checkpointer, Finished, Job};
+use super::{Budget, Error, Finish, Gauges, Inbox};
+use crate::block::{DoneBlock, Source};
+use crate::msink::file::{FileSink, Ledger, Now, RotateReason};
+use crate::msource::journal::{Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueChange, State};
+use crate::msource::store::{Store, StoreChange};
+use crate::msource::tracker::{Refusal, Tracker};
+use crate::transform::worker::recycle;
+
+/// How often files are looked at for rotation.
+const ROTATION_TICK: Duration = Duration::from_millis(250);
+
+/// First and longest pause between attempts while the disk fails.
+const STALL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// What the delivery is made of.
+pub struct Parts {
+    /// Where everything arrives.
+    pub inbox: Receiver<Inbox>,
+    /// The other end of it, for the checkpoint thread.
+    pub inbox_sender: Sender<Inbox>,
+    /// The journal, begun with `state`.
+    pub journal: Journal,
+    /// Its directory, for messages.
+    pub journal_dir: PathBuf,
+    /// The store.
+    pub store: Arc<dyn Store>,
+    /// The event files, going on with those of `state`.
+    pub sink: FileSink,
+    /// Where recovery ended: everything in it is durable.
+    pub state: State,
+    /// Who may write what.
+    pub tracker: Arc<Tracker>,
+    /// What is shown.
+    pub gauges: Arc<Gauges>,
+    /// The memory bound.
+    pub budget: Arc<Budget>,
+    /// Takes used buffers back to the workers.
+    pub spare: Sender<Vec<u8>>,
+    /// Interval of checkpoints.
+    pub interval: Duration,
+    /// Whether event files are synced.
+    pub fsync: bool,
+    /// How long old segments of the journal are kept.
+    pub history: Duration,
+}
+
+/// What waits for its place in the order.
+enum Item {
+    Block(Box<DoneBlock>),
+    Note { frame: Frame, reply: Sender<()> },
+}
+
+/// A block at work; what is done already is not done again after a stall.
+struct Writing {
+    block: Box<DoneBlock>,
+    frame: Option<Box<Block>>,
+    /// The piece being written, and how much of it is.
+    piece: usize,
+    done: usize,
+}
+
+/// The disk fails.
+struct Stall {
+    since: Instant,
+    pause: Duration,
+    again: Instant,
+}
+
+/// The delivery thread's own data.
+pub struct Delivery {
+    inbox: Receiver<Inbox>,
+    checkpointer: Arc<Checkpointer>,
+    jobs: Sender<Job>,
+    sink: FileSink,
+    state: State,
+    tracker: Arc<Tracker>,
+    gauges: Arc<Gauges>,
+    budget: Arc<Budget>,
+    spare: Sender<Vec<u8>>,
+    interval: Duration,
+    fsync: bool,
+    history: Duration,
+
+    waiting: BTreeMap<u64, Item>,
+    next_ticket: u64,
+    writing: Option<Writing>,
+    stall: Option<Stall>,
+    /// What the next checkpoint changes in the queue.
+    insert: Vec<(u64, crate::msource::journal::QueueEntry)>,
+    remove: Vec<u64>,
+    /// Whether there is something that no checkpoint covers.
+    dirty: bool,
+    in_checkpoint: bool,
+    last_checkpoint: Instant,
+    last_tick: Instant,
+    /// Who waits until all before a ticket is durable.
+    barriers: Vec<(u64, Finish, Sender<()>)>,
+    /// Who waits for the checkpoint that is being made, and for the one after it.
+    answers: Vec<Sender<()>>,
+    next_answers: Vec<Sender<()>>,
+}
+
+impl std::fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Delivery").field("state", &self.state).finish_non_exhaustive()
+    }
+}
+
+impl Delivery {
+    /// Puts the parts together and starts the checkpoint thread.
+    pub fn new(parts: Parts) -> Result<Self, Error> {
+        let checkpointer = Arc::new(Checkpointer {
+            journal: Arc::new(Mutex::new(parts.journal)),
+            journal_dir: parts.journal_dir,
+            store: parts.store,
+            gauges: Arc::clone(&parts.gauges),
+        });
+        let (jobs, received) = bounded(1);
+        Arc::clone(&checkpointer)
+            .spawn(received, parts.inbox_sender)
+            .map_err(|error| Error::Thread(format!("cannot start the checkpoint thread: {error}")))?;
+        let now = Instant::now();
+        Ok(Self {
+            inbox: parts.inbox,
+            checkpointer,
+            jobs,
+            sink: parts.sink,
+            state: parts.state,
+            tracker: parts.tracker,
+            gauges: parts.gauges,
+            budget: parts.budget,
+            spare: parts.spare,
+            interval: parts.interval,
+            fsync: parts.fsync,
+            history: parts.history,
+            waiting: BTreeMap::new(),
+            next_ticket: 0,
+            writing: None,
+            stall: None,
+            insert: Vec::new(),
+            remove: Vec::new(),
+            dirty: false,
+            in_checkpoint: false,
+            last_checkpoint: now,
+            last_tick: now,
+            barriers: Vec::new(),
+            answers: Vec::new(),
+            next_answers: Vec::new(),
+        })
+    }
+
+    /// Works until an error, or until it is told to end.
+    pub fn run(mut self) -> Result<(), Error> {
+        loop {
+            match self.inbox.recv_timeout(self.patience()) {
+                Ok(Inbox::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Ok(message) => self.receive(message)?,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            self.tick()?;
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        let now = Instant::now();
+        let mut until = self.last_tick + ROTATION_TICK;
+        if self.dirty && !self.in_checkpoint {
+            until = until.min(self.last_checkpoint + self.interval);
+        }
+        if let Some(stall) = &self.stall {
+            until = until.min(stall.again);
+        }
+        until.saturating_duration_since(now)
+    }
+
+    fn receive(&mut self, message: Inbox) -> Result<(), Error> {
+        match message {
+            Inbox::Block(block) => {
+                self.waiting.insert(block.ticket, Item::Block(block));
+                self.advance()
+            }
+            Inbox::Note { ticket, frame, reply } => {
+                self.waiting.insert(ticket, Item::Note { frame, reply });
+                self.advance()
+            }
+            Inbox::Checkpoint { before, finish, reply } => {
+                self.barriers.push((before, finish, reply));
+                self.serve_barriers()
+            }
+            Inbox::Queue { removed, cause, reply } => {
+                let keys: Vec<u64> = removed.iter().map(|(key, _)| *key).collect();
+                let frame = Frame::Queue(QueueChange { number: self.state.number + 1, removed, cause });
+                self.append(&frame)?;
+                self.sync_journal()?;
+                self.state.apply(&frame);
+                self.remove.extend(keys);
+                self.dirty = true;
+                self.show_queue();
+                self.answer_after_checkpoint(reply)
+            }
+            Inbox::End => Ok(()),
+            Inbox::Checkpointed(finished) => {
+                let Finished { number, took } = finished?;
+                tracing::debug!(number, ?took, "checkpoint");
+                self.in_checkpoint = false;
+                for reply in self.answers.drain(..) {
+                    // Who asked may have given up waiting.
+                    drop(reply.send(()));
+                }
+                if self.next_answers.is_empty() { self.turn_journal() } else { self.checkpoint() }
+            }
+        }
+    }
+
+    fn tick(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        if self.stall.as_ref().is_some_and(|stall| now >= stall.again) {
+            self.advance()?;
+        }
+        if now >= self.last_tick + ROTATION_TICK {
+            self.last_tick = now;
+            if self.stall.is_none() {
+                let rotated = self.with_sink(|sink, ledger, now| sink.rotate_due(now, ledger));
+                self.judge(rotated)?;
+            }
+        }
+        if self.dirty && now >= self.last_checkpoint + self.interval {
+            self.checkpoint()?;
+        }
+        Ok(())
+    }
+
+    /// Takes items in the order of their tickets, as far as they have come and the disk lets them.
+    fn advance(&mut self) -> Result<(), Error> {
+        loop {
+            if let Some(mut writing) = self.writing.take() {
+                match self.write(&mut writing)? {
+                    Ok(()) => self.settle(writing),
+                    Err(error) => {
+                        self.writing = Some(writing);
+                        self.stalled(&error);
+                        return Ok(());
+                    }
+                }
+                self.recovered();
+            }
+            let Some(item) = self.waiting.remove(&self.next_ticket) else { break };
+            self.next_ticket += 1;
+            match item {
+                Item::Block(block) => self.writing = Some(Writing { block, frame: None, piece: 0, done: 0 }),
+                Item::Note { frame, reply } => {
+                    self.append(&frame)?;
+                    self.sync_journal()?;
+                    self.state.apply(&frame);
+                    self.dirty = true;
+                    drop(reply.send(()));
+                }
+            }
+        }
+        self.serve_barriers()
+    }
+
+    /// Writes a block, going on where a stall stopped it. The outer error ends the process, the inner one stalls.
+    fn write(&mut self, writing: &mut Writing) -> Result<io::Result<()>, Error> {
+        if writing.frame.is_none() {
+            match self.admit(&writing.block)? {
+                Err(error) => return Ok(Err(error)),
+                Ok(None) => return Ok(Ok(())),
+                Ok(Some(frame)) => writing.frame = Some(frame),
+            }
+        }
+        let Some(frame) = &writing.frame else { return Ok(Ok(())) };
+        let now = now();
+        while let (Some(piece), Some(lines)) = (frame.pieces.get(writing.piece), writing.block.pieces.get(writing.piece)) {
+            if let Err(error) = self.sink.write(piece.file, piece.position, &lines.bytes, &mut writing.done, now) {
+                return Ok(Err(error));
+            }
+            writing.piece += 1;
+            writing.done = 0;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Decides where the lines go and puts the block into the journal; `None` when its assignment is over.
+    fn admit(&mut self, block: &DoneBlock) -> Result<io::Result<Option<Box<Block>>>, Error> {
+        let mut pieces = Vec::with_capacity(block.pieces.len());
+        for lines in &block.pieces {
+            let target = self.with_sink(|sink, ledger, now| sink.target(&lines.key, now, ledger));
+            let (file, position) = match target {
+                Ok(target) => target,
+                Err(error) => return Ok(Err(error)),
+            };
+            let length = lines.bytes.len() as u64;
+            pieces.push(Piece { file, position, length, crc: lines.crc, lines: lines.lines });
+        }
+        let mut next_key = self.state.next_key;
+        let mut fresh = || {
+            next_key += 1;
+            next_key - 1
+        };
+        let rejects =
+            block.rejects.iter().map(|rejected| (rejected.key.unwrap_or_else(&mut fresh), rejected.entry.clone())).collect();
+        let source = match &block.source {
+            Source::Partition { from, to, .. } => BlockSource::Offsets { from: *from, to: to.clone() },
+            Source::Queue(taken) => BlockSource::Queue(taken.clone()),
+        };
+        let frame = Frame::Block(Box::new(Block {
+            number: self.state.number + 1,
+            source,
+            recipe: block.recipe.to_string(),
+            pieces,
+            records: block.records,
+            filtered: block.filtered,
+            rejects,
+        }));
+        let append = || self.journal().append(&frame);
+        let appended = match &block.source {
+            Source::Queue(_) => append(),
+            Source::Partition { epoch, from, to } => {
+                match self.tracker.admit(&to.partition, *epoch, *from, to.next, append) {
+                    Ok(appended) => appended,
+                    Err(Refusal::Stale) => return Ok(Ok(None)),
+                    Err(Refusal::NotNext { expected }) => {
+                        return Err(Error::NotNext { partition: to.partition.clone(), from: *from, expected });
+                    }
+                }
+            }
+        };
+        let Frame::Block(block) = frame else { unreachable!("made above") };
+        Ok(appended.map(|()| Some(block)))
+    }
+
+    /// A block is written, or dropped because its assignment is over.
+    fn settle(&mut self, writing: Writing) {
+        let Writing { block, frame, .. } = writing;
+        if let Some(frame) = frame {
+            let frame = Frame::Block(frame);
+            self.state.apply(&frame);
+            let Frame::Block(frame) = frame else { unreachable!("made above") };
+            if let BlockSource::Queue(taken) = &frame.source {
+                self.remove.extend(taken.iter().map(|(key, _)| key));
+            }
+            self.insert.extend(frame.rejects);
+            self.dirty = true;
+            self.gauges.settled(&block);
+            let bytes: u64 = frame.pieces.iter().map(|piece| piece.length).sum();
+            self.gauges.written_bytes.fetch_add(bytes, Ordering::Relaxed);
+            self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
+            self.show_queue();
+        } else {
+            self.gauges.returned(block.records);
+        }
+        self.budget.give_back(block.cost);
+        for lines in block.pieces {
+            recycle(&self.spare, lines.bytes);
+        }
+    }
+
+    fn show_queue(&self) {
+        self.gauges.queue_bytes.store(self.state.totals.queue_bytes, Ordering::Relaxed);
+    }
+
+    fn stalled(&mut self, error: &io::Error) {
+        let now = Instant::now();
+        let stall = self.stall.get_or_insert_with(|| {
+            tracing::error!(%error, "cannot write event files; consuming pauses until it works again");
+            Stall { since: now, pause: STALL_PAUSES.0, again: now }
+        });
+        stall.again = now + stall.pause;
+        stall.pause = (stall.pause * 2).min(STALL_PAUSES.1);
+        self.gauges.set_stalled(Some(format!("cannot write event files: {error}")));
+    }
+
+    fn recovered(&mut self) {
+        if let Some(stall) = self.stall.take() {
+            tracing::info!(after = ?stall.since.elapsed(), "event files can be written again");
+            self.gauges.set_stalled(None);
+        }
+    }
+
+    /// Errors of rotation stall like those of writing: it is tried again at the next tick.
+    fn judge(&mut self, result: io::Result<()>) -> Result<(), Error> {
+        if let Err(error) = result {
+            return Err(Error::Journal(self.checkpointer.journal_dir.clone(), error));
+        }
+        self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn serve_barriers(&mut self) -> Result<(), Error> {
+        // A block that is stalled was taken from the order, but is not written.
+        let passed = if self.writing.is_some() { self.next_ticket - 1 } else { self.next_ticket };
+        let (reached, waiting): (Vec<_>, Vec<_>) = self.barriers.drain(..).partition(|(before, ..)| *before <= passed);
+        self.barriers = waiting;
+        for (_, finish, reply) in reached {
+            if finish == Finish::Files {
+                let finished = self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger));
+                self.judge(finished)?;
+                self.dirty = true;
+            }
+            self.answer_after_checkpoint(reply)?;
+        }
+        Ok(())
+    }
+
+    /// Answers once everything that is written now is durable.
+    fn answer_after_checkpoint(&mut self, reply: Sender<()>) -> Result<(), Error> {
+        if !self.dirty && !self.in_checkpoint {
+            drop(reply.send(()));
+            return Ok(());
+        }
+        self.next_answers.push(reply);
+        self.checkpoint()
+    }
+
+    /// Begins a checkpoint of what is written, unless one is being made.
+    fn checkpoint(&mut self) -> Result<(), Error> {
+        if self.in_checkpoint {
+            return Ok(());
+        }
+        self.in_checkpoint = true;
+        self.dirty = false;
+        self.last_checkpoint = Instant::now();
+        self.answers.append(&mut self.next_answers);
+        let job = self.job();
+        self.jobs.send(job).map_err(|_| Error::Thread("the checkpoint thread ended".into()))
+    }
+
+    fn job(&mut self) -> Job {
+        let files = self.sink.take_dirty();
+        let change = StoreChange {
+            state: self.state.clone(),
+            insert: std::mem::take(&mut self.insert),
+            remove: std::mem::take(&mut self.remove),
+        };
+        Job { files: if self.fsync { files } else { Vec::new() }, change }
+    }
+
+    /// Begins a new segment of the journal when the old one has had its share. Nothing may be pending then, so this waits for
+    /// a checkpoint of its own.
+    fn turn_journal(&mut self) -> Result<(), Error> {
+        if !self.journal().is_full() || self.writing.is_some() {
+            return Ok(());
+        }
+        let job = self.job();
+        self.checkpointer.run(job)?;
+        self.checkpointer.store.sync()?;
+        self.dirty = false;
+        let failed = |error| Error::Journal(self.checkpointer.journal_dir.clone(), error);
+        let mut journal = self.journal();
+        journal.turn(&self.state).map_err(failed)?;
+        journal.prune(self.history, SystemTime::now()).map_err(failed)
+    }
+
+    fn journal(&self) -> MutexGuard<'_, Journal> {
+        self.checkpointer.journal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn append(&self, frame: &Frame) -> Result<(), Error> {
+        self.journal().append(frame).map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))
+    }
+
+    fn sync_journal(&self) -> Result<(), Error> {
+        let file = self.journal().file();
+        file.sync_data().map_err(|error| Error::Sync("the journal".into(), error))
+    }
+
+    fn with_sink<T>(&mut self, act: impl FnOnce(&mut FileSink, &mut dyn Ledger, Now) -> io::Result<T>) -> io::Result<T> {
+        let mut ledger = JournalLedger { journal: &self.checkpointer.journal, state: &mut self.state };
+        act(&mut self.sink, &mut ledger, now())
+    }
+}
+
+/// Keeps account of files in the journal and the state.
+struct JournalLedger<'a> {
+    journal: &'a Mutex<Journal>,
+    state: &'a mut State,
+}
+
+impl JournalLedger<'_> {
+    fn note(&mut self, frame: &Frame, durable: bool) -> io::Result<()> {
+        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.append(frame)?;
+        if durable {
+            journal.sync()?;
+        }
+        self.state.apply(frame);
+        Ok(())
+    }
+}
+
+impl Ledger for JournalLedger<'_> {
+    fn intend(&mut self, intent: &FileIntent) -> io::Result<()> {
+        self.note(&Frame::File(intent.clone()), true)
+    }
+
+    fn made(&mut self, id: u64, inode: u64) -> io::Result<()> {
+        self.note(&Frame::Made { id, inode }, false)
+    }
+
+    fn end(&mut self, id: u64) -> io::Result<()> {
+        self.note(&Frame::End { id }, false)
+    }
+}
+
+fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    Now { wall, tick: Instant::now() }
+}
+
+/// Starts the delivery thread; its result comes through the channel that is returned.
+pub fn spawn(delivery: Delivery) -> Result<Receiver<Result<(), Error>>, Error> {
+    let (ended, result) = bounded(1);
+    thread::Builder::new()
+        .name("delivery".into())
+        .spawn(move || drop(ended.send(delivery.run())))
+        .map_err(|error| Error::Thread(format!("cannot start the delivery thread: {error}")))?;
+    Ok(result)
+}

@@ -1,0 +1,349 @@
+//! The event files: opened, written at a known position, rotated, and closed when too many are open.
+//!
+//! **Promise.** A file's name and id are in the [`Ledger`] before the file exists, and no name is ever used twice. Bytes
+//! go to exactly the position that the caller was given for them; a write that fails halfway can be repeated and goes on
+//! where it stopped. A file that is finished gets no further line. Closing a file because too many are open does not
+//! finish it.
+//!
+//! **Not here.** When lines are durable and what that means for offsets is the delivery's business: it takes the files
+//! that have unsynced lines with [`FileSink::take_dirty`].
+//!
+//! **Rotation** is judged by [`FileSink::rotate_due`], which a timer calls: size, age, idle, a changed name.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::FileKey;
+use super::dir::EventDir;
+use super::name::NameTemplate;
+use crate::config;
+use crate::msource::journal::{FileIntent, FileState};
+
+/// Who keeps account of files; the delivery's journal.
+pub trait Ledger {
+    /// A file is about to be created. When this returns, that is durable.
+    fn intend(&mut self, intent: &FileIntent) -> io::Result<()>;
+    /// It was created.
+    fn made(&mut self, id: u64, inode: u64) -> io::Result<()>;
+    /// It gets no further lines.
+    fn end(&mut self, id: u64) -> io::Result<()>;
+}
+
+/// Why a file was finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RotateReason {
+    /// It reached `rotate.size`.
+    Size,
+    /// It reached `rotate.age`.
+    Age,
+    /// It got no line for `rotate.idle`.
+    Idle,
+    /// The template gives another name by now.
+    Name,
+    /// The service stops.
+    Stop,
+    /// It is gone, or not as it was left: somebody else touched it.
+    Foreign,
+}
+
+impl RotateReason {
+    /// Every reason, in the order of their indices.
+    pub const ALL: [Self; 6] = [Self::Size, Self::Age, Self::Idle, Self::Name, Self::Stop, Self::Foreign];
+
+    /// The name used in logs and counters.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Size => "size",
+            Self::Age => "age",
+            Self::Idle => "idle",
+            Self::Name => "name",
+            Self::Stop => "stop",
+            Self::Foreign => "foreign",
+        }
+    }
+}
+
+/// The present moment, as the caller sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Now {
+    /// Wall clock, seconds since 1970 UTC: for names and ages.
+    pub wall: i64,
+    /// For idleness.
+    pub tick: Instant,
+}
+
+struct Active {
+    id: u64,
+    name: String,
+    stem: String,
+    opened: i64,
+    last_line: Instant,
+    inode: u64,
+    length: u64,
+    /// `None` while closed for `max_open_files`.
+    file: Option<Arc<File>>,
+    dirty: bool,
+    /// Counts uses, for closing the one that was not used the longest.
+    used: u64,
+}
+
+/// See the module.
+pub struct FileSink {
+    dir: EventDir,
+    template: NameTemplate,
+    permissions: u32,
+    max_open: usize,
+    rotate: config::Rotate,
+    active: HashMap<FileKey, Active>,
+    keys: BTreeMap<u64, FileKey>,
+    /// Finished files whose last lines are not synced yet.
+    unsynced: Vec<Arc<File>>,
+    next_id: u64,
+    uses: u64,
+    /// Files finished, by reason.
+    pub rotated: [u64; 6],
+}
+
+impl std::fmt::Debug for FileSink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileSink").field("active", &self.active.len()).finish_non_exhaustive()
+    }
+}
+
+impl FileSink {
+    /// A sink in an open directory that goes on with these files.
+    pub fn new(
+        dir: EventDir,
+        template: NameTemplate,
+        config: &config::Sink,
+        files: &BTreeMap<u64, FileState>,
+        next_id: u64,
+        now: Now,
+    ) -> Self {
+        let mut sink = Self {
+            dir,
+            template,
+            permissions: config.permissions,
+            max_open: config.max_open_files,
+            rotate: config.rotate.clone(),
+            active: HashMap::new(),
+            keys: BTreeMap::new(),
+            unsynced: Vec::new(),
+            next_id,
+            uses: 0,
+            rotated: [0; 6],
+        };
+        for (id, state) in files {
+            // Two files of one key are left behind only by a crash between an intent and the end of the file before it: the
+            // later one goes on, the earlier one has its lines.
+            sink.keys.insert(*id, state.key.clone());
+            sink.active.insert(
+                state.key.clone(),
+                Active {
+                    id: *id,
+                    name: state.name.clone(),
+                    stem: sink.template.stem(&state.key, state.opened),
+                    opened: state.opened,
+                    last_line: now.tick,
+                    inode: state.inode,
+                    length: state.length,
+                    file: None,
+                    dirty: false,
+                    used: 0,
+                },
+            );
+        }
+        sink
+    }
+
+    /// The file for the lines of a key and the position where the next of them go. Opens, reopens or rotates as needed.
+    pub fn target(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<(u64, u64)> {
+        if let Some(reason) = self.active.get(key).and_then(|active| self.due(active, key, now)) {
+            self.finish(key, reason, ledger)?;
+        }
+        if !self.active.contains_key(key) {
+            self.create(key, now, ledger)?;
+        }
+        if self.open(key)?.is_none() {
+            self.finish(key, RotateReason::Foreign, ledger)?;
+            self.create(key, now, ledger)?;
+        }
+        let active = &self.active[key];
+        Ok((active.id, active.length))
+    }
+
+    /// Writes bytes of a piece that begins at `position` of the file, all but the first `done`, and counts in `done` what
+    /// was written: on an error, call again with the same.
+    pub fn write(&mut self, id: u64, position: u64, bytes: &[u8], done: &mut usize, now: Now) -> io::Result<()> {
+        let key = self.keys.get(&id).cloned().ok_or_else(|| io::Error::other(format!("file {id} is finished")))?;
+        let Some(file) = self.open(&key)? else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the file was removed or replaced while it was written"));
+        };
+        if let Some(active) = self.active.get_mut(&key) {
+            active.dirty = true;
+            active.last_line = now.tick;
+        }
+        while *done < bytes.len() {
+            match file.write_at(&bytes[*done..], position + *done as u64) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => *done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if let Some(active) = self.active.get_mut(&key) {
+            active.length = position + bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Finishes every file that is due.
+    pub fn rotate_due(&mut self, now: Now, ledger: &mut dyn Ledger) -> io::Result<()> {
+        let due: Vec<_> = self
+            .active
+            .iter()
+            .filter_map(|(key, active)| Some((key.clone(), self.due(active, key, now)?)))
+            .collect();
+        due.into_iter().try_for_each(|(key, reason)| self.finish(&key, reason, ledger))
+    }
+
+    /// Finishes every file.
+    pub fn finish_all(&mut self, reason: RotateReason, ledger: &mut dyn Ledger) -> io::Result<()> {
+        let keys: Vec<_> = self.active.keys().cloned().collect();
+        keys.into_iter().try_for_each(|key| self.finish(&key, reason, ledger))
+    }
+
+    /// The files with lines that were not synced since the last call.
+    pub fn take_dirty(&mut self) -> Vec<Arc<File>> {
+        let mut files = std::mem::take(&mut self.unsynced);
+        for active in self.active.values_mut() {
+            if std::mem::take(&mut active.dirty) {
+                files.extend(active.file.clone());
+            }
+        }
+        files
+    }
+
+    /// Files open for writing.
+    pub fn open_files(&self) -> usize {
+        self.active.values().filter(|active| active.file.is_some()).count()
+    }
+
+    fn due(&self, active: &Active, key: &FileKey, now: Now) -> Option<RotateReason> {
+        if active.length == 0 {
+            return None;
+        }
+        let age = u64::try_from(now.wall - active.opened).unwrap_or(0);
+        if active.length >= self.rotate.size {
+            Some(RotateReason::Size)
+        } else if self.template.stem(key, now.wall) != active.stem {
+            Some(RotateReason::Name)
+        } else if age >= self.rotate.age.as_secs().max(1) {
+            Some(RotateReason::Age)
+        } else if now.tick.duration_since(active.last_line) >= self.rotate.idle {
+            Some(RotateReason::Idle)
+        } else {
+            None
+        }
+    }
+
+    fn finish(&mut self, key: &FileKey, reason: RotateReason, ledger: &mut dyn Ledger) -> io::Result<()> {
+        let Some(active) = self.active.get(key) else { return Ok(()) };
+        ledger.end(active.id)?;
+        tracing::info!(file = active.name, bytes = active.length, reason = reason.name(), "finished a file");
+        self.rotated[reason as usize] += 1;
+        if let Some(active) = self.active.remove(key) {
+            self.keys.remove(&active.id);
+            if active.dirty {
+                self.unsynced.extend(active.file);
+            }
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<()> {
+        self.make_room()?;
+        let (id, name, file, inode) = loop {
+            let id = self.next_id;
+            let name = self.template.name(key, now.wall, id).map_err(|reject| io::Error::other(reject.detail))?;
+            let intent = FileIntent { id, name: name.clone(), key: key.clone(), opened: now.wall };
+            ledger.intend(&intent)?;
+            self.next_id += 1;
+            match self.dir.create(&name, self.permissions) {
+                Ok((file, inode)) => break (id, name, file, inode),
+                Err(error) => {
+                    ledger.end(id)?;
+                    if error.kind() != io::ErrorKind::AlreadyExists {
+                        return Err(error);
+                    }
+                    tracing::warn!(file = name, "a stranger's file has this name, taking the next one");
+                }
+            }
+        };
+        ledger.made(id, inode)?;
+        let stem = self.template.stem(key, now.wall);
+        self.uses += 1;
+        let active = Active {
+            id,
+            name,
+            stem,
+            opened: now.wall,
+            last_line: now.tick,
+            inode,
+            length: 0,
+            file: Some(Arc::new(file)),
+            dirty: false,
+            used: self.uses,
+        };
+        self.keys.insert(id, key.clone());
+        self.active.insert(key.clone(), active);
+        Ok(())
+    }
+
+    /// The open file of a key, reopened if it was closed; `None` when it is not what it was left as.
+    fn open(&mut self, key: &FileKey) -> io::Result<Option<Arc<File>>> {
+        self.uses += 1;
+        let uses = self.uses;
+        let Some(active) = self.active.get_mut(key) else { return Ok(None) };
+        active.used = uses;
+        if let Some(file) = &active.file {
+            return Ok(Some(Arc::clone(file)));
+        }
+        let (name, inode, length) = (active.name.clone(), active.inode, active.length);
+        self.make_room()?;
+        match self.dir.open_existing(&name) {
+            Ok((file, found)) if found == inode && file.metadata()?.len() >= length => {
+                let file = Arc::new(file);
+                if let Some(active) = self.active.get_mut(key) {
+                    active.file = Some(Arc::clone(&file));
+                }
+                Ok(Some(file))
+            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => {
+                tracing::error!(file = name, "somebody removed, replaced or shortened this file; going on in a new one");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Closes the file that was not used the longest while too many are open. It is synced first: nobody would do it later.
+    fn make_room(&mut self) -> io::Result<()> {
+        while self.open_files() >= self.max_open {
+            let oldest = self.active.values_mut().filter(|active| active.file.is_some()).min_by_key(|active| active.used);
+            let Some(active) = oldest else { break };
+            if active.dirty
+                && let Some(file) = &active.file
+            {
+                file.sync_data()?;
+                active.dirty = false;
+            }
+            active.file = None;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! Recipes: everything that decides what line a record becomes.
+//!
+//! A line depends on its record and its recipe alone. Each block in the journal names the recipe that made it, and every
+//! recipe is on the disk before its first block: so a block whose lines a crash cut short is made again exactly as it
+//! was, whatever settings and configuration are in force by then.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{Options, Transform};
+use crate::config::{Payload, TimeZone, Validation};
+use crate::msink::name::{Fields, NameTemplate};
+use crate::settings::{Settings, Sources};
+
+/// Version of the transform: raised when the same record and settings give another line than before.
+const TRANSFORM: u32 = 1;
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recipe {
+    /// Version of the transform.
+    pub transform: u32,
+    /// The app whose records are taken.
+    pub app_id: u64,
+    /// How much is checked.
+    pub validation: Validation,
+    /// Whether events carry a `#uuid`.
+    pub uuid: bool,
+    /// Zone of `#time`, as configured.
+    pub time_zone: TimeZone,
+    /// Codec of the values.
+    pub payload: Payload,
+    /// Bound on a decompressed value, bytes.
+    pub payload_limit: usize,
+    /// Template of file names: decides which lines go together.
+    pub file: String,
+    /// Of `{instance}` in it.
+    pub instance: String,
+    /// Text of the filter settings.
+    pub filter: String,
+    /// Text of the metadata settings.
+    pub metadata: String,
+}
+
+/// Why a recipe is of no use.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// It cannot be read.
+    #[error("cannot read the kept recipe {0}")]
+    Read(String, #[source] io::Error),
+    /// It does not parse.
+    #[error("the kept recipe is damaged: {0}")]
+    Damaged(String),
+    /// It was made for another version of the transform.
+    #[error("the kept recipe is for version {0} of the transform, this program has version {TRANSFORM}")]
+    OtherTransform(u32),
+}
+
+impl Recipe {
+    /// The recipe of a configuration with these settings.
+    pub fn new(config: &crate::config::Config, instance: &str, settings: Sources) -> Self {
+        Self {
+            transform: TRANSFORM,
+            app_id: config.app_id,
+            validation: config.validation,
+            uuid: config.uuid,
+            time_zone: config.time_zone,
+            payload: config.kafka.payload,
+            payload_limit: usize::try_from(config.memory / 4).unwrap_or(usize::MAX),
+            file: config.sink.file.clone(),
+            instance: instance.to_owned(),
+            filter: settings.filter,
+            metadata: settings.metadata,
+        }
+    }
+
+    /// Keeps it in the directory, durably, under its fingerprint; returns that.
+    pub fn keep(&self, dir: &Path) -> io::Result<String> {
+        let text = serde_json::to_string_pretty(self)?;
+        let fingerprint = format!("{:032x}", xxh3_128(text.as_bytes()));
+        let path = dir.join(format!("{fingerprint}.json"));
+        if !path.try_exists()? {
+            fs::create_dir_all(dir)?;
+            let new = path.with_extension("new");
+            let mut file = File::create(&new)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+        }
+        File::open(dir)?.sync_all()?;
+        Ok(fingerprint)
+    }
+
+    /// Reads a kept recipe.
+    pub fn load(dir: &Path, fingerprint: &str) -> Result<Self, RecipeError> {
+        let path = dir.join(format!("{fingerprint}.json"));
+        let text = fs::read_to_string(&path).map_err(|error| RecipeError::Read(path.display().to_string(), error))?;
+        let recipe: Self = serde_json::from_str(&text).map_err(|error| RecipeError::Damaged(error.to_string()))?;
+        if recipe.transform == TRANSFORM { Ok(recipe) } else { Err(RecipeError::OtherTransform(recipe.transform)) }
+    }
+
+    /// Makes it ready for work.
+    pub fn engine(&self, fingerprint: &str) -> Result<Engine, RecipeError> {
+        let sources = Sources { filter: self.filter.clone(), metadata: self.metadata.clone() };
+        let settings = Settings::parse(&sources).map_err(|mistakes| {
+            RecipeError::Damaged(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+        })?;
+        let template = NameTemplate::parse(&self.file, self.app_id, &self.instance, self.time_zone);
+        let template = template.map_err(RecipeError::Damaged)?;
+        let options = Options {
+            app_id: self.app_id,
+            validation: self.validation,
+            uuid: self.uuid,
+            time_zone: self.time_zone,
+        };
+        Ok(Engine {
+            fingerprint: fingerprint.into(),
+            transform: Transform::new(&settings, options),
+            payload: self.payload,
+            payload_limit: self.payload_limit,
+            fields: template.fields(),
+            template,
+        })
+    }
+}
+
+/// A recipe made ready for work; shared by all workers.
+pub struct Engine {
+    /// The recipe's fingerprint.
+    pub fingerprint: Arc<str>,
+    /// Record to line.
+    pub transform: Transform,
+    /// Codec of the values.
+    pub payload: Payload,
+    /// Bound on a decompressed value, bytes.
+    pub payload_limit: usize,
+    /// What of a record decides its file.
+    pub fields: Fields,
+    /// File names.
+    pub template: NameTemplate,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
