@@ -5,9 +5,11 @@
 
 #![warn(missing_docs)]
 
+pub mod block;
 pub mod commentjson;
 pub mod config;
 pub mod control;
+pub mod delivery;
 pub mod msink;
 pub mod msource;
 pub mod record;

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+mod units;
+
 /// The whole configuration, validated. Relative paths are already joined to the home.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
@@ -96,7 +100,7 @@ pub enum OutOfRange {
 }
 
 /// `kafka.payload`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Payload {
     /// Told from each value's first bytes.
     Auto,
@@ -161,7 +165,8 @@ pub struct Rpc {
 }
 
 /// `time_zone`: an offset or an IANA zone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum TimeZone {
     /// A fixed offset from UTC.
     Fixed(chrono::FixedOffset),
@@ -169,8 +174,25 @@ pub enum TimeZone {
     Named(chrono_tz::Tz),
 }
 
+impl TryFrom<String> for TimeZone {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        units::parse_time_zone(&text)
+    }
+}
+
+impl From<TimeZone> for String {
+    fn from(zone: TimeZone) -> Self {
+        match zone {
+            TimeZone::Fixed(offset) => offset.to_string(),
+            TimeZone::Named(zone) => zone.name().to_owned(),
+        }
+    }
+}
+
 /// `validation`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Validation {
     /// Only that the event can be built.
     Off,

@@ -1,5 +1,9 @@
 //! The file sink.
 
+pub mod dir;
+pub mod file;
+pub mod name;
+
 use serde::{Deserialize, Serialize};
 
 /// What decides which file a line goes to: the fields of the record that the file's name uses.

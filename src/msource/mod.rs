@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod journal;
 pub mod native;
+pub mod payload;
 pub mod store;
 pub mod tracker;
 
