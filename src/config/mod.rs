@@ -1,5 +1,10 @@
 //! The configuration: every key, its type and its meaning once they are validated.
 
+mod units;
+mod yaml;
+
+pub use units::{format_duration, format_size, parse_duration, parse_size};
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
