@@ -1,8 +1,33 @@
 //! The configuration: every key, its type and its meaning once they are validated.
+//!
+//! [`load`] reads `msource.yml` and `mtga.yml`, lays `mtga.local.yml`, the environment and flags over them, checks all of
+//! it and gives a [`Config`], or every mistake at once, each with file, line and key ([`Mistake`]). Both files must be
+//! there, so that a wrong directory is told; any key may be absent. [`Config::to_yaml`] writes what is in force.
+//!
+//! - `${NAME}` and `${NAME:-default}` in the values of files are replaced from the environment after the YAML is read:
+//!   no value can bring structure in. `$${` is how `${` itself is written.
+//! - A variable `MTGA_` + path in capitals joined by `__` sets any key; lists and properties are written as YAML. One
+//!   librdkafka property is set by its name with `_` for `.`: `MTGA_KAFKA__LIBRDKAFKA__SASL_PASSWORD`.
+//! - A later layer replaces a list as a whole, and single properties of `kafka.librdkafka`.
+//! - Scalars are text in the files and get their types here, so `24` and `"24"` are the same.
+//!
+//! Environment and CPU count are parameters; nothing but the three files is read. It does not look whether directories,
+//! brokers or topics are there. Secrets are masked in [`Config::to_yaml`] and in `Debug`, and no message shows one.
 
+mod build;
+mod dump;
+mod kafka;
+mod layer;
+mod load;
+mod read;
+mod schema;
+mod secret;
+#[cfg(test)]
+mod tests;
 mod units;
 mod yaml;
 
+pub use load::{Loaded, Mistake, Sources, load};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 
 use std::collections::BTreeMap;
@@ -51,7 +76,7 @@ pub struct Config {
 }
 
 /// Where records come from.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Kafka {
     /// Bootstrap brokers, comma-separated.
     pub brokers: String,
@@ -288,7 +313,7 @@ pub enum Compression {
 }
 
 /// The HTTP server.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Http {
     /// Address; empty turns it off.
     pub listen: String,
@@ -346,7 +371,7 @@ pub enum Rotation {
 }
 
 /// The alarm webhook.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Reporter {
     /// Where alarms are posted; empty turns it off.
     pub url: String,

@@ -1,0 +1,122 @@
+//! From files, environment and flags to a [`Config`], or to every mistake in them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::layer::{Fault, Layer, Origin, Values};
+use super::{Config, build};
+
+/// Everything that a configuration is made of. Nothing else is looked at.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    /// The directory that relative paths start from; absolute.
+    pub home: PathBuf,
+    /// The directory of `msource.yml`, `mtga.yml` and, if it is there, `mtga.local.yml`.
+    pub dir: PathBuf,
+    /// The environment.
+    pub env: BTreeMap<String, String>,
+    /// Paths of keys (`sink.mode`) and values, written as in the environment.
+    pub flags: Vec<(String, String)>,
+    /// What `workers: auto` means.
+    pub cpus: usize,
+}
+
+/// A configuration that passed every check.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What does no harm but is hardly meant, one line each: for the log and for `check`.
+    pub warnings: Vec<String>,
+}
+
+/// Something that an operator must correct. Shown as `file:line: key: message`. Never shows a secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    /// The file, relative to the home if it is in there; or `environment`, `command line`, `built-in`.
+    pub file: PathBuf,
+    /// From 1; `None` outside of files, or when the file could not be read at all.
+    pub line: Option<usize>,
+    /// The path of the key (`kafka.topics`), or the name of the variable; empty when the whole file is meant.
+    pub key: String,
+    /// What is wrong and what is expected.
+    pub message: String,
+}
+
+impl fmt::Display for Mistake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        if let Some(line) = self.line {
+            write!(f, "{line}:")?;
+        }
+        if !self.key.is_empty() {
+            write!(f, " {}:", self.key)?;
+        }
+        write!(f, " {}", self.message)
+    }
+}
+
+/// Reads the configuration: built-in defaults < `msource.yml`, `mtga.yml` < `mtga.local.yml` < environment < flags.
+///
+/// Fails with every mistake at once: those of the files first, each file's in the order of its lines.
+pub fn load(sources: &Sources) -> Result<Loaded, Vec<Mistake>> {
+    let mut values = Values::built_in();
+    for layer in [Layer::Msource, Layer::Mtga, Layer::Local] {
+        match fs::read(sources.dir.join(file_name(layer))) {
+            Ok(bytes) => match String::from_utf8(bytes) {
+                Ok(text) => values.lay_file(layer, &text),
+                Err(error) => {
+                    let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+                    let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
+                    values.faults.push(whole(layer, Some(line), "this is no UTF-8, save the file in that encoding"));
+                }
+            },
+            Err(error) if layer == Layer::Local && error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => values.faults.push(whole(
+                layer,
+                None,
+                format!("cannot read this config file: {error}; --config and --home say where it must be"),
+            )),
+        }
+    }
+    let mut warnings = values.lay_environment(&sources.env);
+    values.lay_flags(&sources.flags);
+    values.expand(&sources.env);
+    let (config, faults, notes) = build::config(&values, &sources.home, sources.cpus);
+    warnings.extend(notes.into_iter().map(|note| mistake(sources, note).to_string()));
+    let mut all: Vec<Fault> = values.faults.into_iter().chain(faults).collect();
+    if all.is_empty() {
+        return Ok(Loaded { config, warnings });
+    }
+    all.sort_by(|(a, _), (b, _)| (a.layer, a.line).cmp(&(b.layer, b.line)));
+    Err(all.into_iter().map(|fault| mistake(sources, fault)).collect())
+}
+
+fn whole(layer: Layer, line: Option<usize>, message: impl Into<String>) -> Fault {
+    (Origin { layer, line, key: String::new() }, message.into())
+}
+
+const fn file_name(layer: Layer) -> &'static str {
+    match layer {
+        Layer::BuiltIn => "built-in",
+        Layer::Msource => "msource.yml",
+        Layer::Mtga => "mtga.yml",
+        Layer::Local => "mtga.local.yml",
+        Layer::Environment => "environment",
+        Layer::CommandLine => "command line",
+    }
+}
+
+fn mistake(sources: &Sources, (origin, message): Fault) -> Mistake {
+    let name = Path::new(file_name(origin.layer));
+    let file = match origin.layer {
+        Layer::Msource | Layer::Mtga | Layer::Local => {
+            sources.dir.strip_prefix(&sources.home).unwrap_or(&sources.dir).join(name)
+        }
+        Layer::BuiltIn | Layer::Environment | Layer::CommandLine => name.to_owned(),
+    };
+    Mistake { file, line: origin.line, key: origin.key, message }
+}
