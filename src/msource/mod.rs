@@ -1,1 +1,3 @@
 //! The Kafka source.
+
+pub mod payload;
