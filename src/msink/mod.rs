@@ -1,1 +1,4 @@
 //! The file sink.
+
+pub mod dir;
+pub mod name;
