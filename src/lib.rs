@@ -8,6 +8,7 @@
 pub mod commentjson;
 pub mod config;
 pub mod control;
+pub mod demo;
 pub mod msink;
 pub mod msource;
 pub mod record;
