@@ -239,7 +239,7 @@ impl Record<'_> {
         let account = 4_000_000_000 + self.draw.below(1_000_000_000);
         self.text("account_name", account);
         self.number("agent_id", 36);
-        self.text("client_version", "1.8.2");
+        self.text("client_version", "");
         self.text("device_id", "");
         self.text("idfa", "");
         self.text("imei", "");
@@ -255,8 +255,9 @@ impl Record<'_> {
         let level = 1 + self.draw.below(900);
         self.number("role_level", level);
         self.number("server_id", server);
-        let serial = self.draw.next() >> 8;
-        self.text("sn", format_args!("{serial:014X}"));
+        let serial = self.draw.next() >> 24;
+        self.text("server_version", "");
+        self.text("sn", format_args!("{serial:010X}"));
         match log {
             Log::Item => self.item(),
             Log::Login => self.login(),
@@ -291,37 +292,42 @@ impl Record<'_> {
         self.number("quality", quality);
         self.number("regrow", 14);
         self.number("star", 0);
-        self.number("start_time", self.now);
+        self.number("start_time", 0);
     }
 
     fn login(&mut self) {
         let [days, online, minor] = [500, 86_400, 20].map(|bound| self.draw.below(bound));
         let address = self.draw.next().to_le_bytes();
         self.text("ip", format_args!("{}.{}.{}.{}", address[0] % 223 + 1, address[1], address[2], address[3]));
-        self.text("device_model", "iPhone13,2");
-        self.text("os_version", format_args!("14.{minor}"));
-        self.text("network", "wifi");
+        self.text("model", "iPhone13,2");
+        self.text("os", format_args!("14.{minor}"));
+        self.text("net", "wifi");
         self.number("login_days", days);
-        self.number("online_seconds", online);
+        self.number("online", online);
         self.number("is_new", u64::from(days == 0));
-        self.text("language", "zh-CN");
+        self.text("lang", "zh-CN");
+        self.number("vip", days % 13);
+        self.number("scene", minor);
     }
 
     fn pay(&mut self) {
         let (cents, order) = (600 + self.draw.below(64_200), self.draw.next());
-        self.text("order_id", format_args!("GP{order:020}"));
+        self.text("order_id", format_args!("{order:016x}"));
         self.number("money", format_args!("{}.{:02}", cents / 100, cents % 100));
         self.text("currency", "CNY");
         self.number("gold", cents / 10);
-        self.text("pay_channel", "alipay");
+        self.text("channel", "alipay");
         self.number("product_id", 1_000 + cents % 12);
         self.number("first_pay", u64::from(cents % 7 == 0));
+        self.number("bonus", cents / 100);
+        self.number("vip", cents % 13);
+        self.text("coupon", "");
     }
 
     fn chat(&mut self) {
         let content = self.draw.one_of(&[
-            "大家好，有没有人一起打副本？",
-            "\\u4f60\\u597d\\uff0c\\\"老板\\\"",
+            "有没有人一起打副本？",
+            "\\u4f60\\u597d \\\"老板\\\"",
             "gg\\nwp \\\\o\\/ \\t",
             "😀👍 ok",
             "\\ud83d\\ude00 100% <b>&amp;<\\/b>",
@@ -329,13 +335,14 @@ impl Record<'_> {
         ]);
         let target = self.draw.below(1_000_000);
         self.number("channel", target % 5);
-        self.text("role_name", "疾风·剑豪");
+        self.text("name", "疾风·剑豪");
         self.text("content", content);
-        self.number("target_role_id", 6_001_310_000_000 + target);
-        self.text("guild_name", "龙之谷★");
+        self.number("target", 1_000_000 + target);
+        self.text("guild", "龙之谷★");
         self.number("guild_id", target % 977);
-        self.number("is_voice", 0);
-        self.number("vip_level", target % 13);
+        self.number("voice", 0);
+        self.text("to", "");
+        self.number("vip", target % 13);
     }
 
     /// The members that only some kinds have.
