@@ -10,6 +10,7 @@ pub mod commentjson;
 pub mod config;
 pub mod control;
 pub mod delivery;
+pub mod demo;
 pub mod msink;
 pub mod msource;
 pub mod record;

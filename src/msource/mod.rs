@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub mod assignment;
 pub mod journal;
 pub mod native;
 pub mod payload;

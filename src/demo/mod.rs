@@ -1,0 +1,3 @@
+//! The demo: a whole pipeline on generated logs.
+
+pub mod records;

@@ -1,0 +1,411 @@
+//! File names: the template `sink.file`, filled in from what a record is, the wall clock and a number.
+//!
+//! A template is a relative path with `/` between directories. `%` fields are strftime's, of the wall clock in
+//! `time_zone`. `{seq}` stands in it exactly once; `{app_id}` and `{instance}` never change; `{topic}`, `{partition}`,
+//! `{log_name}` and `{event_name}` come from the records and decide how many files are open at once.
+//!
+//! Promises: a name is relative, has no empty component and none that begins with a dot, so that nothing leaves the
+//! event directory and nothing is hidden. Values from records keep letters and digits of every script, `-`, `_` and
+//! `.`; every other byte, and a leading dot, is written as `%2F` like in a URL. An absent or empty value is `_`, and
+//! the value `_` is `%5F`. So two different values never give the same text.
+//!
+//! It does not promise that different *sets* of values differ: `{topic}{log_name}` without anything between them may
+//! give one name for two. It opens nothing and reads no clock.
+//!
+//! A mistake in the template is told when it is read. After that, the only failure is a component over 255 bytes, a
+//! reject of the record ([`Reason::Sink`]).
+
+use std::fmt::Write as _;
+
+use chrono::format::{Item, StrftimeItems};
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Serialize};
+
+use crate::config::TimeZone;
+use crate::record::{Reason, Reject};
+
+/// The longest component that Linux's file systems take, bytes.
+const MAX_COMPONENT: usize = 255;
+
+/// A template, read and checked.
+#[derive(Clone, Debug)]
+pub struct NameTemplate {
+    parts: Vec<Part>,
+    zone: TimeZone,
+}
+
+#[derive(Clone, Debug)]
+enum Part {
+    Text(String),
+    Time(Vec<Item<'static>>),
+    Topic,
+    Partition,
+    LogName,
+    EventName,
+    Seq,
+}
+
+/// The values that a name needs from a record: only those that the template uses are set, the others are `None`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, Default)]
+pub struct FileKey {
+    /// Topic name.
+    pub topic: Option<String>,
+    /// Partition number.
+    pub partition: Option<i32>,
+    /// `headers.log_name`.
+    pub log_name: Option<String>,
+    /// `#event_name`; also `None` for events that have none.
+    pub event_name: Option<String>,
+}
+
+/// Which members of [`FileKey`] a template uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "one question a member of `FileKey`, each independent of the others")]
+pub struct Fields {
+    /// `{topic}` occurs.
+    pub topic: bool,
+    /// `{partition}` occurs.
+    pub partition: bool,
+    /// `{log_name}` occurs.
+    pub log_name: bool,
+    /// `{event_name}` occurs.
+    pub event_name: bool,
+}
+
+impl NameTemplate {
+    /// Reads a template. The error is for the operator: it says what is wrong in `text` and what to write.
+    pub fn parse(text: &str, app_id: u64, instance: &str, zone: TimeZone) -> Result<Self, String> {
+        let mut parts = Vec::new();
+        let mut rest = text;
+        while let Some(open) = rest.find(['{', '}']) {
+            push_time(&mut parts, &rest[..open])?;
+            let Some((name, after)) = rest[open..].strip_prefix('{').and_then(|field| field.split_once('}')) else {
+                return Err("unbalanced braces, expected `{name}`".into());
+            };
+            parts.push(match name {
+                "app_id" => Part::Text(app_id.to_string()),
+                "instance" => Part::Text(sanitised(instance)),
+                "topic" => Part::Topic,
+                "partition" => Part::Partition,
+                "log_name" => Part::LogName,
+                "event_name" => Part::EventName,
+                "seq" => Part::Seq,
+                _ => {
+                    return Err(format!(
+                        "unknown `{{{name}}}`, expected one of {{app_id}} {{topic}} {{partition}} {{log_name}} \
+                         {{event_name}} {{instance}} {{seq}}"
+                    ));
+                }
+            });
+            rest = after;
+        }
+        push_time(&mut parts, rest)?;
+        let template = Self { parts, zone };
+        template.check()?;
+        Ok(template)
+    }
+
+    /// Which values of a record the template uses.
+    pub fn fields(&self) -> Fields {
+        let has = |wanted: fn(&Part) -> bool| self.parts.iter().any(wanted);
+        Fields {
+            topic: has(|part| matches!(part, Part::Topic)),
+            partition: has(|part| matches!(part, Part::Partition)),
+            log_name: has(|part| matches!(part, Part::LogName)),
+            event_name: has(|part| matches!(part, Part::EventName)),
+        }
+    }
+
+    /// What decides whether a file is still the right one: the name with everything but `{seq}` filled in.
+    pub fn stem(&self, key: &FileKey, now_seconds: i64) -> String {
+        self.fill(key, now_seconds, None)
+    }
+
+    /// The path of a file below the event directory. `now_seconds` is the wall clock, seconds since 1970 UTC.
+    pub fn name(&self, key: &FileKey, now_seconds: i64, seq: u64) -> Result<String, Reject> {
+        let name = self.fill(key, now_seconds, Some(seq));
+        match name.split('/').find(|component| component.len() > MAX_COMPONENT) {
+            None => Ok(name),
+            Some(component) => Err(Reject::new(
+                Reason::Sink,
+                format!(
+                    "its file name has {} bytes in one component, at most {MAX_COMPONENT} are possible",
+                    component.len()
+                ),
+            )),
+        }
+    }
+
+    fn fill(&self, key: &FileKey, now_seconds: i64, seq: Option<u64>) -> String {
+        let mut name = String::with_capacity(64);
+        for part in &self.parts {
+            match part {
+                Part::Text(text) => name.push_str(text),
+                Part::Time(items) => push_rendered(&mut name, items, now_seconds, self.zone),
+                Part::Topic => push_sanitised(&mut name, key.topic.as_deref()),
+                Part::Partition => match key.partition {
+                    Some(partition) => push_display(&mut name, partition),
+                    None => push_sanitised(&mut name, None),
+                },
+                Part::LogName => push_sanitised(&mut name, key.log_name.as_deref()),
+                Part::EventName => push_sanitised(&mut name, key.event_name.as_deref()),
+                Part::Seq => match seq {
+                    Some(seq) => push_display(&mut name, seq),
+                    None => name.push_str("{seq}"),
+                },
+            }
+        }
+        name
+    }
+
+    /// The rules that hold for every name if they hold for one, since a value has neither a leading dot nor a slash.
+    fn check(&self) -> Result<(), String> {
+        match self.parts.iter().filter(|part| matches!(part, Part::Seq)).count() {
+            1 => {}
+            0 => return Err("`{seq}` is missing; it keeps names from being used twice, add it".into()),
+            count => return Err(format!("`{{seq}}` stands in it {count} times, expected once")),
+        }
+        let sample = self.fill(&FileKey::default(), 0, Some(0));
+        if sample.starts_with('/') {
+            return Err("an absolute path, expected one below `sink.dir`".into());
+        }
+        for component in sample.split('/') {
+            if component.is_empty() {
+                return Err("an empty component (`//` or a `/` at the end)".into());
+            }
+            if component.starts_with('.') {
+                return Err(format!(
+                    "`{component}` begins with a dot: collectors skip such files, and `..` is refused"
+                ));
+            }
+            if component.len() > MAX_COMPONENT {
+                return Err(format!("a component has {} bytes, at most {MAX_COMPONENT} are possible", component.len()));
+            }
+        }
+        if sample.contains(char::is_control) {
+            return Err("a control character".into());
+        }
+        Ok(())
+    }
+}
+
+/// Reads text that may have `%` fields.
+fn push_time(parts: &mut Vec<Part>, text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Ok(());
+    }
+    let items = StrftimeItems::new(text)
+        .parse_to_owned()
+        .map_err(|_| format!("`{text}` has a `%` that is no strftime field; a percent sign itself is `%%`"))?;
+    let fixed = |item: &Item<'_>| {
+        matches!(item, Item::Literal(_) | Item::OwnedLiteral(_) | Item::Space(_) | Item::OwnedSpace(_))
+    };
+    let mut rendered = String::new();
+    push_rendered(&mut rendered, &items, 0, TimeZone::Named(chrono_tz::UTC));
+    if items.iter().all(fixed) {
+        parts.push(Part::Text(rendered));
+    } else {
+        if rendered.matches('/').count() > text.matches('/').count() {
+            return Err(format!("`{text}` has a `%` field that puts `/` into names; write for example %Y-%m-%d"));
+        }
+        parts.push(Part::Time(items));
+    }
+    Ok(())
+}
+
+fn push_rendered(name: &mut String, items: &[Item<'static>], now_seconds: i64, zone: TimeZone) {
+    // A clock beyond the year 262142 is taken for 1970.
+    let now: DateTime<Utc> = DateTime::from_timestamp(now_seconds, 0).unwrap_or_default();
+    match zone {
+        TimeZone::Fixed(offset) => push_display(name, now.with_timezone(&offset).format_with_items(items.iter())),
+        TimeZone::Named(zone) => push_display(name, now.with_timezone(&zone).format_with_items(items.iter())),
+    }
+}
+
+fn push_display(name: &mut String, value: impl std::fmt::Display) {
+    // Writing into a string fails only when the value itself refuses, which numbers and checked formats do not.
+    let written = write!(name, "{value}");
+    debug_assert!(written.is_ok());
+}
+
+fn sanitised(value: &str) -> String {
+    let mut text = String::new();
+    push_sanitised(&mut text, Some(value));
+    text
+}
+
+fn push_sanitised(name: &mut String, value: Option<&str>) {
+    let value = match value {
+        None | Some("") => return name.push('_'),
+        Some("_") => return name.push_str("%5F"),
+        Some(value) => value,
+    };
+    for (at, char) in value.char_indices() {
+        if is_plain(char) && !(at == 0 && char == '.') {
+            name.push(char);
+        } else {
+            for byte in char.encode_utf8(&mut [0; 4]).bytes() {
+                push_display(name, format_args!("%{byte:02X}"));
+            }
+        }
+    }
+}
+
+/// Whether a character of a value is harmless in a file name, in a glob and in a shell. Of the scripts beyond ASCII
+/// letters and digits pass; invisible characters and those that turn the direction of writing are neither.
+fn is_plain(char: char) -> bool {
+    char.is_alphanumeric() || matches!(char, '-' | '_' | '.')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use chrono::FixedOffset;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// 2020-12-17 13:50:43 at +08:00.
+    const NOW: i64 = 1_608_184_243;
+
+    fn shanghai() -> TimeZone {
+        TimeZone::Fixed(FixedOffset::east_opt(8 * 3600).unwrap())
+    }
+
+    fn template(text: &str) -> NameTemplate {
+        NameTemplate::parse(text, 24, "host/1", shanghai()).unwrap()
+    }
+
+    fn mistake(text: &str) -> String {
+        NameTemplate::parse(text, 24, "", shanghai()).unwrap_err()
+    }
+
+    fn log(name: &str) -> FileKey {
+        FileKey { log_name: Some(name.into()), ..FileKey::default() }
+    }
+
+    #[test]
+    fn the_default_template_gives_the_name_of_the_contract() {
+        let template = template("ta.{app_id}.%Y-%m-%d-%H.{seq}.log");
+        let key = FileKey::default();
+        assert_eq!(template.name(&key, NOW, 7).unwrap(), "ta.24.2020-12-17-13.7.log");
+        assert_eq!(template.stem(&key, NOW), "ta.24.2020-12-17-13.{seq}.log");
+        assert_eq!(template.stem(&key, NOW + 556), template.stem(&key, NOW));
+        assert_ne!(template.stem(&key, NOW + 557), template.stem(&key, NOW));
+        assert_eq!(template.fields(), Fields::default());
+    }
+
+    #[test]
+    fn every_field_is_filled_in() {
+        let template = template("{topic}/p{partition}/{log_name}-{event_name}.{instance}.%%.{seq}");
+        assert_eq!(template.fields(), Fields { topic: true, partition: true, log_name: true, event_name: true });
+        let key = FileKey {
+            topic: Some("mulog_clean_24".into()),
+            partition: Some(3),
+            log_name: Some("log_item".into()),
+            event_name: Some("t_log_item".into()),
+        };
+        assert_eq!(template.name(&key, NOW, 0).unwrap(), "mulog_clean_24/p3/log_item-t_log_item.host%2F1.%.0");
+        assert_eq!(template.name(&FileKey::default(), NOW, 0).unwrap(), "_/p_/_-_.host%2F1.%.0");
+    }
+
+    #[test]
+    fn time_is_of_the_named_zone_across_its_changes() {
+        let zone = TimeZone::Named(chrono_tz::Europe::Berlin);
+        let template = NameTemplate::parse("%Y-%m-%dT%H%M.{seq}", 24, "", zone).unwrap();
+        let name = |now| template.name(&FileKey::default(), now, 1).unwrap();
+        assert_eq!(name(1_616_893_199), "2021-03-28T0159.1");
+        assert_eq!(name(1_616_893_200), "2021-03-28T0300.1");
+        assert_eq!(name(i64::MAX), "1970-01-01T0100.1");
+    }
+
+    #[test]
+    fn hostile_values_stay_in_one_visible_component() {
+        let template = template("{log_name}.{seq}");
+        for (value, expected) in [
+            ("../../etc/passwd", "%2E.%2F..%2Fetc%2Fpasswd.0"),
+            ("..", "%2E..0"),
+            (".hidden", "%2Ehidden.0"),
+            ("a\0b\nc\x7f", "a%00b%0Ac%7F.0"),
+            ("100%", "100%25.0"),
+            ("100%25", "100%2525.0"),
+            ("*?[x] $(rm)`\\'\"", "%2A%3F%5Bx%5D%20%24%28rm%29%60%5C%27%22.0"),
+            ("日志_chat", "日志_chat.0"),
+            ("\u{202e}gol\u{200b}", "%E2%80%AEgol%E2%80%8B.0"),
+            ("", "_.0"),
+            ("_", "%5F.0"),
+            ("{seq}", "%7Bseq%7D.0"),
+        ] {
+            assert_eq!(template.name(&log(value), NOW, 0).unwrap(), expected);
+        }
+    }
+
+    #[test]
+    fn a_component_over_255_bytes_is_a_reject() {
+        let template = template("{log_name}/{seq}");
+        assert!(template.name(&log(&"x".repeat(255)), NOW, 0).is_ok());
+        let reject = template.name(&log(&"志".repeat(86)), NOW, 0).unwrap_err();
+        assert_eq!(reject.reason, Reason::Sink);
+        assert_eq!(reject.detail, "its file name has 258 bytes in one component, at most 255 are possible");
+    }
+
+    #[test]
+    fn mistakes_in_the_template_are_told() {
+        for (text, expected) in [
+            ("ta.log", "`{seq}` is missing; it keeps names from being used twice, add it"),
+            ("{seq}.{seq}", "`{seq}` stands in it 2 times, expected once"),
+            ("/data/{seq}", "an absolute path, expected one below `sink.dir`"),
+            ("../{seq}", "`..` begins with a dot: collectors skip such files, and `..` is refused"),
+            ("a/./{seq}", "`.` begins with a dot: collectors skip such files, and `..` is refused"),
+            (".ta.{seq}", "`.ta.0` begins with a dot: collectors skip such files, and `..` is refused"),
+            ("a//{seq}", "an empty component (`//` or a `/` at the end)"),
+            ("{seq}/", "an empty component (`//` or a `/` at the end)"),
+            ("{seq}.%", "`.%` has a `%` that is no strftime field; a percent sign itself is `%%`"),
+            ("{seq}.%!", "`.%!` has a `%` that is no strftime field; a percent sign itself is `%%`"),
+            ("%{seq}", "`%` has a `%` that is no strftime field; a percent sign itself is `%%`"),
+            ("%D.{seq}", "`%D.` has a `%` field that puts `/` into names; write for example %Y-%m-%d"),
+            ("a%n{seq}", "a control character"),
+            ("a\0{seq}", "a control character"),
+            ("{seq", "unbalanced braces, expected `{name}`"),
+            ("seq}", "unbalanced braces, expected `{name}`"),
+            ("", "`{seq}` is missing; it keeps names from being used twice, add it"),
+        ] {
+            assert_eq!(mistake(text), expected, "{text}");
+        }
+        assert!(mistake("{host}.{seq}").starts_with("unknown `{host}`, expected one of {app_id} {topic}"));
+        assert!(mistake(&format!("{}{{seq}}", "x".repeat(255))).starts_with("a component has 256 bytes"));
+    }
+
+    proptest! {
+        #[test]
+        fn different_values_never_share_a_name(values in prop::collection::hash_set("[._/%a志\u{0}\\PC]{0,3}", 2..20)) {
+            let template = template("{log_name}.{seq}");
+            let mut seen = HashMap::new();
+            for value in values {
+                let name = template.name(&log(&value), NOW, 0).unwrap();
+                prop_assert_eq!(seen.insert(name, value), None);
+            }
+        }
+
+        #[test]
+        fn no_name_leaves_its_directory_or_hides(value in any::<String>(), topic in any::<String>()) {
+            let template = template("{topic}/%H/{log_name}/x.{seq}");
+            let key = FileKey { topic: Some(topic), ..log(&value) };
+            if let Ok(name) = template.name(&key, NOW, 0) {
+                prop_assert_eq!(name.split('/').count(), 4);
+                for component in name.split('/') {
+                    prop_assert!(!component.is_empty() && !component.starts_with('.'));
+                    prop_assert!(!component.contains(char::is_control));
+                }
+            }
+        }
+
+        #[test]
+        fn any_template_is_read_or_refused(text in "[a-zA-Z%{}/. ]{0,30}") {
+            if let Ok(template) = NameTemplate::parse(&text, 24, "i", shanghai()) {
+                prop_assert!(template.name(&FileKey::default(), NOW, 1).is_ok());
+            }
+        }
+    }
+}
