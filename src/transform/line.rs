@@ -1,0 +1,234 @@
+//! The line of one record: values of the `#` keys chosen, checked and written.
+
+use std::borrow::Cow;
+
+use super::check::{Facts, Subject};
+use super::members::{self, Noted};
+use super::route::{Compiled, Duty, OutKey, Piece, Route, Source};
+use super::scan::{self, Value};
+use super::time::{self, Moment};
+use super::{Options, Record, strict, text, uuid};
+use crate::config::Validation;
+use crate::record::{Reason, Reject};
+
+/// Where the value of a `#` key was found.
+#[derive(Clone, Copy, Debug)]
+enum Found {
+    Empty,
+    /// In the record.
+    Member(Value),
+    /// It is the constant text of this source.
+    Fixed(usize),
+    /// In [`Workspace::built`], decoded.
+    Built(usize, usize),
+}
+
+/// Buffers that outlive a record.
+#[derive(Debug, Default)]
+pub(super) struct Workspace {
+    found: Vec<Found>,
+    built: String,
+    uuid: Vec<u8>,
+    pub(super) times: time::Cache,
+    /// The event name of the last line, decoded; [`USER`] for `user_*` types.
+    pub(super) event_name: String,
+}
+
+/// What stands for the event name where an event has none: all user events go the same way, in their order.
+pub(super) const USER: &str = "user";
+
+/// A record whose JSON is valid and whose mapping is known.
+pub(super) struct Draft<'a> {
+    pub(super) json: &'a str,
+    pub(super) logs: Value,
+    /// Whether there may be white space between the tokens of `logs`.
+    pub(super) white: bool,
+    pub(super) route: &'a Route,
+    pub(super) noted: &'a Noted,
+}
+
+impl Draft<'_> {
+    /// Appends the line; on a reject `out` may hold a part of it.
+    pub(super) fn write(
+        &self,
+        options: &Options,
+        record: &Record<'_>,
+        work: &mut Workspace,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Reject> {
+        let time = self.time(options, record, work)?;
+        work.found.clear();
+        for key in &self.route.keys {
+            let found = if key.duty == Duty::Time { Found::Empty } else { self.find(key, work) };
+            work.found.push(found);
+        }
+        let user = self.check(options, work)?;
+        out.reserve(self.json.len() + 512);
+        let begin = out.len();
+        for (key, &found) in self.route.keys.iter().zip(&work.found) {
+            match (key.duty, found) {
+                (Duty::EventName, _) if user => continue,
+                (Duty::Uuid, Found::Empty) if !options.uuid => continue,
+                (Duty::Extra, Found::Empty) => continue,
+                _ if out.len() == begin => {
+                    out.push(b'{');
+                    // Without the quote and comma that end the value before.
+                    out.extend_from_slice(&key.prefix[2..]);
+                }
+                _ => out.extend_from_slice(&key.prefix),
+            }
+            match (key.duty, found) {
+                (Duty::Time, _) => out.extend_from_slice(time.as_bytes()),
+                (Duty::Uuid, Found::Empty) => out.extend_from_slice(&uuid::of(record, &mut work.uuid)),
+                (_, Found::Empty) => {}
+                (_, Found::Member(value)) => out.extend_from_slice(value.of(self.json).as_bytes()),
+                (_, Found::Fixed(source)) => out.extend_from_slice(&fixed(key, source).json),
+                (_, Found::Built(from, to)) => text::escape(&work.built[from..to], out),
+            }
+        }
+        out.extend_from_slice(b"\",\"properties\":");
+        self.write_properties(options, out)?;
+        out.extend_from_slice(b"}\n");
+        self.name_event(user, work);
+        Ok(())
+    }
+
+    /// Tells the caller the event name of the line that was written.
+    fn name_event(&self, user: bool, work: &mut Workspace) {
+        let Workspace { found, built, event_name, .. } = work;
+        event_name.clear();
+        if user {
+            event_name.push_str(USER);
+            return;
+        }
+        let mut keys = self.route.keys.iter().zip(found.iter());
+        if let Some((key, &found)) = keys.find(|(key, _)| key.duty == Duty::EventName) {
+            event_name.push_str(&self.text(key, found, built));
+        }
+    }
+
+    /// The first source that gives text.
+    fn find(&self, key: &OutKey, work: &mut Workspace) -> Found {
+        (0..key.sources.len())
+            .map(|source| self.look(key, source, work))
+            .find(|found| !matches!(found, Found::Empty))
+            .unwrap_or(Found::Empty)
+    }
+
+    fn look(&self, key: &OutKey, source: usize, work: &mut Workspace) -> Found {
+        match &key.sources[source] {
+            Source::Member(slot) => {
+                let value = self.noted.values[*slot];
+                if value.is_text() && value.start < value.end { Found::Member(value) } else { Found::Empty }
+            }
+            Source::Template(template) if self.is_fixed(template) => {
+                if template.fixed.text.is_empty() { Found::Empty } else { Found::Fixed(source) }
+            }
+            Source::Template(template) => self.build(template, work),
+        }
+    }
+
+    /// Whether `logs` has none of the members that the template names.
+    fn is_fixed(&self, template: &Compiled) -> bool {
+        template.pieces.iter().all(|piece| match piece {
+            Piece::Text(_) => true,
+            Piece::Member(slot, _) => !self.noted.values[*slot].is_text(),
+        })
+    }
+
+    fn build(&self, template: &Compiled, work: &mut Workspace) -> Found {
+        let begin = work.built.len();
+        for piece in &template.pieces {
+            match piece {
+                Piece::Text(text) => work.built.push_str(text),
+                Piece::Member(slot, _) if self.noted.values[*slot].is_text() => {
+                    work.built.push_str(&text::decoded(self.json, self.noted.values[*slot]));
+                }
+                Piece::Member(_, otherwise) => work.built.push_str(otherwise),
+            }
+        }
+        if begin == work.built.len() { Found::Empty } else { Found::Built(begin, work.built.len()) }
+    }
+
+    /// The first source that can be read as a time, else Kafka's timestamp.
+    fn time(&self, options: &Options, record: &Record<'_>, work: &mut Workspace) -> Result<time::Text, Reject> {
+        work.built.clear();
+        let write = |moment, work: &mut Workspace| work.times.write(moment, options.time_zone);
+        for key in self.route.keys.iter().filter(|key| key.duty == Duty::Time) {
+            for source in 0..key.sources.len() {
+                let found = self.look(key, source, work);
+                let moment = Moment::read(&self.text(key, found, &work.built));
+                if let Some(text) = moment.and_then(|moment| write(moment, work)) {
+                    return Ok(text);
+                }
+            }
+        }
+        let timestamp = record.timestamp.and_then(Moment::from_millis);
+        timestamp.and_then(|moment| write(moment, work)).ok_or_else(|| {
+            Reject::new(Reason::NoTime, "neither the mapped field, nor its default, nor the record's timestamp is a time")
+        })
+    }
+
+    /// The characters of a value.
+    fn text<'t>(&'t self, key: &'t OutKey, found: Found, built: &'t str) -> Cow<'t, str> {
+        match found {
+            Found::Empty => Cow::Borrowed(""),
+            Found::Member(value) => text::decoded(self.json, value),
+            Found::Fixed(source) => Cow::Borrowed(&fixed(key, source).text),
+            Found::Built(from, to) => Cow::Borrowed(&built[from..to]),
+        }
+    }
+
+    /// Checks all but the properties and says whether the event is one of a user.
+    fn check(&self, options: &Options, work: &Workspace) -> Result<bool, Reject> {
+        let mut subject = Subject { event_name: None, ids: [None; 2], event_type: Facts::of("") };
+        for (key, &found) in self.route.keys.iter().zip(&work.found) {
+            let facts = || match found {
+                Found::Fixed(source) => fixed(key, source).facts,
+                found => Facts::of(&self.text(key, found, &work.built)),
+            };
+            let id = || (!matches!(found, Found::Empty)).then(facts);
+            match key.duty {
+                Duty::Account => subject.ids[0] = id(),
+                Duty::Distinct => subject.ids[1] = id(),
+                Duty::Type => subject.event_type = facts(),
+                Duty::EventName => subject.event_name = Some(facts()),
+                _ => {}
+            }
+        }
+        let user = subject.event_type.user;
+        if user {
+            subject.event_name = None;
+        }
+        if options.validation != Validation::Off {
+            subject.check()?;
+        }
+        Ok(user)
+    }
+
+    fn write_properties(&self, options: &Options, out: &mut Vec<u8>) -> Result<(), Reject> {
+        let begin = out.len();
+        let logs = self.logs.of(self.json);
+        if self.noted.omit {
+            // The text was validated: a fault cannot come, and would be one of the JSON.
+            members::write_kept(logs, self.route, out).map_err(|fault| Reject::new(Reason::BadJson, fault.what))?;
+        } else if self.white {
+            scan::compact(logs, out);
+        } else {
+            out.extend_from_slice(logs.as_bytes());
+        }
+        if options.validation == Validation::Strict {
+            let properties = std::str::from_utf8(&out[begin..]);
+            strict::check(properties.map_err(|_| Reject::new(Reason::BadJson, "the properties are not UTF-8"))?)?;
+        }
+        Ok(())
+    }
+}
+
+/// The constant text of a source for which [`Found::Fixed`] was given.
+fn fixed(key: &OutKey, source: usize) -> &super::route::Fixed {
+    match &key.sources[source] {
+        Source::Template(template) => &template.fixed,
+        Source::Member(_) => unreachable!("members have no constant text"),
+    }
+}

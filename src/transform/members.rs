@@ -1,0 +1,190 @@
+//! The members of `logs`: stepped over, with the wanted values noted.
+//!
+//! Records of one log name have the same members in the same order, nearly always. So a [`Shape`] remembers those of the
+//! last record that was looked at closely, and the next record is compared with it, sixteen bytes at a time, up to the
+//! value: no end of a key is searched, no name is looked up, and where the next value starts does not depend on what
+//! the key says. A key that is not the expected one is read in the plain way and the shape is picked up behind it.
+
+use super::lanes::{self, Chunk};
+use super::route::Route;
+use super::scan::{Cursor, Fault, Value};
+use super::text;
+
+/// `logs` lies inside the record's object, its members one deeper.
+const DEPTH: u32 = 2;
+
+/// What a member is to a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Role {
+    /// Where its value is noted.
+    pub(super) slot: usize,
+    /// Whether it is left out of `properties`.
+    pub(super) omit: bool,
+}
+
+impl Role {
+    /// The slot of the members that nobody asks for: what is noted there is never read.
+    pub(super) const UNWANTED: usize = 0;
+}
+
+/// What was noted of the `logs` of one record.
+#[derive(Debug, Default)]
+pub(super) struct Noted {
+    /// The last value of each wanted member, by slot.
+    pub(super) values: Vec<Value>,
+    /// Whether a member has to be left out.
+    pub(super) omit: bool,
+}
+
+/// One member that is expected: `,"name":`, or with `{` for the first.
+#[derive(Clone, Copy, Debug)]
+struct Expected {
+    text: [Chunk; 2],
+    /// The bits of the bytes that `text` does not use.
+    unused: u32,
+    len: u8,
+    role: Role,
+}
+
+impl Expected {
+    const LONGEST: usize = 32;
+
+    fn new(separator: u8, key: &[u8], role: Role) -> Option<Self> {
+        let len = key.len() + 4;
+        if len > Self::LONGEST {
+            return None;
+        }
+        let mut text = [0; Self::LONGEST];
+        text[..2].copy_from_slice(&[separator, b'"']);
+        text[2..len - 2].copy_from_slice(key);
+        text[len - 2..len].copy_from_slice(b"\":");
+        let text = [lanes::chunk(&text, 0), lanes::chunk(&text, 16)];
+        Some(Self { text, unused: u32::MAX.checked_shl(len as u32).unwrap_or(0), len: len as u8, role })
+    }
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
+    fn is_at(&self, cursor: &Cursor<'_>) -> bool {
+        let [first, second] = [0, 16].map(|step| lanes::chunk(cursor.bytes, cursor.at + step));
+        let equal = lanes::equal(&first, &self.text[0]) | lanes::equal(&second, &self.text[1]) << 16;
+        equal | self.unused == u32::MAX
+    }
+}
+
+/// The members that a record of one log name is expected to have.
+#[derive(Debug, Default)]
+pub(super) struct Shape {
+    expected: Vec<Expected>,
+    /// Keys that were not the expected ones since the shape was learned.
+    misses: usize,
+    learned: bool,
+}
+
+impl Shape {
+    /// Bounds the memory of a shape; further members are read in the plain way.
+    const LONGEST: usize = 1024;
+    /// So many unexpected keys pay for learning anew.
+    const PATIENCE: usize = 256;
+    /// How many members that are left out of a record are looked over.
+    const REACH: usize = 16;
+
+    /// The position behind `key`, which is not the expected one at `next`: behind the same key when the record leaves
+    /// out a few of the expected ones, else unchanged. Never the first one, whose `{` must not match again.
+    fn behind(&self, next: usize, key: Option<Expected>) -> usize {
+        let reach = self.expected.get(next..).unwrap_or_default().iter().take(Self::REACH);
+        let same = |expected: &Expected| {
+            key.is_some_and(|key| (key.len, &key.text[0][1..], key.text[1]) == (expected.len, &expected.text[0][1..], expected.text[1]))
+        };
+        reach.into_iter().position(same).map_or(next.max(1), |skipped| next + skipped + 1)
+    }
+}
+
+/// Steps over `logs`, at whose opening brace the cursor stands.
+pub(super) fn scan(cursor: &mut Cursor<'_>, json: &str, route: &mut Route, noted: &mut Noted) -> Result<(), Fault> {
+    noted.values.clear();
+    noted.values.resize(route.slots(), Value::default());
+    noted.omit = false;
+    // Taken out while it is read, so that the route can be asked for roles.
+    let mut shape = std::mem::take(&mut route.shape);
+    if !shape.learned || shape.misses > Shape::PATIENCE {
+        shape = Shape { learned: true, ..learn(Cursor { ..*cursor }, json, route) };
+    }
+    let scanned = follow(cursor, json, route, noted, &mut shape);
+    route.shape = shape;
+    scanned
+}
+
+/// The shape of `logs` as far as it is valid and free of white space and escaped keys.
+fn learn(mut cursor: Cursor<'_>, json: &str, route: &Route) -> Shape {
+    let mut shape = Shape::default();
+    let mut separator = b'{';
+    while let Ok(Some(key)) = cursor.key(separator)
+        && shape.expected.len() < Shape::LONGEST
+    {
+        let name = text::decoded(json, key);
+        shape.expected.extend(Expected::new(separator, key.of(json).as_bytes(), route.role(&name)));
+        separator = b',';
+        if cursor.value(DEPTH).is_err() {
+            break;
+        }
+    }
+    shape
+}
+
+fn follow(
+    cursor: &mut Cursor<'_>,
+    json: &str,
+    route: &Route,
+    noted: &mut Noted,
+    shape: &mut Shape,
+) -> Result<(), Fault> {
+    let mut next = 0;
+    let mut separator = b'{';
+    loop {
+        let role = match shape.expected.get(next) {
+            Some(expected) if expected.is_at(cursor) => {
+                cursor.at += usize::from(expected.len);
+                next += 1;
+                expected.role
+            }
+            _ => {
+                let Some(key) = cursor.key(separator)? else { return Ok(()) };
+                let role = route.role(&text::decoded(json, key));
+                shape.misses += 1;
+                next = shape.behind(next, Expected::new(separator, key.of(json).as_bytes(), role));
+                role
+            }
+        };
+        separator = b',';
+        noted.omit |= role.omit;
+        let value = cursor.value(DEPTH)?;
+        if let Some(slot) = noted.values.get_mut(role.slot) {
+            *slot = value;
+        }
+    }
+}
+
+/// Appends the members of `logs`, which is valid, without those that are left out.
+pub(super) fn write_kept(logs: &str, route: &Route, out: &mut Vec<u8>) -> Result<(), Fault> {
+    let mut cursor = Cursor::new(logs, 0);
+    let mut separator = b'{';
+    out.push(b'{');
+    let begin = out.len();
+    while let Some(key) = cursor.key(separator)? {
+        separator = b',';
+        let value = cursor.at;
+        cursor.value(DEPTH)?;
+        if route.omits(&text::decoded(logs, key)) {
+            continue;
+        }
+        if out.len() > begin {
+            out.push(b',');
+        }
+        out.push(b'"');
+        out.extend_from_slice(key.of(logs).as_bytes());
+        out.extend_from_slice(b"\":");
+        super::scan::compact(&logs[value..cursor.at], out);
+    }
+    out.push(b'}');
+    Ok(())
+}

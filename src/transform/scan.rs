@@ -1,0 +1,458 @@
+//! The JSON grammar: a cursor that validates what it steps over and notes where values lie.
+//!
+//! It takes exactly RFC 8259, as `serde_json` does when it reads raw values: one pass, no recursion, no allocation. The input
+//! is UTF-8 already. Escapes are checked for their form only, so `\ud800` without its partner passes and stays as it is.
+//! Containers may be nested up to [`MAX_DEPTH`], the record's own object counted. A [`Fault`] names the byte.
+
+use super::lanes;
+
+/// How deep containers may be nested, the outermost one counted.
+pub(super) const MAX_DEPTH: u32 = 128;
+
+/// What is wrong with the text, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    pub(super) at: usize,
+    pub(super) what: &'static str,
+}
+
+fn fault<T>(at: usize, what: &'static str) -> Result<T, Fault> {
+    Err(Fault { at, what })
+}
+
+/// What kind of value a [`Value`] is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Kind {
+    #[default]
+    Absent,
+    Number,
+    /// A string without escapes.
+    Plain,
+    /// A string with at least one escape.
+    Escaped,
+    Object,
+    Array,
+    Bool,
+    Null,
+}
+
+/// Where a value lies; of a string the text between its quotes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Value {
+    pub(super) start: usize,
+    pub(super) end: usize,
+    pub(super) kind: Kind,
+}
+
+impl Value {
+    /// Whether it can be the text of a `#` value: only numbers and strings can.
+    pub(super) fn is_text(self) -> bool {
+        matches!(self.kind, Kind::Number | Kind::Plain | Kind::Escaped)
+    }
+
+    pub(super) fn is_string(self) -> bool {
+        matches!(self.kind, Kind::Plain | Kind::Escaped)
+    }
+
+    pub(super) fn of(self, text: &str) -> &str {
+        &text[self.start..self.end]
+    }
+}
+
+/// A position in the text of a record.
+#[derive(Debug)]
+pub(super) struct Cursor<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) at: usize,
+    /// Whether white space was stepped over since this was last reset.
+    pub(super) white: bool,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(text: &'a str, at: usize) -> Self {
+        Self { bytes: text.as_bytes(), at, white: false }
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn skip_white(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.at += 1;
+            self.white = true;
+        }
+    }
+
+    /// Steps to the value of the next member and returns its key, or over the closing brace and returns `None`.
+    /// `separator` is `{` before the first member and `,` before the others.
+    pub(super) fn key(&mut self, separator: u8) -> Result<Option<Value>, Fault> {
+        self.skip_white();
+        match self.peek() {
+            Some(byte) if byte == separator => self.at += 1,
+            Some(b'}') if separator == b',' => {
+                self.at += 1;
+                return Ok(None);
+            }
+            _ if separator == b'{' => return fault(self.at, "expected `{`"),
+            _ => return fault(self.at, "expected `,` or `}`"),
+        }
+        self.skip_white();
+        match self.peek() {
+            Some(b'"') => {}
+            Some(b'}') if separator == b'{' => {
+                self.at += 1;
+                return Ok(None);
+            }
+            _ => return fault(self.at, "expected a key"),
+        }
+        let key = self.string()?;
+        self.skip_white();
+        if self.peek() != Some(b':') {
+            return fault(self.at, "expected `:`");
+        }
+        self.at += 1;
+        self.skip_white();
+        Ok(Some(key))
+    }
+
+    /// Steps over one value that lies inside `depth` containers.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
+    pub(super) fn value(&mut self, depth: u32) -> Result<Value, Fault> {
+        match self.peek() {
+            Some(b'"') => self.string(),
+            Some(b'0'..=b'9' | b'-') => self.number(),
+            _ => self.other(depth),
+        }
+    }
+
+    /// The values that are rarer in logs, and white space before one.
+    #[inline(never)]
+    fn other(&mut self, depth: u32) -> Result<Value, Fault> {
+        self.skip_white();
+        match self.peek() {
+            Some(b'"') => self.string(),
+            Some(b'0'..=b'9' | b'-') => self.number(),
+            Some(b'{') => self.container(Kind::Object, depth),
+            Some(b'[') => self.container(Kind::Array, depth),
+            Some(b't') => self.literal("true", Kind::Bool),
+            Some(b'f') => self.literal("false", Kind::Bool),
+            Some(b'n') => self.literal("null", Kind::Null),
+            Some(_) => fault(self.at, "expected a value"),
+            None => fault(self.at, "unexpected end"),
+        }
+    }
+
+    fn literal(&mut self, word: &'static str, kind: Kind) -> Result<Value, Fault> {
+        let start = self.at;
+        if !self.bytes[start..].starts_with(word.as_bytes()) {
+            return fault(start, "expected a value");
+        }
+        self.at += word.len();
+        Ok(Value { start, end: self.at, kind })
+    }
+
+    /// Steps over a string; stands at its opening quote.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
+    fn string(&mut self) -> Result<Value, Fault> {
+        let start = self.at + 1;
+        let mask = lanes::special(&lanes::chunk(self.bytes, start));
+        let end = start + mask.trailing_zeros() as usize;
+        if mask != 0 && self.bytes.get(end) == Some(&b'"') {
+            self.at = end + 1;
+            return Ok(Value { start, end, kind: Kind::Plain });
+        }
+        self.long_string(start)
+    }
+
+    /// A string that does not end within a chunk, or has escapes.
+    #[inline(never)]
+    fn long_string(&mut self, start: usize) -> Result<Value, Fault> {
+        let mut kind = Kind::Plain;
+        let mut at = start;
+        loop {
+            let mask = lanes::special(&lanes::chunk(self.bytes, at));
+            if mask == 0 {
+                at += 16;
+                continue;
+            }
+            at += mask.trailing_zeros() as usize;
+            match self.bytes.get(at) {
+                Some(b'"') => break,
+                Some(b'\\') => {
+                    at = self.escape(at)?;
+                    kind = Kind::Escaped;
+                }
+                Some(_) => return fault(at, "control character in a string"),
+                None => return fault(self.bytes.len(), "unterminated string"),
+            }
+        }
+        self.at = at + 1;
+        Ok(Value { start, end: at, kind })
+    }
+
+    /// Checks the escape at `at` and returns the position behind it.
+    fn escape(&self, at: usize) -> Result<usize, Fault> {
+        match self.bytes.get(at + 1) {
+            Some(b'"' | b'\\' | b'/' | b'b' | b'f' | b'n' | b'r' | b't') => Ok(at + 2),
+            Some(b'u') => match self.bytes.get(at + 2..at + 6) {
+                Some(hex) if hex.iter().all(u8::is_ascii_hexdigit) => Ok(at + 6),
+                _ => fault(at, "bad `\\u` escape"),
+            },
+            _ => fault(at, "bad escape"),
+        }
+    }
+
+    /// Steps over a number. The way of most numbers: a digit that is not zero, and at most fourteen more.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
+    fn number(&mut self) -> Result<Value, Fault> {
+        let start = self.at;
+        let chunk = lanes::chunk(self.bytes, start);
+        let count = (!lanes::digits(&chunk)).trailing_zeros() as usize;
+        // With sixteen digits the index is out of reach, and the other way is taken as for any rarer form.
+        let end = chunk.get(count).copied().unwrap_or(b'.');
+        if count == 0 || (chunk[0] == b'0' && count > 1) || matches!(end, b'.' | b'e' | b'E') {
+            return self.long_number(start);
+        }
+        self.at = start + count;
+        Ok(Value { start, end: self.at, kind: Kind::Number })
+    }
+
+    fn digits(&self, mut at: usize) -> usize {
+        while self.bytes.get(at).is_some_and(u8::is_ascii_digit) {
+            at += 1;
+        }
+        at
+    }
+
+    /// The whole grammar of numbers.
+    #[inline(never)]
+    fn long_number(&mut self, start: usize) -> Result<Value, Fault> {
+        let whole = start + usize::from(self.bytes[start] == b'-');
+        let mut at = self.digits(whole);
+        if at == whole {
+            return fault(at, "expected a digit");
+        }
+        if self.bytes[whole] == b'0' && at > whole + 1 {
+            return fault(whole, "number with a leading zero");
+        }
+        if self.bytes.get(at) == Some(&b'.') {
+            let fraction = at + 1;
+            at = self.digits(fraction);
+            if at == fraction {
+                return fault(at, "expected a digit after the point");
+            }
+        }
+        if let Some(b'e' | b'E') = self.bytes.get(at) {
+            let signed = usize::from(matches!(self.bytes.get(at + 1), Some(b'+' | b'-')));
+            let exponent = at + 1 + signed;
+            at = self.digits(exponent);
+            if at == exponent {
+                return fault(at, "expected a digit in the exponent");
+            }
+        }
+        self.at = at;
+        Ok(Value { start, end: at, kind: Kind::Number })
+    }
+
+    /// Steps over an object or array with all that is in it; stands at its opening bracket, inside `depth` containers.
+    fn container(&mut self, kind: Kind, depth: u32) -> Result<Value, Fault> {
+        let start = self.at;
+        // One bit a level, the innermost lowest: set for an object. The levels in here are at most MAX_DEPTH.
+        let mut objects: u128 = 0;
+        let mut level = 0;
+        loop {
+            // A value starts here.
+            self.skip_white();
+            let entered = match self.peek() {
+                Some(byte @ (b'{' | b'[')) => {
+                    level += 1;
+                    if depth + level > MAX_DEPTH {
+                        return fault(self.at, "nested deeper than 128 levels");
+                    }
+                    objects = objects << 1 | u128::from(byte == b'{');
+                    true
+                }
+                Some(b'"') => self.string().map(|_| false)?,
+                Some(b'0'..=b'9' | b'-') => self.number().map(|_| false)?,
+                // No container is entered there: both were just ruled out.
+                _ => self.other(depth + level).map(|_| false)?,
+            };
+            let mut separator = if entered { self.peek() } else { Some(b',') };
+            // A value ended, or a container was entered: close what closes, then go to the next value.
+            while let Some(byte) = separator {
+                let more = if objects & 1 == 1 { self.key(byte)?.is_some() } else { self.element(byte)? };
+                if more {
+                    break;
+                }
+                objects >>= 1;
+                level -= 1;
+                if level == 0 {
+                    return Ok(Value { start, end: self.at, kind });
+                }
+                separator = Some(b',');
+            }
+        }
+    }
+
+    /// Steps to the next element and says so, or over the closing bracket. `separator` is `[` before the first element
+    /// and `,` before the others.
+    pub(super) fn element(&mut self, separator: u8) -> Result<bool, Fault> {
+        self.skip_white();
+        if separator == b'[' {
+            self.at += 1;
+            self.skip_white();
+            let empty = self.peek() == Some(b']');
+            self.at += usize::from(empty);
+            return Ok(!empty);
+        }
+        match self.peek() {
+            Some(b',') => {
+                self.at += 1;
+                Ok(true)
+            }
+            Some(b']') => {
+                self.at += 1;
+                Ok(false)
+            }
+            _ => fault(self.at, "expected `,` or `]`"),
+        }
+    }
+
+    /// Checks that nothing but white space follows.
+    pub(super) fn end(&mut self) -> Result<(), Fault> {
+        self.skip_white();
+        if self.at == self.bytes.len() { Ok(()) } else { fault(self.at, "trailing text after the object") }
+    }
+}
+
+/// Appends the JSON text `json`, which is valid, without the white space between its tokens.
+pub(super) fn compact(json: &str, out: &mut Vec<u8>) {
+    let mut cursor = Cursor::new(json, 0);
+    let mut copied = 0;
+    while let Some(byte) = cursor.peek() {
+        match byte {
+            b' ' | b'\n' | b'\r' | b'\t' => {
+                out.extend_from_slice(&cursor.bytes[copied..cursor.at]);
+                cursor.skip_white();
+                copied = cursor.at;
+            }
+            // The text was validated, so a string cannot fail; were it not, the copy would go on byte by byte.
+            b'"' if cursor.string().is_ok() => {}
+            _ => cursor.at += 1,
+        }
+    }
+    out.extend_from_slice(&cursor.bytes[copied..]);
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::value::RawValue;
+
+    use super::*;
+
+    fn object(text: &str) -> Result<(), Fault> {
+        let mut cursor = Cursor::new(text, 0);
+        let kind = cursor.value(0)?.kind;
+        cursor.end()?;
+        if kind == Kind::Object { Ok(()) } else { fault(0, "not an object") }
+    }
+
+    fn depth(text: &str) -> usize {
+        let (mut depth, mut deepest, mut quoted, mut escaped) = (0_usize, 0, false, false);
+        for byte in text.bytes() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                b'{' | b'[' if !quoted => {
+                    depth += 1;
+                    deepest = deepest.max(depth);
+                }
+                b'}' | b']' if !quoted => depth = depth.saturating_sub(1),
+                _ => {}
+            }
+        }
+        deepest
+    }
+
+    /// What `serde_json` says when it reads a raw value: the grammar, without a bound on the depth.
+    fn oracle(text: &str) -> bool {
+        serde_json::from_str::<&RawValue>(text).is_ok_and(|raw| raw.get().starts_with('{'))
+            && depth(text) <= MAX_DEPTH as usize
+    }
+
+    #[test]
+    fn the_grammar_is_that_of_serde_json_on_awkward_texts() {
+        let values = [
+            "0", "-0", "-", "01", "-01", "1.", ".5", "1.5", "1e", "1e+", "1e400", "1E-5", "1.10", "+1", "1e5.5", "0x1", "123456789012345",
+            "1234567890123456", "12345678901234567", "12345678901234.5", "123456789012345e6", "NaN", "true", "tru", "truex", "false",
+            "null", "nul", "\"\"", "\"", "\"a", "\"\\\"", "\"\\\\\"", "\"\\x\"", "\"\\u12\"", "\"\\u12g4\"", "\"\\ud800\"", "\"\\u0000\"",
+            "\"\u{0}\"", "\"\u{1f}\"", "\"\u{7f}\"", "\"tab\tin\"", "\"汉字\"", "\"exactly16bytes..\"", "\"exactly15bytes.\"",
+            "\"a string of more than thirty-two bytes, to be sure\"", "[]", "[ ]", "[,]", "[1,]", "[1 2]", "[1,2", "[[],[{}]]", "]", "}",
+            "{}", "{ }", "{,}", "{\"a\"}", "{\"a\":}", "{\"a\":1,}", "{\"a\":1 \"b\":2}", "{a:1}", "{\"a\":1}}", "[}", "{]", "[{\"a\":[1}]", "汉", "",
+        ];
+        for value in values {
+            for text in [format!("{{\"k\":{value}}}"), format!(" {{ \"k\" : {value} , \"l\":[ {value} ] }} "), value.to_owned()] {
+                assert_eq!(object(&text).is_ok(), oracle(&text), "{text:?}: {:?}", object(&text));
+            }
+        }
+    }
+
+    #[test]
+    fn nesting_of_128_passes_and_of_129_does_not() {
+        for (levels, passes) in [(127, true), (128, true), (129, false), (100_000, false)] {
+            let arrays = format!("{{\"a\":{}{}}}", "[".repeat(levels - 1), "]".repeat(levels - 1));
+            let objects = format!("{}1{}", "{\"a\":".repeat(levels), "}".repeat(levels));
+            assert_eq!(object(&arrays).is_ok(), passes, "{levels} arrays");
+            assert_eq!(object(&objects).is_ok(), passes, "{levels} objects");
+        }
+    }
+
+    #[test]
+    fn a_fault_names_its_byte() {
+        assert_eq!(object("{\"a\":tru}"), fault(5, "expected a value"));
+        assert_eq!(object("{\"a\":1"), fault(6, "expected `,` or `}`"));
+        assert_eq!(object("{\"a\":\"x"), fault(7, "unterminated string"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4096))]
+
+        #[test]
+        fn json_like_text_is_taken_exactly_when_serde_json_takes_it(
+            pieces in prop::collection::vec(prop::sample::select(vec![
+                "{", "}", "[", "]", ",", ":", "\"a\"", "\"", "\\", "\\u00", "1", "-", "0", ".5", "e1", "true", "null", " ", "\n", "\u{1}", "é", "{}", "[]",
+                "\"a\":", "\"a\":1", "\"a long enough string\"",
+            ]), 0..14)
+        ) {
+            let text = format!("{{{}}}", pieces.concat());
+            prop_assert_eq!(object(&text).is_ok(), oracle(&text), "{:?}", text);
+            let text = pieces.concat();
+            prop_assert_eq!(object(&text).is_ok(), oracle(&text), "{:?}", text);
+        }
+
+        #[test]
+        fn a_damaged_document_is_taken_exactly_when_serde_json_takes_it(at in 0_usize..400, with: u8) {
+            let mut bytes = br#"{"a":[1,-2.50e+3,{"b":"x\u00e9\n"},[],{}],"c":{"d":null,"e":true},"f":"sixteen bytes and more"}"#.to_vec();
+            let at = at % bytes.len();
+            bytes[at] = with % 128;
+            let text = String::from_utf8(bytes).unwrap();
+            prop_assert_eq!(object(&text).is_ok(), oracle(&text), "{:?}", text);
+        }
+
+        #[test]
+        fn compacting_takes_only_white_space_between_tokens(text in "[ \t\n]{0,3}(\"[a \\\\\"]{0,5}|[ 0-9,:]){0,9}") {
+            let text = format!("{{ \"k\" :\t{} , \"l\": \" a \" }}", serde_json::to_string(&text).unwrap());
+            let mut out = Vec::new();
+            compact(&text, &mut out);
+            let parse = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+            prop_assert_eq!(parse(&out), parse(text.as_bytes()));
+            prop_assert_eq!(serde_json::to_vec(&parse(&out)).unwrap(), out);
+        }
+    }
+}
