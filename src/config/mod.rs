@@ -36,8 +36,6 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-mod units;
-
 /// The whole configuration, validated. Relative paths are already joined to the home.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {

@@ -28,12 +28,14 @@ mod envelope;
 mod lanes;
 mod line;
 mod members;
+pub mod recipe;
 mod route;
 mod scan;
 mod strict;
 mod text;
 mod time;
 mod uuid;
+pub mod worker;
 
 #[cfg(test)]
 mod tests;
