@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 pub mod assignment;
+pub mod consumer;
 pub mod journal;
 pub mod native;
 pub mod payload;
