@@ -5,11 +5,15 @@
 
 #![warn(missing_docs)]
 
+pub mod cli;
 pub mod commentjson;
 pub mod config;
 pub mod control;
+pub mod daemon;
+pub mod logging;
 pub mod msink;
 pub mod msource;
 pub mod record;
 pub mod settings;
+pub mod signals;
 pub mod transform;

@@ -7,6 +7,10 @@ pub mod client;
 pub mod protocol;
 pub mod server;
 mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::time::Duration;
