@@ -5,10 +5,12 @@
 //! Failures: [`FailureKind::TimedOut`] with [`TIMED_OUT`], [`FailureKind::Unavailable`] when nobody listens or the
 //! connection breaks, and whatever the service answers.
 
+use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -37,17 +39,41 @@ impl Remote {
         Self { socket, timeout }
     }
 
+    /// The same service, with silences bounded by `timeout` as well.
+    #[must_use]
+    pub fn bounded(self, timeout: Duration) -> Self {
+        // A timeout of zero would mean none.
+        Self { timeout: self.timeout.min(timeout).max(Duration::from_millis(1)), ..self }
+    }
+
+    /// The bound on every silence.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Whether somebody listens. A full backlog is [`FailureKind::TimedOut`].
     pub fn probe(&self) -> Result<(), Failure> {
         connect(&self.socket, self.timeout).map(drop).map_err(|e| self.failure("connect to", &e))
     }
 
-    /// Asks for the drain and waits until it is over, telling each sign of progress.
-    pub fn drain(&self, progress: &dyn Fn(&str)) -> Result<(), Failure> {
-        self.call(&Call::Stop, progress).map(drop)
+    /// Asks for the drain and waits until it is over. At the deadline it gives up waiting, not the drain, and returns
+    /// what was still in flight.
+    pub fn drain(&self, deadline: Instant, progress: &dyn Fn(&str)) -> Result<Option<String>, Failure> {
+        let last = RefCell::new(None);
+        let outcome = self.call(&Call::Stop, &|message| {
+            progress(message);
+            last.replace(Some(message.to_owned()));
+            if Instant::now() < deadline { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
+        match (outcome, last.into_inner()) {
+            (Err(failure), Some(in_flight)) if failure.kind == FailureKind::TimedOut && Instant::now() >= deadline => {
+                Ok(Some(in_flight))
+            }
+            (outcome, _) => outcome.map(|_| None),
+        }
     }
 
-    fn call(&self, call: &Call, progress: &dyn Fn(&str)) -> Result<Value, Failure> {
+    fn call(&self, call: &Call, progress: &dyn Fn(&str) -> ControlFlow<()>) -> Result<Value, Failure> {
         let mut stream = connect(&self.socket, self.timeout).map_err(|e| self.failure("connect to", &e))?;
         self.exchange(&mut stream, call, progress).map_err(|e| self.failure("ask", &e))?
     }
@@ -56,7 +82,7 @@ impl Remote {
         &self,
         stream: &mut UnixStream,
         call: &Call,
-        progress: &dyn Fn(&str),
+        progress: &dyn Fn(&str) -> ControlFlow<()>,
     ) -> io::Result<Result<Value, Failure>> {
         stream.set_write_timeout(Some(self.timeout))?;
         stream.set_read_timeout(Some(self.timeout))?;
@@ -71,7 +97,8 @@ impl Remote {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             match parse_reply(&line) {
-                Some(Line::Progress(message)) => progress(&message),
+                Some(Line::Progress(message)) if progress(&message).is_continue() => {}
+                Some(Line::Progress(_)) => return Err(io::ErrorKind::TimedOut.into()),
                 Some(Line::Reply(reply)) => return Ok(reply),
                 None => return Err(io::Error::new(io::ErrorKind::InvalidData, "the reply is no JSON-RPC")),
             }
@@ -79,7 +106,10 @@ impl Remote {
     }
 
     fn ask<T: DeserializeOwned>(&self, call: &Call, progress: &dyn Fn(&str)) -> Result<T, Failure> {
-        let reply = self.call(call, progress)?;
+        let reply = self.call(call, &|message| {
+            progress(message);
+            ControlFlow::Continue(())
+        })?;
         serde_json::from_value(reply).map_err(|e| {
             Failure::new(
                 FailureKind::Failed,
@@ -95,8 +125,8 @@ impl Remote {
                 FailureKind::Unavailable,
                 format!("the service at {} closed the connection without an answer, try again", self.socket.display()),
             ),
-            _ => Failure::new(
-                FailureKind::Unavailable,
+            kind => Failure::new(
+                if kind == io::ErrorKind::PermissionDenied { FailureKind::Failed } else { FailureKind::Unavailable },
                 format!("cannot {doing} the service at {}: {error}", self.socket.display()),
             ),
         }
@@ -135,8 +165,8 @@ impl Service for Remote {
         self.ask(&Call::Reload, &silent)
     }
 
-    /// Returns only when the drain is over; [`Remote::drain`] tells the progress.
+    /// Waits for at most `timeout`; [`Remote::drain`] takes a deadline and tells the progress.
     fn stop(&self) -> Result<Option<String>, Failure> {
-        self.drain(&silent).map(|()| None)
+        self.drain(Instant::now() + self.timeout, &silent)
     }
 }

@@ -217,7 +217,7 @@ async fn serve(stream: UnixStream, shared: &Arc<Shared>, id: u64) -> io::Result<
     let access = shared.access;
     if !blocking(move || Ok(access.allows(peer.uid(), peer.gid()))).await.unwrap_or(false) {
         let message = format!("user {} may not use this socket; see rpc.permissions and rpc.group", peer.uid());
-        let refusal = Err(Failure::new(FailureKind::Usage, message).into());
+        let refusal = Err(Failure::new(FailureKind::Failed, message).into());
         return shared.send(&mut write, Form::JsonRpc(Value::Null).reply(&refusal)).await;
     }
     let mut closed = shared.closed.clone();

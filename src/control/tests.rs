@@ -230,8 +230,18 @@ fn stop_tells_what_is_in_flight_until_nothing_is() {
     let running = Running::start();
     running.fake.stop_polls.store(3, SeqCst);
     let heard = RefCell::new(Vec::new());
-    running.remote().drain(&|message| heard.borrow_mut().push(message.to_owned())).unwrap();
+    let later = Instant::now() + Duration::from_secs(60);
+    let left = running.remote().drain(later, &|message| heard.borrow_mut().push(message.to_owned())).unwrap();
+    assert_eq!(left, None);
     assert_eq!(heard.borrow().first().unwrap(), "3 records in flight");
+}
+
+#[test]
+fn a_drain_that_takes_too_long_is_left_alone_and_told() {
+    let running = Running::start();
+    running.fake.stop_polls.store(u64::MAX, SeqCst);
+    let left = running.remote().drain(Instant::now(), &|_| {}).unwrap().unwrap();
+    assert!(left.ends_with("records in flight"), "{left}");
 }
 
 #[test]

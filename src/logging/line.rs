@@ -1,7 +1,7 @@
 //! How an event becomes a line.
 
 use std::backtrace::Backtrace;
-use std::fmt::{self, Write};
+use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use tracing::{Event, Subscriber};
@@ -14,8 +14,8 @@ use crate::config::{Level, TimeZone};
 /// Target of the event that tells a panic; always with its backtrace.
 pub(super) const PANIC: &str = "panic";
 
-/// Frames of this machinery, which stand above whoever logged.
-const MACHINERY: [&str; 5] = ["backtrace", "logging::line", "tracing", "core::ops::function", "std::thread::local"];
+/// What symbol or file of the frames between whoever logged and this module have in them.
+const MACHINERY: [&str; 4] = ["backtrace", "logging/line.rs", "tracing", "std/src/thread/local.rs"];
 
 /// Writes `time level target: message field=value …`, and a backtrace from `stack_level` on.
 #[derive(Clone, Copy, Debug)]
@@ -83,9 +83,10 @@ fn timestamp(now: DateTime<Utc>, zone: TimeZone) -> String {
 
 /// A frame is a line ` 7: symbol`, perhaps followed by a line `at file:line:column`.
 fn write_backtrace(writer: &mut Writer<'_>, text: &str) -> fmt::Result {
-    let is_machinery =
-        |line: &&str| line.trim_start().starts_with("at ") || MACHINERY.iter().any(|part| line.contains(part));
-    for line in text.lines().skip_while(is_machinery) {
+    let lines: Vec<&str> = text.lines().collect();
+    let frames = lines.chunk_by(|_, next| next.trim_start().starts_with("at "));
+    let is_machinery = |frame: &&[&str]| frame.iter().any(|line| MACHINERY.iter().any(|part| line.contains(part)));
+    for line in frames.skip_while(is_machinery).flatten() {
         writeln!(writer, "    {line}")?;
     }
     Ok(())
