@@ -5,14 +5,19 @@
 
 #![warn(missing_docs)]
 
+pub mod app;
 pub mod block;
+pub mod cli;
 pub mod commentjson;
 pub mod config;
 pub mod control;
+pub mod daemon;
 pub mod delivery;
 pub mod demo;
+pub mod logging;
 pub mod msink;
 pub mod msource;
 pub mod record;
 pub mod settings;
+pub mod signals;
 pub mod transform;

@@ -3,6 +3,15 @@
 //! [`Service`] is the one interface behind the Unix socket and the commands: the running pipeline implements it, and so
 //! does the store of a stopped one. Tables, JSON and the socket's replies are all made from the types here.
 
+pub mod client;
+pub mod protocol;
+pub mod server;
+mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -155,6 +164,11 @@ pub struct PartitionOffsets {
     pub current: i64,
     /// `max(0, high - current)`.
     pub lag: i64,
+}
+
+/// The total lag: the sum of the partitions'.
+pub fn total_lag(partitions: &[PartitionOffsets]) -> i64 {
+    partitions.iter().map(|partition| partition.lag).fold(0, i64::saturating_add)
 }
 
 /// What `failure_queue_list` asks for.

@@ -192,6 +192,8 @@ pub struct Gauges {
     pub open_files: AtomicUsize,
     /// Bytes in the failure queue, those not checkpointed yet included.
     pub queue_bytes: AtomicU64,
+    /// Entries of the failure queue that were tried again and failed again, since the start.
+    pub stayed: AtomicU64,
     /// Bytes written since the start.
     pub written_bytes: AtomicU64,
 }
@@ -226,6 +228,7 @@ impl Gauges {
             stalled: Mutex::default(),
             open_files: AtomicUsize::new(0),
             queue_bytes,
+            stayed: AtomicU64::new(0),
             written_bytes: AtomicU64::new(0),
         }
     }

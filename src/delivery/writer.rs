@@ -228,7 +228,10 @@ impl Delivery {
     fn tick(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         if self.stall.as_ref().is_some_and(|stall| now >= stall.again) {
-            self.advance()?;
+            match self.sink.reopen_dir() {
+                Ok(()) => self.advance()?,
+                Err(error) => self.stalled(&error),
+            }
         }
         if now >= self.last_tick + ROTATION_TICK {
             self.last_tick = now;
@@ -356,6 +359,9 @@ impl Delivery {
             self.insert.extend(frame.rejects);
             self.dirty = true;
             self.gauges.settled(&block);
+            if matches!(block.source, Source::Queue(_)) {
+                self.gauges.stayed.fetch_add(block.rejects.len() as u64, Ordering::Relaxed);
+            }
             let bytes: u64 = frame.pieces.iter().map(|piece| piece.length).sum();
             self.gauges.written_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);

@@ -228,6 +228,11 @@ impl FileSink {
         files
     }
 
+    /// Looks for the directory again, after something failed: it may have been removed and made anew meanwhile.
+    pub fn reopen_dir(&mut self) -> io::Result<()> {
+        self.dir.reopen()
+    }
+
     /// Files open for writing.
     pub fn open_files(&self) -> usize {
         self.active.values().filter(|active| active.file.is_some()).count()

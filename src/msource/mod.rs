@@ -10,6 +10,8 @@ pub mod consumer;
 pub mod journal;
 pub mod native;
 pub mod payload;
+pub mod properties;
+pub mod reread;
 pub mod store;
 pub mod tracker;
 

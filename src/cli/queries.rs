@@ -1,0 +1,165 @@
+//! The commands that ask, that work on the failure queue, and that try things out.
+
+use std::io::{self, BufRead};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::context::{Context, Reach, show_progress};
+use super::{DemoOptions, Exit, Moved, OffsetTarget, Scope, Selection, complain, table};
+use crate::control::{ClearQuery, Failure, FailureKind, ListQuery, Service, State, total_lag};
+use crate::daemon::{self, Holder, PidFile};
+use crate::record::Reason;
+
+impl Context<'_> {
+    pub(super) fn status(&mut self) -> Result<Exit, Failure> {
+        let asked = match self.reach()? {
+            Reach::Running(remote) => remote.status(),
+            Reach::Stopped => {
+                self.config().and_then(|config| self.backend.local(&config)).and_then(|service| service.status())
+            }
+        };
+        match asked {
+            Ok(status) => {
+                self.print(&status, || table::status(&status))?;
+                Ok(if status.state == State::Stopped { Exit::NotRunning } else { Exit::Done })
+            }
+            // Whatever else is wrong, this much is known.
+            Err(failure) if self.is_stopped()? => {
+                complain(self.errors, &format!("mtga is not running, and its store cannot be read\n{failure}"));
+                Ok(Exit::NotRunning)
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    fn is_stopped(&self) -> Result<bool, Failure> {
+        Ok(daemon::holder(&self.place.home)? == Holder::Nobody)
+    }
+
+    pub(super) fn offset_checker(&mut self) -> Result<Exit, Failure> {
+        let partitions = self.service()?.offsets()?;
+        self.print(&partitions, || table::offsets(&partitions))?;
+        Ok(Exit::Done)
+    }
+
+    pub(super) fn kafka_lag(&mut self) -> Result<Exit, Failure> {
+        let lag = self.service().and_then(|service| service.offsets());
+        self.integer(lag.map(|partitions| total_lag(&partitions)))
+    }
+
+    pub(super) fn failure_queue_count(&mut self) -> Result<Exit, Failure> {
+        let count = self.service().and_then(|service| service.failure_count());
+        self.integer(count)
+    }
+
+    /// Prints the result of an integer command: scripts that read it get `-1` on a timeout.
+    fn integer(&mut self, result: Result<impl std::fmt::Display, Failure>) -> Result<Exit, Failure> {
+        match result {
+            Ok(number) => self.print_integer(number)?,
+            Err(failure) => {
+                if failure.kind == FailureKind::TimedOut {
+                    self.print_integer(-1)?;
+                }
+                return Err(failure);
+            }
+        }
+        Ok(Exit::Done)
+    }
+
+    pub(super) fn failure_queue_list(&mut self, limit: u64, reason: Option<Reason>) -> Result<Exit, Failure> {
+        let entries = self.service()?.failure_list(&ListQuery { limit: Some(limit), reason })?;
+        self.print(&entries, || table::failures(&entries))?;
+        Ok(Exit::Done)
+    }
+
+    pub(super) fn retry_failure_queue(&mut self, reason: Option<Reason>) -> Result<Exit, Failure> {
+        let retried = self.service()?.retry_failures(reason, &show_progress)?;
+        self.print(&retried, || format!("{} left the failure queue, {} stay\n", retried.left, retried.stayed))?;
+        Ok(Exit::Done)
+    }
+
+    pub(super) fn clear_failure_queue(
+        &mut self,
+        older_than: Option<Duration>,
+        reason: Option<Reason>,
+        export: Option<PathBuf>,
+    ) -> Result<Exit, Failure> {
+        // The service has another directory than the operator.
+        let export = export.map(|file| self.directory.join(file));
+        if let Some(file) = &export {
+            check_new(file)?;
+        }
+        let query = ClearQuery { older_than, reason, export };
+        let removed = self.service().and_then(|service| service.clear_failures(&query, &show_progress));
+        self.integer(removed)
+    }
+
+    pub(super) fn reload(&mut self) -> Result<Exit, Failure> {
+        let Reach::Running(remote) = self.reach()? else {
+            let message = "mtga is not running; it reads its settings when it starts";
+            return Err(Failure::new(FailureKind::Unavailable, message));
+        };
+        let told = remote.reload()?;
+        self.print(&told, || format!("{told}\n"))?;
+        Ok(Exit::Done)
+    }
+
+    pub(super) fn set_offset(&mut self, what: &Selection, to: OffsetTarget) -> Result<Exit, Failure> {
+        let config = self.config()?;
+        // Keeps a service from starting meanwhile, and refuses when one runs.
+        let _lock = PidFile::acquire(&self.place.home)?;
+        let moved = self.backend.set_offset(&config, what, to)?;
+        let Moved { before, after } = &moved;
+        self.print(&moved, || format!("before\n{}after\n{}", table::offsets(before), table::offsets(after)))?;
+        Ok(Exit::Done)
+    }
+
+    pub(super) fn check(&mut self, scope: Scope) -> Result<Exit, Failure> {
+        let failures = match self.config() {
+            Ok(config) => self.backend.check(&config, scope),
+            Err(failure) => vec![failure],
+        };
+        let mistakes: Vec<&str> = failures.iter().flat_map(|failure| failure.message.lines()).collect();
+        for mistake in &mistakes {
+            complain(self.errors, mistake);
+        }
+        let verdict = json!({"ok": mistakes.is_empty(), "mistakes": mistakes});
+        let people = if mistakes.is_empty() { "ok\n" } else { "" };
+        self.print(&verdict, || people.to_owned())?;
+        // A mistake that the operator has to mend counts more than a broker that is away.
+        let worst = failures.iter().find(|failure| failure.kind == FailureKind::Config).or_else(|| failures.first());
+        Ok(worst.map_or(Exit::Done, |failure| failure.kind.into()))
+    }
+
+    pub(super) fn show_config(&mut self) -> Result<Exit, Failure> {
+        let config = self.config()?;
+        let yaml = self.backend.render(&config);
+        self.print(&yaml, || yaml.clone())?;
+        Ok(Exit::Done)
+    }
+
+    pub(super) fn transform(&mut self, records: &mut dyn BufRead) -> Result<Exit, Failure> {
+        let config = self.config()?;
+        self.backend.transform(&config, records, &mut self.output, &mut self.errors)?;
+        Ok(Exit::Done)
+    }
+
+    pub(super) fn demo(&mut self, options: &DemoOptions) -> Result<Exit, Failure> {
+        let options =
+            DemoOptions { keep: options.keep.as_ref().map(|dir| self.directory.join(dir)), ..options.clone() };
+        self.backend.demo(&options, self.format, &mut self.output)?;
+        Ok(Exit::Done)
+    }
+}
+
+/// Refuses a file that is there, before the service is asked; the service itself creates it exclusively.
+fn check_new(file: &Path) -> Result<(), Failure> {
+    let trouble = match std::fs::symlink_metadata(file) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => e.to_string(),
+        Ok(_) => "it is there already, name a new file".to_owned(),
+    };
+    Err(Failure::new(FailureKind::CannotCreate, format!("cannot export to {}: {trouble}", file.display())))
+}

@@ -1,0 +1,314 @@
+//! Tables for people, at most 80 columns where their content lets them.
+//!
+//! Control characters in foreign text are replaced, so that a payload cannot command the terminal.
+
+use std::fmt::Write as _;
+
+use cli_table::format::{Border, HorizontalLine, Separator, VerticalLine};
+use cli_table::{Cell, CellStruct, Table};
+
+use crate::control::{FailureEntry, PartitionOffsets, State, Status};
+use crate::record::{Filter, Reason};
+
+/// Columns of the head of a payload: what the other columns leave of 80.
+const HEAD_WIDTH: usize = 28;
+/// Columns of a value in the status table.
+const VALUE_WIDTH: usize = 56;
+
+/// A table with its title row and the lines around it.
+fn draw(title: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let line = |end: char, junction: char| HorizontalLine::new(end, end, junction, '-');
+    let border = Border::builder()
+        .top(line('.', '.'))
+        .bottom(line('\'', '\''))
+        .left(VerticalLine::new('|'))
+        .right(VerticalLine::new('|'))
+        .build();
+    let separator =
+        Separator::builder().title(Some(line('+', '+'))).column(Some(VerticalLine::new('|'))).row(None).build();
+    let rows: Vec<Vec<CellStruct>> = rows.into_iter().map(|row| row.into_iter().map(Cell::cell).collect()).collect();
+    let is_empty = rows.is_empty();
+    let table = rows
+        .table()
+        .title(title.iter().map(Cell::cell).collect::<Vec<_>>())
+        .border(border)
+        .separator(separator)
+        .color_choice(cli_table::ColorChoice::Never);
+    let mut text = table.display().map(|table| table.to_string()).unwrap_or_default();
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    // The bottom line comes with the last row.
+    if is_empty && let Some(top) = text.lines().next() {
+        let bottom = top.replace('.', "'");
+        text = format!("{text}{bottom}\n");
+    }
+    text
+}
+
+/// The table of `offset_checker`.
+pub(super) fn offsets(partitions: &[PartitionOffsets]) -> String {
+    let row = |(number, partition): (usize, &PartitionOffsets)| {
+        vec![
+            number.to_string(),
+            clean(&partition.topic),
+            partition.partition.to_string(),
+            partition.low.to_string(),
+            partition.high.to_string(),
+            partition.current.to_string(),
+            partition.lag.to_string(),
+        ]
+    };
+    draw(&["#", "Topic", "Partition", "Low", "High", "Current", "Lag"], partitions.iter().enumerate().map(row))
+}
+
+/// The table of `failure_queue_list`.
+pub(super) fn failures(entries: &[FailureEntry]) -> String {
+    let row = |entry: &FailureEntry| {
+        let attempts = if entry.parked { format!("{} parked", entry.attempts) } else { entry.attempts.to_string() };
+        vec![
+            entry.position.to_string(),
+            entry.reason.to_string(),
+            attempts,
+            duration(entry.age_seconds),
+            cut(&clean(&entry.head), HEAD_WIDTH),
+        ]
+    };
+    draw(&["Position", "Reason", "Attempts", "Age", "Head"], entries.iter().map(row))
+}
+
+/// The table of `status`.
+pub(super) fn status(status: &Status) -> String {
+    let mut rows: Vec<(&str, String)> = vec![("State", state(status.state).to_owned())];
+    rows.extend(status.reason.as_ref().map(|reason| ("Reason", clean(reason))));
+    rows.extend(status.pid.map(|pid| ("Pid", pid.to_string())));
+    rows.extend(status.uptime_seconds.map(|seconds| ("Uptime", duration(seconds))));
+    rows.push(("Version", clean(&status.version)));
+    rows.push(("Home id", clean(&status.home_id)));
+    if status.pid.is_some() {
+        let (consumed, written) = (status.consumed_per_second, status.written_per_second);
+        rows.push(("Rates", format!("{consumed:.0} consumed/s, {written:.0} written/s")));
+    }
+    rows.push(("Partitions", status.partitions.to_string()));
+    rows.push(("Lag", status.lag.map_or_else(|| "unknown".to_owned(), |lag| lag.to_string())));
+    let counts = &status.counts;
+    rows.push(("Consumed", counts.consumed.to_string()));
+    rows.push(("Retried", counts.retried.to_string()));
+    rows.push(("Written", counts.written.to_string()));
+    rows.push(("Filtered", by_reason(&counts.filtered, |index| Filter::ALL[index].name())));
+    rows.push(("Rejected", by_reason(&counts.rejected, |index| Reason::ALL[index].name())));
+    rows.push(("In flight", counts.in_flight.to_string()));
+    rows.push(("Lost before read", status.gap_records.to_string()));
+    let queue = (status.failure_queue_records, bytes(status.failure_queue_bytes));
+    rows.push(("Failure queue", format!("{} records, {}", queue.0, queue.1)));
+    rows.push(("Open files", status.open_files.to_string()));
+    let block = status.last_checkpoint_block;
+    let checkpoint = status.last_checkpoint_seconds.map(|ago| format!("{ago:.1} s ago, block {block}"));
+    rows.push(("Last checkpoint", checkpoint.unwrap_or_else(|| "none yet".to_owned())));
+    draw(&["Status", ""], rows.into_iter().map(|(name, value)| vec![name.to_owned(), wrap(&value, VALUE_WIDTH)]))
+}
+
+/// The name of a state.
+pub(super) fn state(state: State) -> &'static str {
+    match state {
+        State::Stopped => "stopped",
+        State::Starting => "starting",
+        State::Waiting => "waiting",
+        State::Consuming => "consuming",
+        State::Paused => "paused",
+        State::Stopping => "stopping",
+    }
+}
+
+/// The sum, and what it is made of.
+fn by_reason(counts: &[u64], name: impl Fn(usize) -> &'static str) -> String {
+    let mut text = counts.iter().sum::<u64>().to_string();
+    let parts: Vec<_> = counts.iter().enumerate().filter(|(_, count)| **count > 0).collect();
+    for (position, (index, count)) in parts.iter().enumerate() {
+        let start = if position == 0 { " (" } else { ", " };
+        let end = if position + 1 == parts.len() { ")" } else { "" };
+        let _ = write!(text, "{start}{} {count}{end}", name(*index));
+    }
+    text
+}
+
+/// A span in its two largest units: `1d 2h`, `4m 5s`.
+fn duration(seconds: u64) -> String {
+    let units = [(86_400, "d"), (3_600, "h"), (60, "m"), (1, "s")];
+    let first = units.iter().position(|(size, _)| seconds >= *size).unwrap_or(units.len() - 1);
+    let mut left = seconds;
+    let mut parts = Vec::new();
+    for (size, name) in units.iter().skip(first).take(2) {
+        if left >= *size || parts.is_empty() {
+            parts.push(format!("{}{name}", left / size));
+        }
+        left %= size;
+    }
+    parts.join(" ")
+}
+
+fn bytes(bytes: u64) -> String {
+    let units = ["KiB", "MiB", "GiB", "TiB"];
+    let mut size = bytes as f64;
+    let mut unit = "B";
+    for larger in units {
+        if size < 1024.0 {
+            break;
+        }
+        size /= 1024.0;
+        unit = larger;
+    }
+    if unit == "B" { format!("{bytes} B") } else { format!("{size:.1} {unit}") }
+}
+
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Columns of a character; beyond ASCII two are reckoned, so that a line is rather too short than too long.
+fn width(c: char) -> usize {
+    if c.is_ascii() { 1 } else { 2 }
+}
+
+fn cut(text: &str, columns: usize) -> String {
+    if text.chars().map(width).sum::<usize>() <= columns {
+        return text.to_owned();
+    }
+    let mut used = 3;
+    let kept = text.chars().take_while(|c| {
+        used += width(*c);
+        used <= columns
+    });
+    kept.chain("...".chars()).collect()
+}
+
+/// Breaks at spaces, and within words that are longer than a line.
+fn wrap(text: &str, columns: usize) -> String {
+    let mut lines = String::new();
+    let mut used = 0;
+    for word in text.split(' ') {
+        let size: usize = word.chars().map(width).sum();
+        if used > 0 && used + 1 + size > columns {
+            lines.push('\n');
+            used = 0;
+        } else if used > 0 {
+            lines.push(' ');
+            used += 1;
+        }
+        for c in word.chars() {
+            if used + width(c) > columns {
+                lines.push('\n');
+                used = 0;
+            }
+            lines.push(c);
+            used += width(c);
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::control::testing;
+
+    #[test]
+    fn offset_checker_prints_exactly_this_table() {
+        let expected = "\
+.---.----------------.-----------.------------.------------.------------.-----.
+| # | Topic          | Partition | Low        | High       | Current    | Lag |
++---+----------------+-----------+------------+------------+------------+-----+
+| 0 | mulog_clean_24 | 0         | 6171720626 | 6197511755 | 6197511494 | 261 |
+'---'----------------'-----------'------------'------------'------------'-----'
+";
+        assert_eq!(offsets(&testing::offsets()), expected);
+    }
+
+    #[test]
+    fn a_table_without_rows_is_closed() {
+        let expected = "\
+.---.-------.-----------.-----.------.---------.-----.
+| # | Topic | Partition | Low | High | Current | Lag |
++---+-------+-----------+-----+------+---------+-----+
+'---'-------'-----------'-----'------'---------'-----'
+";
+        assert_eq!(offsets(&[]), expected);
+    }
+
+    #[test]
+    fn the_failure_queue_fits_into_80_columns() {
+        let mut entries = vec![testing::entry(1), testing::entry(20_000_000)];
+        entries[1].parked = true;
+        entries[1].attempts = 5;
+        entries[1].reason = Reason::BadEventName;
+        entries[1].head = "你好\u{1b}[2J世界".repeat(10);
+        let text = failures(&entries);
+        let expected = "\
+.----------.----------------.----------.-------.------------------------------.
+| Position | Reason         | Attempts | Age   | Head                         |
++----------+----------------+----------+-------+------------------------------+
+| 1        | bad_json       | 1        | 2h 1m | {\"headers\":{\"app_id\":24,\"... |
+| 20000000 | bad_event_name | 5 parked | 2h 1m | 你好\u{fffd}[2J世界你好\u{fffd}[2J世...    |
+'----------'----------------'----------'-------'------------------------------'
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn the_status_of_a_running_service() {
+        let mut running = testing::status();
+        running.reason = Some("no broker of kafka-1.example.org:9092,kafka-2.example.org:9092 answers".to_owned());
+        let expected = "\
+.------------------.-------------------------------------------------.
+| Status           |                                                 |
++------------------+-------------------------------------------------+
+| State            | consuming                                       |
+| Reason           | no broker of                                    |
+|                  | kafka-1.example.org:9092,kafka-2.example.org:90 |
+|                  | answers                                         |
+| Pid              | 4242                                            |
+| Uptime           | 1d 2h                                           |
+| Version          | 0.1.0                                           |
+| Home id          | 5f0c7a                                          |
+| Rates            | 1235 consumed/s, 1200 written/s                 |
+| Partitions       | 1                                               |
+| Lag              | 261                                             |
+| Consumed         | 100                                             |
+| Retried          | 2                                               |
+| Written          | 90                                              |
+| Filtered         | 5 (tombstone 1, drop 4)                         |
+| Rejected         | 4 (bad_json 3, no_time 1)                       |
+| In flight        | 3                                               |
+| Lost before read | 0                                               |
+| Failure queue    | 4 records, 4.9 KiB                              |
+| Open files       | 2                                               |
+| Last checkpoint  | 0.4 s ago, block 77                             |
+'------------------'-------------------------------------------------'
+";
+        assert_eq!(status(&running), expected);
+    }
+
+    #[test]
+    fn spans_and_sizes_are_short() {
+        assert_eq!(duration(0), "0s");
+        assert_eq!(duration(59), "59s");
+        assert_eq!(duration(3_600), "1h");
+        assert_eq!(duration(86_399), "23h 59m");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1 << 30), "1.0 GiB");
+    }
+
+    proptest! {
+        #[test]
+        fn wrapping_loses_nothing_and_no_line_is_too_long(text in "[a-z é世]{0,80}") {
+            let wrapped = wrap(&text, 12);
+            for line in wrapped.lines() {
+                prop_assert!(line.chars().map(width).sum::<usize>() <= 12);
+            }
+            let kept = |text: &str| text.replace([' ', '\n'], "");
+            prop_assert_eq!(kept(&wrapped), kept(&text));
+        }
+    }
+}

@@ -1,0 +1,412 @@
+//! The control socket's server: lets operators and monitors ask a running [`Service`].
+//!
+//! Promises: a slow, silent or flooding client costs bounded memory and harms nobody else; a request is answered even
+//! while hundreds of others are connected; what one client started is finished although that client goes away.
+//! How: one current-thread runtime on the thread `control` does all the socket's I/O and never blocks; calls of the service
+//! run on at most [`CALL_THREADS`] threads in order of arrival; a connection has one request at a time, is closed after
+//! `rpc.timeout` without a complete request and when it does not take its reply in that time; of more than
+//! [`MAX_CONNECTIONS`] the one that has been idle longest makes room.
+//!
+//! Retry and clear work on the same queue, so only one of them runs at a time; those that wait see its progress.
+//! Progress is what the service itself reports, never a timer's, so that a client's timeout notices a service that hangs.
+//! Watermarks are asked of Kafka at most once a second, however many ask.
+//!
+//! It does not decide what the answers are, and does not end the process: `Stop` drains, the owner then calls
+//! [`Server::close`].
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use serde::Serialize;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tracing::{debug, warn};
+
+use super::protocol::{Call, Form, MAX_REQUEST, RpcError, parse};
+use super::socket::{Access, Socket};
+use super::{Failure, FailureKind, ListQuery, PartitionOffsets, Service};
+use crate::config;
+
+/// Connections beyond this evict the one that has been idle longest.
+const MAX_CONNECTIONS: usize = 512;
+/// Threads for calls of the service.
+const CALL_THREADS: usize = 8;
+/// An over-long request is skipped up to this, then its connection is closed.
+const MAX_SKIPPED: usize = 16 * 1024 * 1024;
+/// How long an answer of the brokers is used again.
+const OFFSETS_FRESH: Duration = Duration::from_secs(1);
+/// Shortest time between two progress lines of a connection.
+const PROGRESS_PACE: Duration = Duration::from_millis(250);
+/// How often a drain is asked whether it is over.
+const DRAIN_PACE: Duration = Duration::from_millis(50);
+/// How long [`Server::close`] waits for replies that are under way.
+const CLOSE_GRACE: Duration = Duration::from_secs(2);
+/// Entries of a list without a limit, and the most with one: a reply stays within some megabytes.
+const LIST_DEFAULT: u64 = 1_000;
+const LIST_MAX: u64 = 10_000;
+
+/// The running server. Dropping it closes it.
+#[derive(Debug)]
+pub struct Server {
+    /// `true` tells every task to end; set once, by [`Self::close`].
+    closing: watch::Sender<bool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Listens at `rpc.socket` and answers for `service`. The caller holds the lock of the home.
+    pub fn start(rpc: &config::Rpc, service: Arc<dyn Service>) -> Result<Self, Failure> {
+        let access = Access::of(rpc)?;
+        let socket = Socket::bind(rpc)?;
+        let trouble = |e: io::Error| Failure::new(FailureKind::Failed, format!("cannot start the control thread: {e}"));
+        socket.listener.set_nonblocking(true).map_err(trouble)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .enable_time()
+            .max_blocking_threads(CALL_THREADS)
+            .thread_name("control-call")
+            .build()
+            .map_err(trouble)?;
+        let (closing, closed) = watch::channel(false);
+        let shared = Arc::new(Shared {
+            service,
+            access,
+            timeout: rpc.timeout,
+            closed,
+            offsets: AsyncMutex::default(),
+            queue: Arc::default(),
+            progress: watch::Sender::new(String::new()),
+            connections: Mutex::default(),
+        });
+        let serve = move || {
+            if let Err(error) = runtime.block_on(accept(socket, shared)) {
+                warn!(%error, "the control socket does not listen");
+            }
+            // Waits for nothing: a call that hangs must not keep the process.
+            runtime.shutdown_background();
+        };
+        let thread = std::thread::Builder::new().name("control".to_owned()).spawn(serve).map_err(trouble)?;
+        Ok(Self { closing, thread: Some(thread) })
+    }
+
+    /// Stops listening, removes the socket, gives replies under way a moment, and ends.
+    pub fn close(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.closing.send_replace(true);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// What the tasks of all connections share.
+struct Shared {
+    service: Arc<dyn Service>,
+    access: Access,
+    timeout: Duration,
+    closed: watch::Receiver<bool>,
+    /// The last answer of the brokers. Held while they are asked, so that whoever asks meanwhile gets the same answer.
+    offsets: AsyncMutex<Option<(Instant, Result<Vec<PartitionOffsets>, Failure>)>>,
+    /// Held by the one retry or clear that runs.
+    queue: Arc<AsyncMutex<()>>,
+    /// The last sign of life of that one, or of the drain.
+    progress: watch::Sender<String>,
+    connections: Mutex<Connections>,
+}
+
+/// The open connections. A std mutex, because it is never held across an await.
+#[derive(Default)]
+struct Connections {
+    next: u64,
+    open: HashMap<u64, Slot>,
+}
+
+struct Slot {
+    /// Since when the connection has no request; `None` while it has one.
+    idle_since: Option<Instant>,
+    task: AbortHandle,
+}
+
+/// Takes a connection out of the list when its task ends, however it ends.
+struct Registered(Arc<Shared>, u64);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        self.0.connections().open.remove(&self.1);
+    }
+}
+
+async fn accept(socket: Socket, shared: Arc<Shared>) -> io::Result<()> {
+    let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
+    let mut closed = shared.closed.clone();
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => break,
+            Some(_) = tasks.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => admit(stream, &shared, &mut tasks),
+                Err(error) => {
+                    // Out of descriptors: those that are open come to their end, so that it passes.
+                    warn!(%error, "could not accept a control connection");
+                    sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+    socket.remove();
+    drop((listener, socket));
+    let _ = timeout(CLOSE_GRACE, async { while tasks.join_next().await.is_some() {} }).await;
+    Ok(())
+}
+
+/// Starts the task of a new connection, making room for it when there is none.
+fn admit(stream: UnixStream, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) {
+    let mut connections = shared.connections();
+    if connections.open.len() >= MAX_CONNECTIONS && !connections.evict() {
+        debug!("refused a control connection, all {MAX_CONNECTIONS} are at work");
+        return;
+    }
+    let id = connections.next;
+    connections.next += 1;
+    let registered = Registered(Arc::clone(shared), id);
+    let task = tasks.spawn(async move {
+        let shared = &registered.0;
+        if let Err(error) = serve(stream, shared, id).await {
+            debug!(%error, "a control connection ended");
+        }
+    });
+    connections.open.insert(id, Slot { idle_since: Some(Instant::now()), task });
+}
+
+impl Connections {
+    /// Ends the connection that has been idle longest; false when all are at work.
+    fn evict(&mut self) -> bool {
+        let idle = self.open.iter().filter_map(|(id, slot)| slot.idle_since.map(|since| (since, *id)));
+        let Some((_, id)) = idle.min() else { return false };
+        if let Some(slot) = self.open.remove(&id) {
+            slot.task.abort();
+        }
+        true
+    }
+}
+
+/// The life of a connection.
+async fn serve(stream: UnixStream, shared: &Arc<Shared>, id: u64) -> io::Result<()> {
+    let peer = stream.peer_cred()?;
+    let (read, mut write) = stream.into_split();
+    let mut read = BufReader::new(read);
+    let access = shared.access;
+    if !blocking(move || Ok(access.allows(peer.uid(), peer.gid()))).await.unwrap_or(false) {
+        let message = format!("user {} may not use this socket; see rpc.permissions and rpc.group", peer.uid());
+        let refusal = Err(Failure::new(FailureKind::Failed, message).into());
+        return shared.send(&mut write, Form::JsonRpc(Value::Null).reply(&refusal)).await;
+    }
+    let mut closed = shared.closed.clone();
+    loop {
+        let received = tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => return Ok(()),
+            received = timeout(shared.timeout, receive(&mut read)) => received.map_err(|_| io::ErrorKind::TimedOut)??,
+        };
+        match received {
+            Received::End => return Ok(()),
+            Received::TooLong => {
+                shared.send(&mut write, Form::JsonRpc(Value::Null).reply(&Err(RpcError::too_long()))).await?;
+                timeout(shared.timeout, skip_line(&mut read)).await.map_err(|_| io::ErrorKind::TimedOut)??;
+            }
+            Received::Line(line) => {
+                shared.mark(id, None);
+                shared.respond(&line, &mut write).await?;
+                shared.mark(id, Some(Instant::now()));
+            }
+        }
+    }
+}
+
+enum Received {
+    /// A request; an empty line is none.
+    Line(Vec<u8>),
+    /// More than [`MAX_REQUEST`] bytes without a line end.
+    TooLong,
+    /// The peer has closed its side.
+    End,
+}
+
+/// Waits for a whole line. What a peer sent before it closed its side counts as one.
+async fn receive(read: &mut BufReader<OwnedReadHalf>) -> io::Result<Received> {
+    loop {
+        let mut line = Vec::new();
+        read.take(MAX_REQUEST as u64 + 1).read_until(b'\n', &mut line).await?;
+        if line.is_empty() {
+            return Ok(Received::End);
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        } else if line.len() > MAX_REQUEST {
+            return Ok(Received::TooLong);
+        }
+        if !line.trim_ascii().is_empty() {
+            return Ok(Received::Line(line));
+        }
+    }
+}
+
+/// Drops the rest of an over-long line, so that the next request can be answered.
+async fn skip_line(read: &mut BufReader<OwnedReadHalf>) -> io::Result<()> {
+    let mut skipped = 0;
+    loop {
+        let bytes = read.fill_buf().await?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let end = memchr::memchr(b'\n', bytes);
+        let taken = end.map_or(bytes.len(), |at| at + 1);
+        read.consume(taken);
+        skipped += taken;
+        if end.is_some() {
+            return Ok(());
+        }
+        if skipped > MAX_SKIPPED {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+    }
+}
+
+impl Shared {
+    fn connections(&self) -> MutexGuard<'_, Connections> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn mark(&self, id: u64, idle_since: Option<Instant>) {
+        if let Some(slot) = self.connections().open.get_mut(&id) {
+            slot.idle_since = idle_since;
+        }
+    }
+
+    async fn send(&self, write: &mut OwnedWriteHalf, line: Option<Vec<u8>>) -> io::Result<()> {
+        let Some(line) = line else { return Ok(()) };
+        timeout(self.timeout, write.write_all(&line)).await.map_err(|_| io::ErrorKind::TimedOut)?
+    }
+
+    /// Carries out one request and sends its progress and its reply.
+    async fn respond(&self, line: &[u8], write: &mut OwnedWriteHalf) -> io::Result<()> {
+        let request = match parse(line) {
+            Ok(request) => request,
+            Err(refused) => return self.send(write, refused.form.reply(&Err(refused.error))).await,
+        };
+        let is_long = matches!(request.call, Call::RetryFailureQueue(_) | Call::ClearFailureQueue(_) | Call::Stop);
+        let mut progress = self.progress.subscribe();
+        let mut next_progress = Instant::now();
+        let work = self.carry_out(request.call);
+        tokio::pin!(work);
+        let outcome = loop {
+            let told = async {
+                sleep_until(next_progress).await;
+                progress.changed().await
+            };
+            tokio::select! {
+                biased;
+                outcome = &mut work => break outcome,
+                Ok(()) = told, if is_long => {
+                    let message = progress.borrow_and_update().clone();
+                    self.send(write, request.form.progress(&message)).await?;
+                    next_progress = Instant::now() + PROGRESS_PACE;
+                }
+            }
+        };
+        self.send(write, request.form.reply(&outcome.map_err(RpcError::from))).await
+    }
+
+    async fn carry_out(&self, call: Call) -> Result<Value, Failure> {
+        let service = Arc::clone(&self.service);
+        match call {
+            Call::Status => json(blocking(move || service.status()).await?),
+            Call::OffsetChecker => json(self.offsets().await?),
+            Call::KafkaLag => json(super::total_lag(&self.offsets().await?)),
+            Call::FailureQueueCount => json(blocking(move || service.failure_count()).await?),
+            Call::FailureQueueList(ListQuery { limit, reason }) => {
+                let limit = Some(limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX));
+                json(blocking(move || service.failure_list(&ListQuery { limit, reason })).await?)
+            }
+            Call::RetryFailureQueue(reason) => {
+                json(self.work_on_queue(move |progress| service.retry_failures(reason, progress)).await?)
+            }
+            Call::ClearFailureQueue(query) => {
+                json(self.work_on_queue(move |progress| service.clear_failures(&query, progress)).await?)
+            }
+            Call::Reload => json(blocking(move || service.reload()).await?),
+            Call::Stop => self.drain().await,
+        }
+    }
+
+    async fn offsets(&self) -> Result<Vec<PartitionOffsets>, Failure> {
+        let mut last = self.offsets.lock().await;
+        if let Some((when, answer)) = &*last
+            && when.elapsed() < OFFSETS_FRESH
+        {
+            return answer.clone();
+        }
+        let service = Arc::clone(&self.service);
+        let answer = blocking(move || service.offsets()).await;
+        *last = Some((Instant::now(), answer.clone()));
+        answer
+    }
+
+    /// Runs a retry or clear once it is its turn. The turn moves into the call: it lasts although its client goes away.
+    async fn work_on_queue<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&dyn Fn(&str)) -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let turn = Arc::clone(&self.queue).lock_owned().await;
+        let progress = self.progress.clone();
+        blocking(move || {
+            let _turn = turn;
+            work(&|message| {
+                progress.send_replace(message.to_owned());
+            })
+        })
+        .await
+    }
+
+    async fn drain(&self) -> Result<Value, Failure> {
+        loop {
+            let service = Arc::clone(&self.service);
+            match blocking(move || service.stop()).await? {
+                None => return Ok(Value::from("drained")),
+                Some(in_flight) => self.progress.send_replace(in_flight),
+            };
+            sleep(DRAIN_PACE).await;
+        }
+    }
+}
+
+/// Runs a call of the service on one of the threads for that.
+async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    tokio::task::spawn_blocking(call).await.unwrap_or_else(|_| {
+        Err(Failure::new(FailureKind::Failed, "the command ended unexpectedly, see the service log for its panic"))
+    })
+}
+
+fn json(value: impl Serialize) -> Result<Value, Failure> {
+    serde_json::to_value(value)
+        .map_err(|e| Failure::new(FailureKind::Failed, format!("cannot write the answer as JSON: {e}")))
+}

@@ -1,0 +1,167 @@
+//! The service log: files under `log.dir`, and the terminal when the service runs in its foreground.
+//!
+//! One event a line, `time level target: message field=value …`, the time with the offset of the configured time zone;
+//! line ends inside a message are escaped, so that foreign text cannot forge a line. From `log.stack_level` on, and
+//! always for a panic, the backtrace follows in indented lines.
+//! Lines are written by a thread of their own and none is dropped; the [`Logging`] that `main` keeps writes the rest when
+//! it goes. The log never stops the service: what cannot be written (no space) is lost.
+
+mod line;
+mod rotation;
+
+use std::io::IsTerminal;
+
+use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, Registry, fmt, reload};
+
+use self::line::{LineFormat, PANIC};
+use self::rotation::RotatingFile;
+use crate::config::{self, Level, TimeZone};
+use crate::control::{Failure, FailureKind};
+
+/// Lines that wait for the writing thread; beyond that, whoever logs waits.
+const BUFFERED_LINES: usize = 16 * 1024;
+
+/// Whether the log goes to the terminal as well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Console {
+    /// Files only: a daemon.
+    Silent,
+    /// Also standard error, if that is a terminal: the foreground.
+    Terminal,
+}
+
+/// The running log. What is still buffered is written when it is dropped.
+#[derive(Debug)]
+pub struct Logging {
+    level: LevelHandle,
+    _writer: WorkerGuard,
+}
+
+impl Logging {
+    /// The handle that changes the level.
+    pub fn level(&self) -> LevelHandle {
+        self.level.clone()
+    }
+}
+
+/// Changes the level of the running log.
+#[derive(Clone, Debug)]
+pub struct LevelHandle(reload::Handle<LevelFilter, Registry>);
+
+impl LevelHandle {
+    /// From now on, events below `level` are not logged.
+    pub fn set(&self, level: Level) {
+        // Fails only when the log is gone, and then nobody misses the level.
+        let _ = self.0.reload(filter(level));
+    }
+}
+
+/// Starts the log of this process, once, and has panics logged.
+pub fn init(log: &config::Log, zone: TimeZone, console: Console) -> Result<Logging, Failure> {
+    let (subscriber, logging) = build(log, zone, console)?;
+    subscriber.try_init().map_err(|e| Failure::new(FailureKind::Failed, format!("cannot start the log: {e}")))?;
+    let previous = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        tracing::error!(target: PANIC, thread = std::thread::current().name().unwrap_or("?"), "{panic}");
+        previous(panic);
+    }));
+    Ok(logging)
+}
+
+fn build(
+    log: &config::Log,
+    zone: TimeZone,
+    console: Console,
+) -> Result<(impl tracing::Subscriber + Send + Sync + 'static, Logging), Failure> {
+    let file = RotatingFile::open(log, zone, chrono::Utc::now).map_err(|e| {
+        Failure::new(FailureKind::CannotCreate, format!("cannot open the service log in {}: {e}", log.dir.display()))
+    })?;
+    let (writer, guard) =
+        NonBlockingBuilder::default().lossy(false).buffered_lines_limit(BUFFERED_LINES).thread_name("log").finish(file);
+    let (level, handle) = reload::Layer::new(filter(log.level));
+    let format = LineFormat::new(zone, log.stack_level);
+    let to_terminal = console == Console::Terminal && std::io::stderr().is_terminal();
+    let terminal = to_terminal.then(|| fmt::layer().event_format(format).with_writer(std::io::stderr).boxed());
+    let subscriber = tracing_subscriber::registry()
+        .with(level)
+        .with(fmt::layer().event_format(format).with_ansi(false).with_writer(writer))
+        .with(terminal);
+    Ok((subscriber, Logging { level: LevelHandle(handle), _writer: guard }))
+}
+
+fn filter(level: Level) -> LevelFilter {
+    match level {
+        Level::Trace => LevelFilter::TRACE,
+        Level::Debug => LevelFilter::DEBUG,
+        Level::Info => LevelFilter::INFO,
+        Level::Warn => LevelFilter::WARN,
+        Level::Error => LevelFilter::ERROR,
+        Level::Off => LevelFilter::OFF,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use chrono::{DateTime, FixedOffset};
+
+    use super::*;
+    use crate::config::Rotation;
+
+    fn logged(level: Level, stack_level: Level, work: impl FnOnce(&LevelHandle)) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let dir_path = dir.path().join("logs");
+        let log =
+            config::Log { dir: dir_path, level, rotation: Rotation::Never, max_size: 1 << 20, keep: 3, stack_level };
+        let zone = TimeZone::Fixed(FixedOffset::east_opt(8 * 3600).unwrap());
+        let (subscriber, logging) = build(&log, zone, Console::Silent).unwrap();
+        tracing::subscriber::with_default(subscriber, || work(&logging.level()));
+        drop(logging);
+        fs::read_to_string(log.dir.join("mtga.log")).unwrap()
+    }
+
+    #[test]
+    fn a_line_has_time_level_target_message_and_fields() {
+        let text = logged(Level::Info, Level::Off, |_| {
+            tracing::info!(target: "sink", path = %"data/a.log", lines = 3, "opened a file");
+            tracing::debug!("not this one");
+        });
+        let (time, rest) = text.split_once(' ').unwrap();
+        assert_eq!(DateTime::parse_from_rfc3339(time).unwrap().offset().local_minus_utc(), 8 * 3600);
+        assert_eq!(rest, "INFO  sink: opened a file path=data/a.log lines=3\n");
+    }
+
+    #[test]
+    fn the_level_changes_while_it_runs() {
+        let text = logged(Level::Error, Level::Off, |level| {
+            tracing::info!("before");
+            level.set(Level::Info);
+            tracing::info!("after");
+        });
+        assert!(!text.contains("before") && text.contains("after"), "{text}");
+    }
+
+    #[test]
+    fn foreign_text_cannot_forge_a_line() {
+        let text = logged(Level::Info, Level::Off, |_| tracing::info!("one\r\n2026-01-01 ERROR forged\u{1b}[2J"));
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn a_backtrace_follows_from_the_stack_level_on() {
+        let text = logged(Level::Info, Level::Error, |_| {
+            tracing::warn!("small trouble");
+            tracing::error!("big trouble");
+        });
+        let (before, after) = text.split_once("big trouble").unwrap();
+        assert_eq!(before.lines().count(), 2, "{text}");
+        let first_place = after.lines().nth(2).unwrap();
+        assert!(first_place.contains("src/logging/mod.rs"), "{text}");
+    }
+}

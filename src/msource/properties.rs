@@ -1,0 +1,72 @@
+//! librdkafka's properties: what the operator set, what we choose, and what we must own.
+
+use std::collections::BTreeMap;
+
+use crate::config::{Config, Kafka};
+
+/// Share of `memory` for librdkafka's queue; half of it is for blocks, the rest for what is fetched and not yet queued.
+const QUEUE_SHARE: u64 = 4;
+
+/// Most bytes of one fetch, over all partitions: each queue is overshot by a fetch.
+const FETCH_BYTES: u64 = 8 << 20;
+
+/// Bytes of librdkafka's bookkeeping for each queued message.
+const MESSAGE_OVERHEAD: u64 = 512;
+
+/// The properties of a client that only asks.
+pub fn asking(kafka: &Kafka) -> BTreeMap<String, String> {
+    let mut properties: BTreeMap<String, String> = [
+        ("client.id", "mtga"),
+        // Reports a broker that is down at most this often.
+        ("reconnect.backoff.max.ms", "5000"),
+        ("topic.metadata.refresh.interval.ms", "30000"),
+        ("partition.assignment.strategy", "cooperative-sticky"),
+        ("fetch.message.max.bytes", "1048576"),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .collect();
+    properties.extend(kafka.librdkafka.clone());
+    let owned = [
+        ("bootstrap.servers", kafka.brokers.as_str()),
+        ("group.id", &kafka.group_id),
+        ("enable.auto.commit", "false"),
+        ("enable.auto.offset.store", "false"),
+        // An offset that the broker does not have is ours to judge.
+        ("auto.offset.reset", "error"),
+    ];
+    properties.extend(owned.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    properties
+}
+
+/// The properties of the client that consumes.
+pub fn consuming(config: &Config) -> BTreeMap<String, String> {
+    let mut properties = asking(&config.kafka);
+    let queue = config.memory / QUEUE_SHARE;
+    let fetch = FETCH_BYTES.min(queue);
+    let owned = [
+        // A batch that was damaged on its way or on the broker's disk must not become events.
+        ("check.crcs", "true".to_owned()),
+        // Tells the position behind control records, so that lag reaches 0.
+        ("enable.partition.eof", "true".to_owned()),
+        ("queued.max.messages.kbytes", (queue >> 10).max(1).to_string()),
+        ("queued.min.messages", (queue / MESSAGE_OVERHEAD).clamp(1_000, 1_000_000).to_string()),
+        ("fetch.max.bytes", fetch.to_string()),
+    ];
+    properties.extend(owned.map(|(key, value)| (key.to_owned(), value)));
+    if !config.kafka.instance_id.is_empty() {
+        properties.insert("group.instance.id".into(), config.kafka.instance_id.clone());
+    }
+    // A fetch of one partition may not exceed the whole fetch, nor the reply's bound fall short of it.
+    let partition: u64 = properties.get("fetch.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(1 << 20);
+    let fetch = fetch.max(partition);
+    properties.insert("fetch.max.bytes".into(), fetch.to_string());
+    let reply: u64 = properties.get("receive.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(100_000_000);
+    properties.insert("receive.message.max.bytes".into(), reply.max(fetch + (1 << 20)).to_string());
+    properties
+}
+
+/// Whether only committed transactions are read.
+pub fn committed_only(kafka: &Kafka) -> bool {
+    kafka.librdkafka.get("isolation.level").is_none_or(|level| level == "read_committed")
+}

@@ -1,0 +1,186 @@
+//! Reads records once more for recovery, and makes their lines again.
+//!
+//! It needs no group and disturbs none: even when another instance owns the partition now, the records of a block that
+//! was cut short here belong here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::never;
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::consumer::now_millis;
+use super::journal::{Block, BlockSource, Position};
+use super::native::{Client, KafkaError, Message};
+use super::store::Store;
+use super::tracker::Tracker;
+use crate::block::{RawBlock, Records, Source};
+use crate::delivery::recovery::{RecoveryError, Regenerate, Regenerated};
+use crate::transform::recipe::{Engine, Recipe, RecipeError};
+use crate::transform::worker::Worker;
+
+/// Pause between attempts while no broker answers.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Whether and how long recovery waits for brokers.
+pub trait Wait {
+    /// Called while there is nothing to read, with the reason if there is one; false ends the recovery.
+    fn go_on(&mut self, reason: Option<&str>) -> bool;
+}
+
+/// See the module.
+pub struct Rereader<'a> {
+    properties: BTreeMap<String, String>,
+    recipes: PathBuf,
+    store: &'a dyn Store,
+    wait: &'a mut dyn Wait,
+    client: Option<Client>,
+    engines: HashMap<String, Arc<Engine>>,
+    worker: Worker,
+}
+
+impl std::fmt::Debug for Rereader<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Rereader").finish_non_exhaustive()
+    }
+}
+
+impl<'a> Rereader<'a> {
+    /// A reader that connects when it is first needed.
+    pub fn new(
+        properties: BTreeMap<String, String>,
+        recipes: PathBuf,
+        store: &'a dyn Store,
+        wait: &'a mut dyn Wait,
+    ) -> Self {
+        let worker = Worker::new(never());
+        Self { properties, recipes, store, wait, client: None, engines: HashMap::new(), worker }
+    }
+
+    fn engine(&mut self, fingerprint: &str) -> Result<Arc<Engine>, RecipeError> {
+        if let Some(engine) = self.engines.get(fingerprint) {
+            return Ok(Arc::clone(engine));
+        }
+        let engine = Arc::new(Recipe::load(&self.recipes, fingerprint)?.engine(fingerprint)?);
+        self.engines.insert(fingerprint.to_owned(), Arc::clone(&engine));
+        Ok(engine)
+    }
+
+    /// The records `[from, to.next)` of a partition, or why they are gone.
+    fn records(&mut self, from: i64, to: &Position) -> Result<Result<Vec<Message>, String>, RecoveryError> {
+        let source = |error: KafkaError| RecoveryError::Source(error.to_string());
+        if self.client.is_none() {
+            self.client = Some(Client::new(&self.properties).map_err(source)?);
+        }
+        let Some(client) = &self.client else { return Ok(Err("no client".into())) };
+        if let Some(gone) = recreated(client, to, self.wait)? {
+            return Ok(Err(gone));
+        }
+        client.assign(&[(to.partition.clone(), from)]).map_err(source)?;
+        let read = read(client, to, self.wait);
+        client.unassign().map_err(source)?;
+        read
+    }
+}
+
+/// Waits for the topic's id; tells when it is another topic by now.
+fn recreated(client: &Client, to: &Position, wait: &mut dyn Wait) -> Result<Option<String>, RecoveryError> {
+    loop {
+        let topic = to.partition.topic.to_string();
+        let reason = match client.describe_topics(&[topic], RETRY * 5).map(|mut infos| infos.pop()) {
+            Ok(Some(Ok(info))) if !info.id.is_empty() && !to.topic_id.is_empty() && info.id != to.topic_id => {
+                return Ok(Some("the topic was deleted and created anew".into()));
+            }
+            Ok(Some(Ok(_))) => return Ok(None),
+            Ok(Some(Err(error))) | Err(error) => error.to_string(),
+            Ok(None) => "the broker says nothing of the topic".into(),
+        };
+        pause(wait, &reason)?;
+    }
+}
+
+fn pause(wait: &mut dyn Wait, reason: &str) -> Result<(), RecoveryError> {
+    let until = Instant::now() + RETRY;
+    while Instant::now() < until {
+        if !wait.go_on(Some(reason)) {
+            return Err(RecoveryError::Stopped);
+        }
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+fn read(
+    client: &Client,
+    to: &Position,
+    wait: &mut dyn Wait,
+) -> Result<Result<Vec<Message>, String>, RecoveryError> {
+    let (mut records, mut batch) = (Vec::new(), Vec::new());
+    loop {
+        client.consume(&mut batch, 1024, Duration::from_millis(50));
+        for message in batch.drain(..) {
+            match message.error() {
+                None if message.offset() >= to.next => return Ok(Ok(records)),
+                None => {
+                    let done = message.offset() + 1 >= to.next;
+                    records.push(message);
+                    if done {
+                        return Ok(Ok(records));
+                    }
+                }
+                Some(error) if error.code == Code::PartitionEOF => {
+                    if message.offset() >= to.next {
+                        return Ok(Ok(records));
+                    }
+                    return Ok(Err(format!("the broker's log ends at {}", message.offset())));
+                }
+                Some(error) if matches!(error.code, Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
+                    return Ok(Err("retention took the records".into()));
+                }
+                Some(error) => {
+                    if !wait.go_on(Some(&error.to_string())) {
+                        return Err(RecoveryError::Stopped);
+                    }
+                }
+            }
+        }
+        while client.next_event().is_some() {}
+        if !wait.go_on(None) {
+            return Err(RecoveryError::Stopped);
+        }
+    }
+}
+
+impl Regenerate for Rereader<'_> {
+    fn lines(&mut self, block: &Block) -> Result<Regenerated, RecoveryError> {
+        let engine = match self.engine(&block.recipe) {
+            Ok(engine) => engine,
+            Err(error) => return Ok(Regenerated::Gone(error.to_string())),
+        };
+        let (source, records) = match &block.source {
+            BlockSource::Offsets { from, to } => match self.records(*from, to)? {
+                Ok(messages) => {
+                    // Nothing of this block is delivered through the tracker: any epoch does.
+                    let epoch = Tracker::default().begin(to.partition.clone(), *from);
+                    (Source::Partition { epoch, from: *from, to: to.clone() }, Records::Kafka(messages))
+                }
+                Err(gone) => return Ok(Regenerated::Gone(gone)),
+            },
+            BlockSource::Queue(taken) => {
+                let mut entries = Vec::new();
+                for (key, _) in taken {
+                    match self.store.entry(*key) {
+                        Ok(Some(entry)) => entries.push((*key, entry)),
+                        Ok(None) => return Ok(Regenerated::Gone(format!("entry {key} of the failure queue is gone"))),
+                        Err(error) => return Err(RecoveryError::Source(error.to_string())),
+                    }
+                }
+                (Source::Queue(taken.clone()), Records::Queue(entries))
+            }
+        };
+        let done = self.worker.run(RawBlock { ticket: 0, source, records, engine, now: now_millis(), cost: 0 });
+        Ok(Regenerated::Lines(done.pieces.into_iter().map(|lines| lines.bytes).collect()))
+    }
+}
