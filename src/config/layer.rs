@@ -78,8 +78,11 @@ impl Values {
         self.report_duplicates(layer, section, members);
         for member in members {
             let path = joined(section, &member.key);
-            let found = if member.key.contains('.') { Named::Unknown } else { schema::find(&path) };
-            match (found, &member.node.value) {
+            match (schema::find(&path), &member.node.value) {
+                (Named::Key(_) | Named::Section, _) if member.key.contains('.') => {
+                    let message = "keys are not joined by dots here, write each name on its own line, indented";
+                    self.fault(layer, member.line, &path, message);
+                }
                 (Named::Key(key), _) if layer != Layer::Local && layer != key.file => {
                     let file = if key.file == Layer::Msource { "msource.yml" } else { "mtga.yml" };
                     self.fault(layer, member.line, &path, format!("this key belongs into {file}, move it there"));
@@ -91,7 +94,7 @@ impl Values {
                 (Named::Section, Value::Map(inner)) => self.lay_members(layer, &path, inner),
                 (Named::Section, Value::Null) => {}
                 (Named::Section, _) => {
-                    self.fault(layer, member.line, &path, "expected keys below this one, found a value")
+                    self.fault(layer, member.line, &path, "expected keys below this one, found a value");
                 }
                 (Named::Unknown, _) => self.fault(layer, member.line, &path, unknown(schema::suggest(&path))),
             }
