@@ -91,12 +91,11 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Mistake>> {
     }
     let mut warnings = values.lay_environment(&sources.env);
     values.lay_flags(&sources.flags);
-    values.expand(&sources.env);
+    let unread = values.expand(&sources.env);
     let (config, faults, notes) = build::config(&values, &sources.home, sources.cpus);
     warnings.extend(notes.into_iter().map(|note| mistake(sources, note).to_string()));
-    // A value that could not be had at all has no type to be wrong in.
-    let unread: Vec<_> = values.faults.iter().map(|(origin, _)| origin.clone()).collect();
     let mut all = values.faults;
+    // A value that could not be had has no type to be wrong in.
     all.extend(faults.into_iter().filter(|(origin, _)| !unread.contains(origin)));
     if all.is_empty() {
         return Ok(Loaded { config, warnings });

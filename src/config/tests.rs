@@ -177,6 +177,22 @@ fn the_examples_in_the_shipped_files_are_right_when_they_are_uncommented() {
 }
 
 #[test]
+fn every_variable_in_the_shipped_environment_sets_a_key_or_is_used_in_the_files() {
+    let dir = repository().join("config");
+    let text = |name| fs::read_to_string(dir.join(name)).unwrap();
+    let files = text("msource.yml") + &text("mtga.yml");
+    let environment = text("common.env");
+    let names: Vec<_> =
+        environment.lines().filter_map(|line| line.strip_prefix("# export ")?.split('=').next()).collect();
+    assert!(names.len() >= 5, "{names:?}");
+    for name in names {
+        let sets_a_key = KEYS.iter().any(|key| schema::variable(key.path) == name);
+        assert!(sets_a_key || files.contains(&format!("${{{name}")), "{name}");
+    }
+    assert!(environment.lines().all(|line| line.is_empty() || line.starts_with('#')), "nothing is set by default");
+}
+
+#[test]
 fn a_later_layer_wins() {
     let mut home = Home::new(&[("mtga.yml", "sink: {mode: stream}\nlog: {level: warn}\nworkers: 1")]);
     assert_eq!(home.load(&[], &[]).config.sink.mode, Mode::Stream);
