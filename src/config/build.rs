@@ -27,7 +27,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// Least time between two events of a timer that may fire for ever: shorter ones are only work.
 const LEAST_PERIOD: Duration = Duration::from_millis(10);
 
-/// Builds the configuration, or tells every mistake. Warnings are told either way.
+/// Builds the configuration; gives also every mistake (with one, the configuration is of no use) and every warning.
 pub(super) fn config(values: &Values, home: &Path, cpus: usize) -> (Config, Vec<Fault>, Vec<Fault>) {
     let mut reader = Reader::new(values);
     let r = &mut reader;
@@ -133,7 +133,7 @@ fn sink(r: &mut Reader<'_>, home: &Path) -> Sink {
     Sink {
         mode: r.choice("sink.mode"),
         dir: r.path("sink.dir", home),
-        file: r.name("sink.file"),
+        file: r.parsed("sink.file", parse_file).unwrap_or_default(),
         batch: Batch {
             lines: r.number("sink.batch.lines", 1..=1_000_000_000) as usize,
             bytes: r.size("sink.batch.bytes", 1),
@@ -154,6 +154,14 @@ fn sink(r: &mut Reader<'_>, home: &Path) -> Sink {
     }
 }
 
+/// Without `{seq}` a name would be used twice.
+fn parse_file(text: &str) -> Result<String, String> {
+    if text.matches("{seq}").count() == 1 {
+        return Ok(text.to_owned());
+    }
+    Err(format!("`{text}` must have {{seq}} once: it counts up, so that no name is used twice"))
+}
+
 fn http(r: &mut Reader<'_>) -> Http {
     let listen = r.optional("http.listen", |text| {
         check_address(text, Port::Required)
@@ -168,14 +176,18 @@ fn http(r: &mut Reader<'_>) -> Http {
 }
 
 fn webhook(r: &mut Reader<'_>) -> Reporter {
-    // The message must not show the address: whoever knows it can post there.
-    let url = r.optional("reporter.url", |text| match text.starts_with("https://") || text.starts_with("http://") {
-        true => Ok(text.to_owned()),
-        false => Err("is no address of a webhook, it must start with https:// or http://".to_owned()),
+    let url = r.optional("reporter.url", |text| {
+        if text.starts_with("https://") || text.starts_with("http://") {
+            return Ok(text.to_owned());
+        }
+        // The message must not show the address: whoever knows it can post there.
+        Err("is no address of a webhook, it must start with https:// or http://".to_owned())
     });
-    let format = r.parsed("reporter.format", |text| match REPORTER_FORMATS.contains(&text) {
-        true => Ok(text.to_owned()),
-        false => Err(format!("`{text}` is not one of {}", REPORTER_FORMATS.join(", "))),
+    let format = r.parsed("reporter.format", |text| {
+        if REPORTER_FORMATS.contains(&text) {
+            return Ok(text.to_owned());
+        }
+        Err(format!("`{text}` is not one of {}", REPORTER_FORMATS.join(", ")))
     });
     Reporter {
         url: url.unwrap_or_default(),
@@ -185,27 +197,23 @@ fn webhook(r: &mut Reader<'_>) -> Reporter {
     }
 }
 
-/// Values that are possible alone and impossible together. Each is told at the key that is likelier to be wrong.
+/// Values that are possible alone and impossible together. Each is told at a key that somebody set.
 fn check_together(r: &mut Reader<'_>, config: &Config) {
-    // After a mistake in one of them its value is made up, and so would be this one.
-    if !r.faults.is_empty() {
-        return;
-    }
     let queue = &config.failure_queue;
     if queue.backoff_from > queue.backoff_to {
-        r.fault("failure_queue.backoff.from", "is longer than `failure_queue.backoff.to`");
+        r.conflict("failure_queue.backoff.from", "failure_queue.backoff.to", |other| {
+            format!("does not fit `{other}`: `from` must be the shorter one")
+        });
     }
     if config.sink.batch.bytes > config.memory / 2 {
-        let key = if r.is_set("sink.batch.bytes") { "sink.batch.bytes" } else { "memory" };
-        r.fault(
-            key,
-            "`sink.batch.bytes` is more than half of `memory`: the pipeline would wait for a batch that cannot fill",
-        );
+        r.conflict("sink.batch.bytes", "memory", |other| {
+            format!("does not fit `{other}`: a batch must fit twice into `memory`, or the pipeline waits for one that cannot fill")
+        });
     }
-    let dirs = [("store.path", &config.store.path), ("sink.dir", &config.sink.dir), ("log.dir", &config.log.dir)];
+    let dirs = [("log.dir", &config.log.dir), ("sink.dir", &config.sink.dir), ("store.path", &config.store.path)];
     for (index, (key, dir)) in dirs.iter().enumerate() {
-        if let Some((other, _)) = dirs[..index].iter().find(|(_, other)| other == dir) {
-            r.fault(key, format!("is the same directory as `{other}`, give it one of its own"));
+        for (other, _) in dirs[..index].iter().filter(|(_, other)| other == dir) {
+            r.conflict(key, other, |other| format!("is the same directory as `{other}`, give it one of its own"));
         }
     }
 }

@@ -84,7 +84,7 @@ const OWNED: [(&str, &str); 29] = [
     ("offset.store.sync.interval.ms", OFFSETS),
     ("auto.offset.reset", "set `kafka.start` and `kafka.out_of_range`"),
     ("check.crcs", "checksums are always checked"),
-    ("enable.partition.eof", "mtga needs it as it is"),
+    ("enable.partition.eof", "it tells where a partition ends"),
     ("statistics.interval.ms", "see `mtga status`"),
     ("queued.max.messages.kbytes", "set `memory`"),
     ("queued.min.messages", "set `memory`"),
@@ -101,8 +101,8 @@ const OWNED: [(&str, &str); 29] = [
     ("ssl_certificate", "set `ssl.certificate.pem` or `ssl.certificate.location`"),
     ("ssl_ca", "set `ssl.ca.pem` or `ssl.ca.location`"),
 ];
-const OFFSETS: &str = "mtga keeps the offsets itself, set `store.checkpoint`";
-const CALLBACKS: &str = "it has no meaning in a configuration, remove it";
+const OFFSETS: &str = "offsets are saved as `store.checkpoint` says";
+const CALLBACKS: &str = "it cannot be set in a file, remove it";
 
 /// Checks the properties of `kafka.librdkafka`. Whether librdkafka knows one, and takes its value, it tells itself.
 pub(super) fn check_properties(values: &Values) -> impl Iterator<Item = Fault> {
@@ -112,7 +112,7 @@ pub(super) fn check_properties(values: &Values) -> impl Iterator<Item = Fault> {
             None => name == *owned,
         });
         let message = match owned {
-            Some((_, instead)) => format!("{name} is not yours to set: {instead}"),
+            Some((_, instead)) => format!("mtga looks after {name} itself: {instead}"),
             None if name.is_empty() || !name.bytes().all(is_of_property) => {
                 format!("`{name}` is no librdkafka property, write one such as security.protocol")
             }

@@ -78,8 +78,11 @@ impl Values {
         self.report_duplicates(layer, section, members);
         for member in members {
             let path = joined(section, &member.key);
-            let found = if member.key.contains('.') { Named::Unknown } else { schema::find(&path) };
-            match (found, &member.node.value) {
+            match (schema::find(&path), &member.node.value) {
+                (Named::Key(_) | Named::Section, _) if member.key.contains('.') => {
+                    let message = "keys are not joined by dots here, write each name on its own line, indented";
+                    self.fault(layer, member.line, &path, message);
+                }
                 (Named::Key(key), _) if layer != Layer::Local && layer != key.file => {
                     let file = if key.file == Layer::Msource { "msource.yml" } else { "mtga.yml" };
                     self.fault(layer, member.line, &path, format!("this key belongs into {file}, move it there"));
@@ -91,7 +94,7 @@ impl Values {
                 (Named::Section, Value::Map(inner)) => self.lay_members(layer, &path, inner),
                 (Named::Section, Value::Null) => {}
                 (Named::Section, _) => {
-                    self.fault(layer, member.line, &path, "expected keys below this one, found a value")
+                    self.fault(layer, member.line, &path, "expected keys below this one, found a value");
                 }
                 (Named::Unknown, _) => self.fault(layer, member.line, &path, unknown(schema::suggest(&path))),
             }
@@ -119,7 +122,7 @@ impl Values {
             {
                 // Names of properties have dots where those of variables cannot.
                 let path = joined(PROPERTIES, &property.to_lowercase().replace('_', "."));
-                self.entries.insert(path, (origin, Text::Scalar(value.clone())));
+                self.put(&path, origin, Text::Scalar(value.clone()));
             } else {
                 let hint =
                     schema::suggest_variable(name).map_or_else(String::new, |known| format!(", did you mean {known}?"));
@@ -135,9 +138,7 @@ impl Values {
             let origin = Origin { layer: Layer::CommandLine, line: None, key: path.clone() };
             match (schema::find(path), path.strip_prefix(PROPERTIES).and_then(|rest| rest.strip_prefix('.'))) {
                 (Named::Key(key), _) => self.set_text(key, origin, value),
-                (_, Some(_)) => {
-                    self.entries.insert(path.clone(), (origin, Text::Scalar(value.clone())));
-                }
+                (_, Some(_)) => self.put(path, origin, Text::Scalar(value.clone())),
                 _ => self.faults.push((origin, unknown(schema::suggest(path)))),
             }
         }
@@ -146,12 +147,12 @@ impl Values {
     /// Sets a key from text alone: lists and properties are YAML, and one word is a list too.
     fn set_text(&mut self, key: &Key, origin: Origin, text: &str) {
         if key.shape == Shape::Scalar && origin.layer != Layer::BuiltIn {
-            self.entries.insert(key.path.to_owned(), (origin, Text::Scalar(text.to_owned())));
+            self.put(key.path, origin, Text::Scalar(text.to_owned()));
             return;
         }
         match yaml::parse(text) {
             Ok(Some(Node { value: Value::Scalar(item), .. })) if key.shape == Shape::List => {
-                self.entries.insert(key.path.to_owned(), (origin, Text::List(vec![item])));
+                self.put(key.path, origin, Text::List(vec![item]));
             }
             Ok(node) => {
                 let node = node.unwrap_or(Node { line: 1, value: Value::Null });
@@ -164,18 +165,12 @@ impl Values {
     fn set(&mut self, key: &Key, origin: Origin, node: &Node) {
         match (key.shape, &node.value) {
             (_, Value::Null) => {
-                self.faults.push((
-                    origin,
-                    "this key has no value, give it one (\"\" for an empty one) or remove it".to_owned(),
-                ));
+                let message = "this key has no value, give it one (\"\" for an empty one) or remove it";
+                self.faults.push((origin, message.to_owned()));
             }
-            (Shape::Scalar, Value::Scalar(text)) => {
-                self.entries.insert(key.path.to_owned(), (origin, Text::Scalar(text.clone())));
-            }
+            (Shape::Scalar, Value::Scalar(text)) => self.put(key.path, origin, Text::Scalar(text.clone())),
             (Shape::List, Value::List(nodes)) => match nodes.iter().map(scalar).collect() {
-                Some(items) => {
-                    self.entries.insert(key.path.to_owned(), (origin, Text::List(items)));
-                }
+                Some(items) => self.put(key.path, origin, Text::List(items)),
                 None => self.faults.push((origin, "expected plain text for each item of the list".to_owned())),
             },
             (Shape::Properties, Value::Map(members)) => self.set_properties(&origin, members),
@@ -190,6 +185,10 @@ impl Values {
         }
     }
 
+    fn put(&mut self, path: &str, origin: Origin, text: Text) {
+        self.entries.insert(path.to_owned(), (origin, text));
+    }
+
     fn set_properties(&mut self, origin: &Origin, members: &[Member]) {
         self.report_duplicates(origin.layer, PROPERTIES, members);
         for member in members {
@@ -200,16 +199,15 @@ impl Values {
                 None => origin.clone(),
             };
             match scalar(&member.node) {
-                Some(text) => {
-                    self.entries.insert(path, (origin, Text::Scalar(text)));
-                }
+                Some(text) => self.put(&path, origin, Text::Scalar(text)),
                 None => self.faults.push((origin, format!("expected a single value for {}", member.key))),
             }
         }
     }
 
-    /// Replaces `${NAME}` in what is on top. It happens after parsing, so that no value can bring structure in.
-    pub(super) fn expand(&mut self, env: &BTreeMap<String, String>) {
+    /// Replaces `${NAME}` in what is on top. It happens after parsing, so that no value can bring structure in. Returns
+    /// the places of those values that could not be had.
+    pub(super) fn expand(&mut self, env: &BTreeMap<String, String>) -> BTreeSet<Origin> {
         let mut faults = BTreeSet::new();
         for (origin, text) in self.entries.values_mut().filter(|(origin, _)| origin.layer.refers_to_environment()) {
             let texts = match text {
@@ -225,7 +223,9 @@ impl Values {
                 }
             }
         }
+        let unread = faults.iter().map(|(origin, _)| origin.clone()).collect();
         self.faults.extend(faults);
+        unread
     }
 
     /// The value of a key, and where it stands.

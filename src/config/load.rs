@@ -10,7 +10,7 @@ use super::layer::{Fault, Layer, Origin, Values};
 use super::{Config, build};
 
 /// Everything that a configuration is made of. Nothing else is looked at.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Sources {
     /// The directory that relative paths start from; absolute.
     pub home: PathBuf,
@@ -22,6 +22,13 @@ pub struct Sources {
     pub flags: Vec<(String, String)>,
     /// What `workers: auto` means.
     pub cpus: usize,
+}
+
+impl fmt::Debug for Sources {
+    /// Leaves out what may hold secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sources").field("home", &self.home).field("dir", &self.dir).finish_non_exhaustive()
+    }
 }
 
 /// A configuration that passed every check.
@@ -70,7 +77,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Mistake>> {
                 Ok(text) => values.lay_file(layer, &text),
                 Err(error) => {
                     let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-                    let line = valid.iter().filter(|&&byte| byte == b'\n').count() + 1;
+                    let line = valid.split(|&byte| byte == b'\n').count();
                     values.faults.push(whole(layer, Some(line), "this is no UTF-8, save the file in that encoding"));
                 }
             },
@@ -84,14 +91,16 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Mistake>> {
     }
     let mut warnings = values.lay_environment(&sources.env);
     values.lay_flags(&sources.flags);
-    values.expand(&sources.env);
+    let unread = values.expand(&sources.env);
     let (config, faults, notes) = build::config(&values, &sources.home, sources.cpus);
     warnings.extend(notes.into_iter().map(|note| mistake(sources, note).to_string()));
-    let mut all: Vec<Fault> = values.faults.into_iter().chain(faults).collect();
+    let mut all = values.faults;
+    // A value that could not be had has no type to be wrong in.
+    all.extend(faults.into_iter().filter(|(origin, _)| !unread.contains(origin)));
     if all.is_empty() {
         return Ok(Loaded { config, warnings });
     }
-    all.sort_by(|(a, _), (b, _)| (a.layer, a.line).cmp(&(b.layer, b.line)));
+    all.sort_by_key(|(origin, _)| (origin.layer, origin.line));
     Err(all.into_iter().map(|fault| mistake(sources, fault)).collect())
 }
 

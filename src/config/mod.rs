@@ -1,6 +1,6 @@
 //! The configuration: every key, its type and its meaning once they are validated.
 //!
-//! [`load`] reads `msource.yml` and `mtga.yml`, lays `mtga.local.yml`, the environment and flags over them, checks all of
+//! [`load()`] reads `msource.yml` and `mtga.yml`, lays `mtga.local.yml`, the environment and flags over them, checks all of
 //! it and gives a [`Config`], or every mistake at once, each with file, line and key ([`Mistake`]). Both files must be
 //! there, so that a wrong directory is told; any key may be absent. [`Config::to_yaml`] writes what is in force.
 //!

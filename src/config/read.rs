@@ -131,9 +131,15 @@ impl<'a> Reader<'a> {
         home.join(self.name(key))
     }
 
-    /// Whether somebody set the key.
-    pub(super) fn is_set(&self, key: &str) -> bool {
-        self.origin(key).layer != Layer::BuiltIn
+    /// Notes that two keys do not fit together, at the first one if it was set. After a mistake in one of them its
+    /// value is made up, and so would be this.
+    pub(super) fn conflict(&mut self, key: &str, other: &str, message: impl FnOnce(&str) -> String) {
+        let is_set = self.origin(key).layer != Layer::BuiltIn;
+        let (key, other) = if is_set { (key, other) } else { (other, key) };
+        let origins = [self.origin(key), self.origin(other)];
+        if !self.faults.iter().any(|(origin, _)| origins.contains(origin)) {
+            self.fault(key, message(other));
+        }
     }
 
     pub(super) fn origin(&self, key: &str) -> Origin {

@@ -111,9 +111,10 @@ pub(super) fn find(path: &str) -> Named {
     if let Some(key) = KEYS.iter().find(|key| key.path == path) {
         return Named::Key(key);
     }
-    match KEYS.iter().any(|key| parent(key.path).is_some_and(|section| starts_with_names(section, path))) {
-        true => Named::Section,
-        false => Named::Unknown,
+    if KEYS.iter().any(|key| parent(key.path).is_some_and(|section| starts_with_names(section, path))) {
+        Named::Section
+    } else {
+        Named::Unknown
     }
 }
 

@@ -101,7 +101,7 @@ fn defaults(home: &Path) -> Config {
             dir: home.join("data"),
             file: "ta.{app_id}.%Y-%m-%d-%H.{seq}.log".into(),
             batch: Batch { lines: 1000, bytes: 1 << 20, linger: Duration::from_millis(200) },
-            rotate: Rotate { size: 256 << 20, age: Duration::from_hours(1), idle: Duration::from_secs(60) },
+            rotate: Rotate { size: 256 << 20, age: Duration::from_hours(1), idle: Duration::from_mins(1) },
             fsync: true,
             visibility: Visibility::Live,
             compression: Compression::None,
@@ -123,7 +123,7 @@ fn defaults(home: &Path) -> Config {
             url: String::new(),
             format: "json".into(),
             level: Level::Error,
-            min_interval: Duration::from_secs(60),
+            min_interval: Duration::from_mins(1),
         },
     }
 }
@@ -177,6 +177,22 @@ fn the_examples_in_the_shipped_files_are_right_when_they_are_uncommented() {
 }
 
 #[test]
+fn every_variable_in_the_shipped_environment_sets_a_key_or_is_used_in_the_files() {
+    let dir = repository().join("config");
+    let text = |name| fs::read_to_string(dir.join(name)).unwrap();
+    let files = text("msource.yml") + &text("mtga.yml");
+    let environment = text("common.env");
+    let names: Vec<_> =
+        environment.lines().filter_map(|line| line.strip_prefix("# export ")?.split('=').next()).collect();
+    assert!(names.len() >= 5, "{names:?}");
+    for name in names {
+        let sets_a_key = KEYS.iter().any(|key| schema::variable(key.path) == name);
+        assert!(sets_a_key || files.contains(&format!("${{{name}")), "{name}");
+    }
+    assert!(environment.lines().all(|line| line.is_empty() || line.starts_with('#')), "nothing is set by default");
+}
+
+#[test]
 fn a_later_layer_wins() {
     let mut home = Home::new(&[("mtga.yml", "sink: {mode: stream}\nlog: {level: warn}\nworkers: 1")]);
     assert_eq!(home.load(&[], &[]).config.sink.mode, Mode::Stream);
@@ -202,7 +218,7 @@ fn every_key_can_be_set_from_the_environment_and_by_flag() {
         {
             match load(&sources) {
                 Err(mistakes) => {
-                    assert!(mistakes.iter().all(|mistake| mistake.to_string().starts_with(&place)), "{mistakes:?}")
+                    assert!(mistakes.iter().all(|mistake| mistake.to_string().starts_with(&place)), "{mistakes:?}");
                 }
                 Ok(loaded) => {
                     let shown = loaded.config.to_yaml();
@@ -272,7 +288,7 @@ fn mistakes_outside_of_files_name_variable_or_flag() {
     let expected = [
         "environment: MTGA_KAFKA__TOPICS: no valid YAML: while parsing a flow sequence, expected ',' or ']' (column 1)",
         "environment: MTGA_SINK__MODE: `strem` is not one of stream, batch",
-        "environment: MTGA_KAFKA__LIBRDKAFKA__GROUP_ID: group.id is not yours to set: set `kafka.group_id`",
+        "environment: MTGA_KAFKA__LIBRDKAFKA__GROUP_ID: mtga looks after group.id itself: set `kafka.group_id`",
         "command line: sink.mod: unknown key, did you mean `mode`?",
         "command line: memory: `1` is no size, write a whole number and a unit: 512B, 64KiB, 1MiB, 2GiB",
     ];
@@ -353,7 +369,12 @@ fn no_secret_is_shown_anywhere() {
     let home = Home::new(&[(LOCAL, SECRETS)]);
     let loaded = home.load(&[], &[]);
     assert_eq!(loaded.config.kafka.librdkafka["sasl.password"], "hush");
-    for shown in [loaded.config.to_yaml(), format!("{loaded:#?}"), loaded.warnings.join("\n")] {
+    for shown in [
+        loaded.config.to_yaml(),
+        format!("{loaded:#?}"),
+        format!("{:?}", home.sources(&[("X", "hush")], &[("http.token", "hush")])),
+        loaded.warnings.join("\n"),
+    ] {
         assert!(!shown.contains("hush"), "{shown}");
     }
     assert!(

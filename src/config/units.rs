@@ -27,29 +27,35 @@ const DURATIONS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 
 /// Longest duration, in milliseconds: a hundred years. Beyond it, adding one to a clock could overflow.
 const LONGEST: u64 = 36_500 * 86_400_000;
 
+/// Why a text is no quantity.
+enum Misfit {
+    Form,
+    TooLarge,
+}
+
 /// Reads a size such as `64KiB`, `1MiB`, `2GiB` or, in powers of ten, `1MB`: bytes.
 pub fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("`{text}` is no size, write a whole number and a unit: 512B, 64KiB, 1MiB, 2GiB");
-    let bytes = quantity(text, &SIZES).ok_or_else(wrong)?;
-    bytes
-        .filter(|&bytes| i64::try_from(bytes).is_ok())
-        .ok_or_else(|| format!("`{text}` is more than any file can hold"))
+    quantity(text, &SIZES, i64::MAX as u64).map_err(|misfit| match misfit {
+        Misfit::Form => format!("`{text}` is no size, write a whole number and a unit: 512B, 64KiB, 1MiB, 2GiB"),
+        Misfit::TooLarge => format!("`{text}` is more than any file can hold"),
+    })
 }
 
 /// Reads a duration such as `200ms`, `10s`, `5m`, `1h` or `7d`.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
-    let wrong = || format!("`{text}` is no duration, write a whole number and a unit: 200ms, 10s, 5m, 1h, 7d");
-    let millis = quantity(text, &DURATIONS).ok_or_else(wrong)?;
-    let millis = millis.filter(|&millis| millis <= LONGEST);
-    millis.map(Duration::from_millis).ok_or_else(|| format!("`{text}` is longer than 36500d"))
+    quantity(text, &DURATIONS, LONGEST).map(Duration::from_millis).map_err(|misfit| match misfit {
+        Misfit::Form => format!("`{text}` is no duration, write a whole number and a unit: 200ms, 10s, 5m, 1h, 7d"),
+        Misfit::TooLarge => format!("`{text}` is longer than 36500d"),
+    })
 }
 
-/// The quantity in its smallest unit; the inner `None` is an overflow.
-fn quantity(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {
+/// The quantity in its smallest unit.
+fn quantity(text: &str, units: &[(&str, u64)], most: u64) -> Result<u64, Misfit> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
-    let (_, factor) = units.iter().find(|(name, _)| *name == unit).filter(|_| digits > 0)?;
-    Some(number.parse::<u64>().ok().and_then(|number| number.checked_mul(*factor)))
+    let (_, factor) = units.iter().find(|(name, _)| *name == unit).filter(|_| digits > 0).ok_or(Misfit::Form)?;
+    let quantity = number.parse::<u64>().ok().and_then(|number| number.checked_mul(*factor));
+    quantity.filter(|&quantity| quantity <= most).ok_or(Misfit::TooLarge)
 }
 
 /// Writes a size in the largest binary unit that keeps it exact.

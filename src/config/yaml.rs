@@ -142,6 +142,7 @@ mod tests {
     fn a_document_of_comments_is_empty() {
         assert_eq!(parse(""), Ok(None));
         assert_eq!(parse("# a\n\n# b"), Ok(None));
+        assert_eq!(parse("\u{feff}# a\r\n"), Ok(None));
     }
 
     #[test]
