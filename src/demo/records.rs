@@ -377,7 +377,9 @@ impl Record<'_> {
         }
         self.first = false;
         self.space();
-        self.put(format_args!("\"{name}\""));
+        self.out.push(b'"');
+        self.out.extend_from_slice(name.as_bytes());
+        self.out.push(b'"');
         self.space();
         self.out.push(b':');
         self.space();
@@ -392,18 +394,24 @@ impl Record<'_> {
     /// A member whose value is JSON already.
     fn number(&mut self, name: &str, value: impl Display) {
         self.key(name);
-        self.put(format_args!("{value}"));
+        let written = write!(self.out, "{value}");
+        debug_assert!(written.is_ok(), "writing into memory does not fail");
     }
 
     /// A member whose value is the inside of a JSON string.
     fn text(&mut self, name: &str, value: impl Display) {
-        self.key(name);
-        self.put(format_args!("\"{value}\""));
+        self.number(name, Quoted(value));
     }
+}
 
-    fn put(&mut self, text: fmt::Arguments<'_>) {
-        let written = self.out.write_fmt(text);
-        debug_assert!(written.is_ok(), "writing into memory does not fail");
+/// Text between quotation marks.
+struct Quoted<T>(T);
+
+impl<T: Display> Display for Quoted<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"")?;
+        self.0.fmt(f)?;
+        f.write_str("\"")
     }
 }
 

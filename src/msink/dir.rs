@@ -85,7 +85,7 @@ impl EventDir {
     /// it, open for reading and writing, with its inode. All of it is durable, apart from what is written to it later.
     pub fn create(&self, name: &str, mode: u32) -> io::Result<(File, u64)> {
         let (parents, file_name) = self.walk(name, Missing::Make)?;
-        let parent = parents.last().map_or(self.root.as_fd(), AsFd::as_fd);
+        let parent = self.innermost(&parents);
         let flags = EVENT_FILE | OFlag::O_CREAT | OFlag::O_EXCL;
         let file = File::from(openat(parent, file_name, flags, Mode::from_bits_truncate(mode))?);
         let finish = || -> io::Result<u64> {
@@ -107,7 +107,7 @@ impl EventDir {
     /// refused.
     pub fn open_existing(&self, name: &str) -> io::Result<(File, u64)> {
         let (parents, file_name) = self.walk(name, Missing::Fail)?;
-        let parent = parents.last().map_or(self.root.as_fd(), AsFd::as_fd);
+        let parent = self.innermost(&parents);
         // Without O_NONBLOCK a device or pipe that somebody put there could hold us.
         let file = File::from(openat(parent, file_name, EVENT_FILE | OFlag::O_NONBLOCK, Mode::empty())?);
         let metadata = file.metadata()?;
@@ -120,7 +120,7 @@ impl EventDir {
     /// Removes a file, durably.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         let (parents, file_name) = self.walk(name, Missing::Fail)?;
-        let parent = parents.last().map_or(self.root.as_fd(), AsFd::as_fd);
+        let parent = self.innermost(&parents);
         unlinkat(parent, file_name, UnlinkatFlags::NoRemoveDir)?;
         Ok(fsync(parent)?)
     }
@@ -146,10 +146,11 @@ impl EventDir {
                 format!("`{}` is not a path below the event directory", name.escape_debug()),
             ));
         }
-        let (directories, file_name) = name.rsplit_once('/').map_or(("", name), |(path, name)| (path, name));
+        let mut directories = name.split('/');
+        let file_name = directories.next_back().unwrap_or(name);
         let mut parents: Vec<OwnedFd> = Vec::new();
-        for component in directories.split('/').filter(|component| !component.is_empty()) {
-            let parent = parents.last().map_or(self.root.as_fd(), AsFd::as_fd);
+        for component in directories {
+            let parent = self.innermost(&parents);
             let directory = match openat(parent, component, DIRECTORY, Mode::empty()) {
                 Err(Errno::ENOENT) if missing == Missing::Make => make(parent, component)?,
                 other => other?,
@@ -157,6 +158,10 @@ impl EventDir {
             parents.push(directory);
         }
         Ok((parents, file_name))
+    }
+
+    fn innermost<'a>(&'a self, parents: &'a [OwnedFd]) -> BorrowedFd<'a> {
+        parents.last().map_or(self.root.as_fd(), AsFd::as_fd)
     }
 
     /// Syncs each directory, the event directory included. One that has nothing to sync costs next to nothing, and one
