@@ -19,28 +19,37 @@ const TYPES: [&str; 10] = [
     "user_del",
 ];
 
-/// What the checks need to know of a text, found once for text that is always the same.
+/// Whether the receiver takes a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Facts {
-    /// Whether it is an event name that the receiver takes.
-    pub(super) name: bool,
-    /// Whether it is a type that the receiver knows.
-    pub(super) known_type: bool,
-    /// Whether, as a type, it speaks of a user, not of an event.
-    pub(super) user: bool,
-    /// Whether it is short enough for an id.
-    pub(super) id: bool,
+pub(super) enum Verdict {
+    Good,
+    Bad,
 }
 
-impl Facts {
-    pub(super) fn of(text: &str) -> Self {
-        Self {
-            name: is_name(text),
-            known_type: TYPES.contains(&text),
-            user: text.starts_with("user_"),
-            id: text.len() <= LONGEST_ID || text.chars().count() <= LONGEST_ID,
-        }
+impl Verdict {
+    fn of(good: bool) -> Self {
+        if good { Self::Good } else { Self::Bad }
     }
+
+    /// Judges an event name.
+    pub(super) fn of_name(text: &str) -> Self {
+        Self::of(is_name(text))
+    }
+
+    /// Judges an account id or a distinct id, which is not empty.
+    pub(super) fn of_id(text: &str) -> Self {
+        Self::of(text.len() <= LONGEST_ID || text.chars().count() <= LONGEST_ID)
+    }
+
+    /// Judges a type.
+    pub(super) fn of_type(text: &str) -> Self {
+        Self::of(TYPES.contains(&text))
+    }
+}
+
+/// Whether a type, known or not, speaks of a user and not of an event.
+pub(super) fn is_user_type(text: &str) -> bool {
+    text.starts_with("user_")
 }
 
 /// Whether the text is `^[A-Za-z][A-Za-z0-9_]{0,49}$`: the rule of event names and property names.
@@ -54,28 +63,28 @@ pub(super) fn is_name(text: &str) -> bool {
 /// What the standard checks look at, in their order.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Subject {
-    /// The event name; `None` where the type has none.
-    pub(super) event_name: Option<Facts>,
+    /// The event name; good where the type has none.
+    pub(super) event_name: Verdict,
     /// The account id and the distinct id; `None` when empty.
-    pub(super) ids: [Option<Facts>; 2],
-    pub(super) event_type: Facts,
+    pub(super) ids: [Option<Verdict>; 2],
+    pub(super) event_type: Verdict,
 }
 
 impl Subject {
     pub(super) fn check(self) -> Result<(), Reject> {
-        if self.event_name.is_some_and(|facts| !facts.name) {
+        if self.event_name == Verdict::Bad {
             let detail = "the event name is not a letter and up to 49 letters, digits and underscores";
             return Err(Reject::new(Reason::BadEventName, detail));
         }
         if self.ids == [None, None] {
             return Err(Reject::new(Reason::NoId, "#account_id and #distinct_id are both empty"));
         }
-        for (name, facts) in ["#account_id", "#distinct_id"].into_iter().zip(self.ids) {
-            if facts.is_some_and(|facts| !facts.id) {
+        for (name, verdict) in ["#account_id", "#distinct_id"].into_iter().zip(self.ids) {
+            if verdict == Some(Verdict::Bad) {
                 return Err(Reject::new(Reason::BadId, format!("{name} is longer than {LONGEST_ID} characters")));
             }
         }
-        if !self.event_type.known_type {
+        if self.event_type == Verdict::Bad {
             return Err(Reject::new(Reason::BadType, "the event type is none that the receiver knows"));
         }
         Ok(())
@@ -98,17 +107,17 @@ mod tests {
 
     #[test]
     fn an_id_is_measured_in_characters() {
-        assert!(Facts::of(&"汉".repeat(128)).id);
-        assert!(!Facts::of(&"汉".repeat(129)).id);
-        assert!(!Facts::of(&"x".repeat(129)).id);
+        assert_eq!(Verdict::of_id(&"汉".repeat(128)), Verdict::Good);
+        assert_eq!(Verdict::of_id(&"汉".repeat(129)), Verdict::Bad);
+        assert_eq!(Verdict::of_id(&"x".repeat(129)), Verdict::Bad);
     }
 
     #[test]
     fn types_are_known_by_their_exact_spelling() {
-        assert!(TYPES.iter().all(|name| Facts::of(name).known_type));
+        assert!(TYPES.iter().all(|name| Verdict::of_type(name) == Verdict::Good));
         for name in ["", "Track", "user_setonce", "user_", "track "] {
-            assert!(!Facts::of(name).known_type, "{name}");
+            assert_eq!(Verdict::of_type(name), Verdict::Bad, "{name}");
         }
-        assert!(Facts::of("user_del").user && !Facts::of("track").user);
+        assert!(is_user_type("user_del") && !is_user_type("track"));
     }
 }

@@ -76,35 +76,35 @@ impl Frame {
 impl Envelope {
     /// Reads a record, and notes the members of its `logs` when it is plain by then which log it is.
     pub(super) fn read(
+        &mut self,
         json: &str,
         transform: &Transform,
         frame: &mut Frame,
         routes: &mut Routes,
         noted: &mut Noted,
-    ) -> Result<Self, Fault> {
+    ) -> Result<(), Fault> {
         let mut cursor = Cursor::new(json, 0);
-        let mut envelope = Self::default();
         let mut separator = b'{';
         if let Some(log_name) = frame.follow(&mut cursor)? {
-            envelope = Self { headers: Kind::Object, log_name, ..envelope };
-            envelope.read_logs(&mut cursor, json, transform, routes, noted)?;
+            self.headers = Kind::Object;
+            self.log_name = log_name;
+            self.read_logs(&mut cursor, json, transform, routes, noted)?;
             separator = b',';
         }
         while let Some(key) = cursor.key(separator)? {
             separator = b',';
             match &*text::decoded(json, key) {
-                "headers" => envelope.read_headers(&mut cursor, json, transform)?,
+                "headers" => self.read_headers(&mut cursor, json, transform)?,
                 "logs" => {
-                    frame.learn(json, &envelope, cursor.at);
-                    envelope.read_logs(&mut cursor, json, transform, routes, noted)?;
+                    frame.learn(json, self, cursor.at);
+                    self.read_logs(&mut cursor, json, transform, routes, noted)?;
                 }
                 _ => {
                     cursor.value(1)?;
                 }
             }
         }
-        cursor.end()?;
-        Ok(envelope)
+        cursor.end()
     }
 
     /// Whether everything before `logs` is in order.

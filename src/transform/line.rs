@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::check::{Facts, Subject};
+use super::check::{Subject, Verdict, is_user_type};
 use super::members::{self, Noted};
 use super::route::{Compiled, Duty, OutKey, Piece, Route, Source};
 use super::scan::{self, Value};
@@ -181,24 +181,27 @@ impl Draft<'_> {
 
     /// Checks all but the properties and says whether the event is one of a user.
     fn check(&self, options: &Options, work: &Workspace) -> Result<bool, Reject> {
-        let mut subject = Subject { event_name: None, ids: [None; 2], event_type: Facts::of("") };
+        let mut subject = Subject { event_name: Verdict::Good, ids: [None; 2], event_type: Verdict::Good };
+        let mut user = false;
         for (key, &found) in self.route.keys.iter().zip(&work.found) {
-            let facts = || match found {
-                Found::Fixed(source) => fixed(key, source).facts,
-                found => Facts::of(&self.text(key, found, &work.built)),
+            let verdict = || match found {
+                Found::Fixed(source) => fixed(key, source).verdict,
+                found => key.duty.judge(&self.text(key, found, &work.built)),
             };
-            let id = || (!matches!(found, Found::Empty)).then(facts);
+            let id = || (!matches!(found, Found::Empty)).then(verdict);
             match key.duty {
                 Duty::Account => subject.ids[0] = id(),
                 Duty::Distinct => subject.ids[1] = id(),
-                Duty::Type => subject.event_type = facts(),
-                Duty::EventName => subject.event_name = Some(facts()),
-                _ => {}
+                Duty::EventName => subject.event_name = verdict(),
+                Duty::Type => {
+                    subject.event_type = verdict();
+                    user = is_user_type(&self.text(key, found, &work.built));
+                }
+                Duty::Ip | Duty::Time | Duty::Uuid | Duty::Extra => {}
             }
         }
-        let user = subject.event_type.user;
         if user {
-            subject.event_name = None;
+            subject.event_name = Verdict::Good;
         }
         if options.validation != Validation::Off {
             subject.check()?;

@@ -5,9 +5,9 @@
 //! value: no end of a key is searched, no name is looked up, and where the next value starts does not depend on what
 //! the key says. A key that is not the expected one is read in the plain way and the shape is picked up behind it.
 
-use super::lanes::{self, Chunk};
+use super::lanes::Lanes;
 use super::route::Route;
-use super::scan::{Cursor, Fault, Value};
+use super::scan::{Cursor, Fault, Kind, Value};
 use super::text;
 
 /// `logs` lies inside the record's object, its members one deeper.
@@ -39,7 +39,7 @@ pub(super) struct Noted {
 /// One member that is expected: `,"name":`, or with `{` for the first.
 #[derive(Clone, Copy, Debug)]
 struct Expected {
-    text: [Chunk; 2],
+    text: [u8; Self::LONGEST],
     /// The bits of the bytes that `text` does not use.
     unused: u32,
     len: u8,
@@ -58,16 +58,28 @@ impl Expected {
         text[..2].copy_from_slice(&[separator, b'"']);
         text[2..len - 2].copy_from_slice(key);
         text[len - 2..len].copy_from_slice(b"\":");
-        let text = [lanes::chunk(&text, 0), lanes::chunk(&text, 16)];
         Some(Self { text, unused: u32::MAX.checked_shl(len as u32).unwrap_or(0), len: len as u8, role })
     }
 
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-    fn is_at(&self, cursor: &Cursor<'_>) -> bool {
-        let [first, second] = [0, 16].map(|step| lanes::chunk(cursor.bytes, cursor.at + step));
-        let equal = lanes::equal(&first, &self.text[0]) | lanes::equal(&second, &self.text[1]) << 16;
-        equal | self.unused == u32::MAX
+    fn is_at(&self, bytes: &[u8], at: usize) -> bool {
+        let Some(there) = bytes.get(at..).and_then(|rest| rest.first_chunk::<{ Self::LONGEST }>()) else {
+            return self.is_at_end(bytes, at);
+        };
+        let half = |step| Lanes::at(there, step).equal(Lanes::at(&self.text, step));
+        (half(0) | (half(16) << 16) | self.unused) == u32::MAX
+    }
+
+    /// The same for the last bytes of a record.
+    #[cold]
+    fn is_at_end(&self, bytes: &[u8], at: usize) -> bool {
+        bytes.get(at..).is_some_and(|rest| rest.starts_with(&self.text[..usize::from(self.len)]))
+    }
+
+    /// Whether it is the same member, first or not.
+    fn is_same(&self, other: &Self) -> bool {
+        self.len == other.len && self.text[1..] == other.text[1..]
     }
 }
 
@@ -92,9 +104,7 @@ impl Shape {
     /// out a few of the expected ones, else unchanged. Never the first one, whose `{` must not match again.
     fn behind(&self, next: usize, key: Option<Expected>) -> usize {
         let reach = self.expected.get(next..).unwrap_or_default().iter().take(Self::REACH);
-        let same = |expected: &Expected| {
-            key.is_some_and(|key| (key.len, &key.text[0][1..], key.text[1]) == (expected.len, &expected.text[0][1..], expected.text[1]))
-        };
+        let same = |expected: &Expected| key.is_some_and(|key| key.is_same(expected));
         reach.into_iter().position(same).map_or(next.max(1), |skipped| next + skipped + 1)
     }
 }
@@ -140,15 +150,19 @@ fn follow(
 ) -> Result<(), Fault> {
     let mut next = 0;
     let mut separator = b'{';
+    // The position stays in a register on the usual way.
+    let mut at = cursor.at;
     loop {
         let role = match shape.expected.get(next) {
-            Some(expected) if expected.is_at(cursor) => {
-                cursor.at += usize::from(expected.len);
+            Some(expected) if expected.is_at(cursor.bytes, at) => {
+                at += usize::from(expected.len);
                 next += 1;
                 expected.role
             }
             _ => {
+                cursor.at = at;
                 let Some(key) = cursor.key(separator)? else { return Ok(()) };
+                at = cursor.at;
                 let role = route.role(&text::decoded(json, key));
                 shape.misses += 1;
                 next = shape.behind(next, Expected::new(separator, key.of(json).as_bytes(), role));
@@ -157,10 +171,18 @@ fn follow(
         };
         separator = b',';
         noted.omit |= role.omit;
-        let value = cursor.value(DEPTH)?;
-        if let Some(slot) = noted.values.get_mut(role.slot) {
-            *slot = value;
+        let mut step = cursor.step(at, DEPTH);
+        while step.kind == Kind::White {
+            at = step.end;
+            step = cursor.step(at, DEPTH);
         }
+        if step.kind == Kind::Invalid {
+            return Err(cursor.fault(step));
+        }
+        if let Some(slot) = noted.values.get_mut(role.slot) {
+            *slot = Value::stepped(at, step);
+        }
+        at = step.end;
     }
 }
 

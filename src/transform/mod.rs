@@ -154,7 +154,8 @@ impl Transform {
         let json = std::str::from_utf8(value)
             .map_err(|error| reject(Reason::BadJson, format!("not UTF-8 at byte {}", error.valid_up_to())))?;
         let Scratch { routes, frame, noted, work, log_name, .. } = scratch;
-        let envelope = Envelope::read(json, self, frame, routes, noted).map_err(bad_json)?;
+        let mut envelope = Envelope::default();
+        envelope.read(json, self, frame, routes, noted).map_err(bad_json)?;
         Self::check(&envelope)?;
         let index = match envelope.route {
             Some(index) => index,
@@ -193,7 +194,7 @@ impl Transform {
 
     /// Where the route of a log name is, which is given as it stands in the record.
     fn route(&self, routes: &mut Routes, raw: &str) -> usize {
-        routes.find(&self.settings, self.options.app_id, raw)
+        routes.find(&self.settings, &self.options, raw)
     }
 }
 

@@ -6,9 +6,9 @@
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::check::Facts;
+use super::check;
 use super::members::{Role, Shape};
-use super::text;
+use super::{Options, text};
 use crate::settings::{Key, Mapping, Part, Pattern, Settings, Template};
 
 /// What the filter says of a log name.
@@ -43,6 +43,16 @@ impl Duty {
         ("#type", Self::Type),
         ("#uuid", Self::Uuid),
     ];
+
+    /// What the standard checks say of a value that is not empty, or of an event name or type.
+    pub(super) fn judge(self, text: &str) -> check::Verdict {
+        match self {
+            Self::Account | Self::Distinct => check::Verdict::of_id(text),
+            Self::EventName => check::Verdict::of_name(text),
+            Self::Type => check::Verdict::of_type(text),
+            Self::Ip | Self::Time | Self::Uuid | Self::Extra => check::Verdict::Good,
+        }
+    }
 }
 
 /// One `#` key of the line.
@@ -86,14 +96,15 @@ pub(super) struct Fixed {
     pub(super) text: String,
     /// The text, escaped for JSON.
     pub(super) json: Vec<u8>,
-    pub(super) facts: Facts,
+    /// What the standard checks say of it, in the duty of its key.
+    pub(super) verdict: check::Verdict,
 }
 
 impl Fixed {
-    fn new(text: String) -> Self {
+    fn new(text: String, duty: Duty) -> Self {
         let mut json = Vec::with_capacity(text.len());
         text::escape(&text, &mut json);
-        Self { facts: Facts::of(&text), text, json }
+        Self { verdict: duty.judge(&text), text, json }
     }
 }
 
@@ -114,7 +125,7 @@ pub(super) struct Route {
 }
 
 impl Route {
-    fn new(settings: &Settings, app_id: u64, raw: &str) -> Self {
+    fn new(settings: &Settings, options: &Options, raw: &str) -> Self {
         let mut log_name = String::new();
         text::decode(raw, &mut log_name);
         let any = |patterns: &[Pattern]| patterns.iter().any(|pattern| pattern.matches(&log_name));
@@ -132,13 +143,14 @@ impl Route {
         };
         let named = |name: &str| settings.metadata.iter().find(|mapping| mapping.log_name == name);
         match named(&route.log_name).or_else(|| named("*")) {
-            Some(mapping) => route.compile(mapping, app_id),
-            None => route.compile(&default_mapping(), app_id),
+            Some(mapping) => route.compile(mapping, options),
+            None => route.compile(&default_mapping(), options),
         }
         route
     }
 
-    fn compile(&mut self, mapping: &Mapping, app_id: u64) {
+    fn compile(&mut self, mapping: &Mapping, options: &Options) {
+        let app_id = options.app_id;
         let extra = mapping.keys.iter().map(|key| (key.name.as_str(), Duty::Extra));
         let mut names: Vec<(&str, Duty)> = Duty::STANDARD.into_iter().chain(extra).collect();
         // Standard names stand first, the sort is stable, and of equal names the first is kept: so it keeps its duty.
@@ -148,12 +160,15 @@ impl Route {
             let mut sources = Vec::new();
             if let Some(Key { field, default, .. }) = mapping.keys.iter().find(|key| key.name == name) {
                 sources.extend(field.as_deref().map(|field| Source::Member(self.slot(field))));
-                sources.extend(self.template(default, app_id));
+                sources.extend(self.template(default, duty, app_id));
             }
             match duty {
-                Duty::EventName => sources.extend(self.template(&mapping.event_name, app_id)),
-                Duty::Type => sources.extend(self.template(&literal(&mapping.event_type), app_id)),
+                Duty::EventName => sources.extend(self.template(&mapping.event_name, duty, app_id)),
+                Duty::Type => sources.extend(self.template(&literal(&mapping.event_type), duty, app_id)),
                 _ => {}
+            }
+            if duty == Duty::Uuid && sources.is_empty() && !options.uuid {
+                continue;
             }
             let mut prefix = b"\",\"".to_vec();
             text::escape(name, &mut prefix);
@@ -162,7 +177,7 @@ impl Route {
         }
     }
 
-    fn template(&mut self, template: &Template, app_id: u64) -> Option<Source> {
+    fn template(&mut self, template: &Template, duty: Duty, app_id: u64) -> Option<Source> {
         let pieces: Vec<_> = template
             .0
             .iter()
@@ -181,7 +196,7 @@ impl Route {
         let fixed = pieces.iter().map(|piece| match piece {
             Piece::Text(text) | Piece::Member(_, text) => text.as_str(),
         });
-        let fixed = Fixed::new(fixed.collect());
+        let fixed = Fixed::new(fixed.collect(), duty);
         (!pieces.is_empty()).then_some(Source::Template(Compiled { pieces, fixed }))
     }
 
@@ -249,7 +264,7 @@ impl Routes {
     }
 
     /// Where the route of a log name is, which is given as it stands between its quotes.
-    pub(super) fn find(&mut self, settings: &Settings, app_id: u64, raw: &str) -> usize {
+    pub(super) fn find(&mut self, settings: &Settings, options: &Options, raw: &str) -> usize {
         let hash = xxh3_64(raw.as_bytes()) as usize;
         let (first, places) = if raw.len() > Self::LONGEST {
             (Self::SETS * Self::PLACES, 1)
@@ -260,10 +275,10 @@ impl Routes {
             match &self.0[index] {
                 Some(route) if *route.raw == *raw.as_bytes() => return index,
                 Some(_) => {}
-                None => return self.put(index, Route::new(settings, app_id, raw)),
+                None => return self.put(index, Route::new(settings, options, raw)),
             }
         }
-        self.put(first + (hash >> 32) % places, Route::new(settings, app_id, raw))
+        self.put(first + (hash >> 32) % places, Route::new(settings, options, raw))
     }
 
     fn put(&mut self, index: usize, route: Route) -> usize {

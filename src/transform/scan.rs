@@ -4,7 +4,7 @@
 //! is UTF-8 already. Escapes are checked for their form only, so `\ud800` without its partner passes and stays as it is.
 //! Containers may be nested up to [`MAX_DEPTH`], the record's own object counted. A [`Fault`] names the byte.
 
-use super::lanes;
+use super::lanes::Lanes;
 
 /// How deep containers may be nested, the outermost one counted.
 pub(super) const MAX_DEPTH: u32 = 128;
@@ -21,7 +21,10 @@ fn fault<T>(at: usize, what: &'static str) -> Result<T, Fault> {
 }
 
 /// What kind of value a [`Value`] is.
+///
+/// It is as wide as a position: values are then copied whole, and not in parts that the processor must put together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(usize)]
 pub(super) enum Kind {
     #[default]
     Absent,
@@ -34,6 +37,17 @@ pub(super) enum Kind {
     Array,
     Bool,
     Null,
+    /// Of a [`Step`] only: there is white space before the value.
+    White,
+    /// Of a [`Step`] only: there is a fault.
+    Invalid,
+}
+
+/// What lies at a position and where it ends: a pair of registers, where a `Result` would go through memory.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Step {
+    pub(super) end: usize,
+    pub(super) kind: Kind,
 }
 
 /// Where a value lies; of a string the text between its quotes.
@@ -45,6 +59,14 @@ pub(super) struct Value {
 }
 
 impl Value {
+    /// The value that starts at `start` and was stepped over.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
+    pub(super) fn stepped(start: usize, step: Step) -> Self {
+        let quote = usize::from(matches!(step.kind, Kind::Plain | Kind::Escaped));
+        Self { start: start + quote, end: step.end - quote, kind: step.kind }
+    }
+
     /// Whether it can be the text of a `#` value: only numbers and strings can.
     pub(super) fn is_text(self) -> bool {
         matches!(self.kind, Kind::Number | Kind::Plain | Kind::Escaped)
@@ -66,11 +88,13 @@ pub(super) struct Cursor<'a> {
     pub(super) at: usize,
     /// Whether white space was stepped over since this was last reset.
     pub(super) white: bool,
+    /// What is wrong where a step was [`Kind::Invalid`].
+    pub(super) what: &'static str,
 }
 
 impl<'a> Cursor<'a> {
     pub(super) fn new(text: &'a str, at: usize) -> Self {
-        Self { bytes: text.as_bytes(), at, white: false }
+        Self { bytes: text.as_bytes(), at, white: false, what: "" }
     }
 
     fn peek(&self) -> Option<u8> {
@@ -106,7 +130,7 @@ impl<'a> Cursor<'a> {
             }
             _ => return fault(self.at, "expected a key"),
         }
-        let key = self.string()?;
+        let key = self.value(0)?;
         self.skip_white();
         if self.peek() != Some(b':') {
             return fault(self.at, "expected `:`");
@@ -117,80 +141,103 @@ impl<'a> Cursor<'a> {
     }
 
     /// Steps over one value that lies inside `depth` containers.
+    pub(super) fn value(&mut self, depth: u32) -> Result<Value, Fault> {
+        loop {
+            let step = self.step(self.at, depth);
+            if step.kind == Kind::Invalid {
+                return Err(self.fault(step));
+            }
+            let start = std::mem::replace(&mut self.at, step.end);
+            if step.kind != Kind::White {
+                return Ok(Value::stepped(start, step));
+            }
+        }
+    }
+
+    /// The fault that an invalid step met.
+    #[cold]
+    pub(super) fn fault(&self, step: Step) -> Fault {
+        Fault { at: step.end, what: self.what }
+    }
+
+    #[cold]
+    fn invalid(&mut self, at: usize, what: &'static str) -> Step {
+        self.what = what;
+        Step { end: at, kind: Kind::Invalid }
+    }
+
+    /// What the value at `at` is, which lies inside `depth` containers, and where it ends.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-    pub(super) fn value(&mut self, depth: u32) -> Result<Value, Fault> {
-        match self.peek() {
-            Some(b'"') => self.string(),
-            Some(b'0'..=b'9' | b'-') => self.number(),
-            _ => self.other(depth),
+    pub(super) fn step(&mut self, at: usize, depth: u32) -> Step {
+        match self.bytes.get(at) {
+            Some(b'"') => self.string(at + 1),
+            Some(b'0'..=b'9' | b'-') => self.number(at),
+            _ => self.other(at, depth),
         }
     }
 
     /// The values that are rarer in logs, and white space before one.
     #[inline(never)]
-    fn other(&mut self, depth: u32) -> Result<Value, Fault> {
-        self.skip_white();
-        match self.peek() {
-            Some(b'"') => self.string(),
-            Some(b'0'..=b'9' | b'-') => self.number(),
-            Some(b'{') => self.container(Kind::Object, depth),
-            Some(b'[') => self.container(Kind::Array, depth),
-            Some(b't') => self.literal("true", Kind::Bool),
-            Some(b'f') => self.literal("false", Kind::Bool),
-            Some(b'n') => self.literal("null", Kind::Null),
-            Some(_) => fault(self.at, "expected a value"),
-            None => fault(self.at, "unexpected end"),
+    fn other(&mut self, at: usize, depth: u32) -> Step {
+        match self.bytes.get(at) {
+            Some(b'{') => self.container(at, Kind::Object, depth),
+            Some(b'[') => self.container(at, Kind::Array, depth),
+            Some(b't') => self.literal(at, "true", Kind::Bool),
+            Some(b'f') => self.literal(at, "false", Kind::Bool),
+            Some(b'n') => self.literal(at, "null", Kind::Null),
+            Some(b' ' | b'\n' | b'\r' | b'\t') => {
+                self.white = true;
+                Step { end: at + 1, kind: Kind::White }
+            }
+            Some(_) => self.invalid(at, "expected a value"),
+            None => self.invalid(at, "unexpected end"),
         }
     }
 
-    fn literal(&mut self, word: &'static str, kind: Kind) -> Result<Value, Fault> {
-        let start = self.at;
-        if !self.bytes[start..].starts_with(word.as_bytes()) {
-            return fault(start, "expected a value");
+    fn literal(&mut self, at: usize, word: &'static str, kind: Kind) -> Step {
+        if self.bytes[at..].starts_with(word.as_bytes()) {
+            Step { end: at + word.len(), kind }
+        } else {
+            self.invalid(at, "expected a value")
         }
-        self.at += word.len();
-        Ok(Value { start, end: self.at, kind })
     }
 
-    /// Steps over a string; stands at its opening quote.
+    /// The string whose text starts at `start`.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-    fn string(&mut self) -> Result<Value, Fault> {
-        let start = self.at + 1;
-        let mask = lanes::special(&lanes::chunk(self.bytes, start));
+    fn string(&mut self, start: usize) -> Step {
+        let mask = Lanes::at(self.bytes, start).special();
         let end = start + mask.trailing_zeros() as usize;
         if mask != 0 && self.bytes.get(end) == Some(&b'"') {
-            self.at = end + 1;
-            return Ok(Value { start, end, kind: Kind::Plain });
+            Step { end: end + 1, kind: Kind::Plain }
+        } else {
+            self.long_string(start)
         }
-        self.long_string(start)
     }
 
-    /// A string that does not end within a chunk, or has escapes.
+    /// A string that does not end within the first lanes, or has escapes.
     #[inline(never)]
-    fn long_string(&mut self, start: usize) -> Result<Value, Fault> {
+    fn long_string(&mut self, start: usize) -> Step {
         let mut kind = Kind::Plain;
         let mut at = start;
         loop {
-            let mask = lanes::special(&lanes::chunk(self.bytes, at));
+            let mask = Lanes::at(self.bytes, at).special();
             if mask == 0 {
                 at += 16;
                 continue;
             }
             at += mask.trailing_zeros() as usize;
             match self.bytes.get(at) {
-                Some(b'"') => break,
-                Some(b'\\') => {
-                    at = self.escape(at)?;
-                    kind = Kind::Escaped;
-                }
-                Some(_) => return fault(at, "control character in a string"),
-                None => return fault(self.bytes.len(), "unterminated string"),
+                Some(b'"') => return Step { end: at + 1, kind },
+                Some(b'\\') => match self.escape(at) {
+                    Ok(behind) => (at, kind) = (behind, Kind::Escaped),
+                    Err(Fault { at, what }) => return self.invalid(at, what),
+                },
+                Some(_) => return self.invalid(at, "control character in a string"),
+                None => return self.invalid(at, "unterminated string"),
             }
         }
-        self.at = at + 1;
-        Ok(Value { start, end: at, kind })
     }
 
     /// Checks the escape at `at` and returns the position behind it.
@@ -205,20 +252,18 @@ impl<'a> Cursor<'a> {
         }
     }
 
-    /// Steps over a number. The way of most numbers: a digit that is not zero, and at most fourteen more.
+    /// The number at `at`. The way of most numbers: an integer of at most sixteen digits.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-    fn number(&mut self) -> Result<Value, Fault> {
-        let start = self.at;
-        let chunk = lanes::chunk(self.bytes, start);
-        let count = (!lanes::digits(&chunk)).trailing_zeros() as usize;
-        // With sixteen digits the index is out of reach, and the other way is taken as for any rarer form.
-        let end = chunk.get(count).copied().unwrap_or(b'.');
-        if count == 0 || (chunk[0] == b'0' && count > 1) || matches!(end, b'.' | b'e' | b'E') {
-            return self.long_number(start);
+    fn number(&mut self, at: usize) -> Step {
+        let count = (!Lanes::at(self.bytes, at).digits()).trailing_zeros() as usize;
+        let end = at + count;
+        // Whatever is not plainly such an integer takes the other way.
+        let more = matches!(self.bytes.get(end), Some(b'0'..=b'9' | b'.' | b'e' | b'E'));
+        if count == 0 || more || (count > 1 && self.bytes[at] == b'0') {
+            return self.long_number(at);
         }
-        self.at = start + count;
-        Ok(Value { start, end: self.at, kind: Kind::Number })
+        Step { end, kind: Kind::Number }
     }
 
     fn digits(&self, mut at: usize) -> usize {
@@ -230,20 +275,20 @@ impl<'a> Cursor<'a> {
 
     /// The whole grammar of numbers.
     #[inline(never)]
-    fn long_number(&mut self, start: usize) -> Result<Value, Fault> {
+    fn long_number(&mut self, start: usize) -> Step {
         let whole = start + usize::from(self.bytes[start] == b'-');
         let mut at = self.digits(whole);
         if at == whole {
-            return fault(at, "expected a digit");
+            return self.invalid(at, "expected a digit");
         }
         if self.bytes[whole] == b'0' && at > whole + 1 {
-            return fault(whole, "number with a leading zero");
+            return self.invalid(whole, "number with a leading zero");
         }
         if self.bytes.get(at) == Some(&b'.') {
             let fraction = at + 1;
             at = self.digits(fraction);
             if at == fraction {
-                return fault(at, "expected a digit after the point");
+                return self.invalid(at, "expected a digit after the point");
             }
         }
         if let Some(b'e' | b'E') = self.bytes.get(at) {
@@ -251,37 +296,43 @@ impl<'a> Cursor<'a> {
             let exponent = at + 1 + signed;
             at = self.digits(exponent);
             if at == exponent {
-                return fault(at, "expected a digit in the exponent");
+                return self.invalid(at, "expected a digit in the exponent");
             }
         }
-        self.at = at;
-        Ok(Value { start, end: at, kind: Kind::Number })
+        Step { end: at, kind: Kind::Number }
     }
 
-    /// Steps over an object or array with all that is in it; stands at its opening bracket, inside `depth` containers.
-    fn container(&mut self, kind: Kind, depth: u32) -> Result<Value, Fault> {
-        let start = self.at;
+    /// The object or array at `at`, inside `depth` containers, with all that is in it.
+    fn container(&mut self, at: usize, kind: Kind, depth: u32) -> Step {
+        let before = std::mem::replace(&mut self.at, at);
+        let walked = self.walk(depth);
+        let end = std::mem::replace(&mut self.at, before);
+        match walked {
+            Ok(()) => Step { end, kind },
+            Err(Fault { at, what }) => self.invalid(at, what),
+        }
+    }
+
+    /// Steps over the container at whose opening bracket the cursor stands.
+    fn walk(&mut self, depth: u32) -> Result<(), Fault> {
         // One bit a level, the innermost lowest: set for an object. The levels in here are at most MAX_DEPTH.
         let mut objects: u128 = 0;
         let mut level = 0;
         loop {
             // A value starts here.
             self.skip_white();
-            let entered = match self.peek() {
-                Some(byte @ (b'{' | b'[')) => {
-                    level += 1;
-                    if depth + level > MAX_DEPTH {
-                        return fault(self.at, "nested deeper than 128 levels");
-                    }
-                    objects = objects << 1 | u128::from(byte == b'{');
-                    true
+            let mut separator = Some(b',');
+            if let Some(byte @ (b'{' | b'[')) = self.peek() {
+                level += 1;
+                if depth + level > MAX_DEPTH {
+                    return fault(self.at, "nested deeper than 128 levels");
                 }
-                Some(b'"') => self.string().map(|_| false)?,
-                Some(b'0'..=b'9' | b'-') => self.number().map(|_| false)?,
-                // No container is entered there: both were just ruled out.
-                _ => self.other(depth + level).map(|_| false)?,
-            };
-            let mut separator = if entered { self.peek() } else { Some(b',') };
+                objects = (objects << 1) | u128::from(byte == b'{');
+                separator = Some(byte);
+            } else {
+                // No container and no white space, so this does not come back here.
+                self.value(depth + level)?;
+            }
             // A value ended, or a container was entered: close what closes, then go to the next value.
             while let Some(byte) = separator {
                 let more = if objects & 1 == 1 { self.key(byte)?.is_some() } else { self.element(byte)? };
@@ -291,7 +342,7 @@ impl<'a> Cursor<'a> {
                 objects >>= 1;
                 level -= 1;
                 if level == 0 {
-                    return Ok(Value { start, end: self.at, kind });
+                    return Ok(());
                 }
                 separator = Some(b',');
             }
@@ -341,7 +392,7 @@ pub(super) fn compact(json: &str, out: &mut Vec<u8>) {
                 copied = cursor.at;
             }
             // The text was validated, so a string cannot fail; were it not, the copy would go on byte by byte.
-            b'"' if cursor.string().is_ok() => {}
+            b'"' if cursor.value(0).is_ok() => {}
             _ => cursor.at += 1,
         }
     }
