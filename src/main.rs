@@ -1,3 +1,20 @@
 //! The `mtga` command.
 
-fn main() {}
+use std::io::{self, BufReader, BufWriter};
+use std::process::ExitCode;
+
+use mtga::app::App;
+use mtga::cli::{self, Invocation, Streams};
+
+fn main() -> ExitCode {
+    let invocation = Invocation {
+        args: std::env::args_os().collect(),
+        // A variable that is not UTF-8 cannot be one of ours.
+        env: std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect(),
+        binary: std::env::current_exe().ok(),
+        directory: std::env::current_dir().unwrap_or_default(),
+    };
+    let (mut input, mut output) = (BufReader::new(io::stdin()), BufWriter::new(io::stdout()));
+    let streams = Streams { input: &mut input, output: &mut output, errors: &mut io::stderr() };
+    cli::run(&invocation, streams, &App).into()
+}

@@ -35,6 +35,8 @@ pub struct Loaded {
 /// What a running service gets of its process.
 #[derive(Debug)]
 pub struct Process<'a> {
+    /// Where a reload reads the configuration from.
+    pub place: Place,
     /// Drain and reload requests.
     pub signals: Receiver<Signal>,
     /// Changes the log level at a reload.

@@ -83,7 +83,12 @@ impl Tracker {
         Ok(recorded)
     }
 
-    /// The partitions that are assigned now.
+    /// The partitions that are assigned now, in no order.
+    pub fn partitions(&self) -> Vec<TopicPartition> {
+        self.lock().current.keys().cloned().collect()
+    }
+
+    /// How many partitions are assigned now.
     pub fn count(&self) -> usize {
         self.lock().current.len()
     }

@@ -5,8 +5,9 @@
 //! was, whatever settings and configuration are in force by then.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -86,7 +87,7 @@ impl Recipe {
         let fingerprint = format!("{:032x}", xxh3_128(text.as_bytes()));
         let path = dir.join(format!("{fingerprint}.json"));
         if !path.try_exists()? {
-            fs::create_dir_all(dir)?;
+            DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
             let new = path.with_extension("new");
             let mut file = File::create(&new)?;
             file.write_all(text.as_bytes())?;

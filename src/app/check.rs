@@ -1,0 +1,61 @@
+//! Looks at everything that the configuration names, before anything is started: all mistakes at once.
+
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access};
+
+use super::offsets::Asker;
+use super::pipeline::instance;
+use crate::cli::Scope;
+use crate::config::Config;
+use crate::control::{Failure, FailureKind};
+use crate::msink::name::NameTemplate;
+use crate::msource::native::Client;
+use crate::msource::properties;
+use crate::settings::Settings;
+
+/// Everything that is wrong.
+pub(super) fn check(config: &Config, scope: Scope) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    let mut wrong = |message: String| failures.push(Failure::new(FailureKind::Config, message));
+    if let Err(mistakes) = Settings::load(&config.settings, config.app_id) {
+        mistakes.iter().for_each(|mistake| wrong(mistake.to_string()));
+    }
+    if let Err(message) = NameTemplate::parse(&config.sink.file, config.app_id, &instance(config), config.time_zone) {
+        wrong(format!("mtga.yml: sink.file: {message}"));
+    }
+    for (key, directory) in
+        [("sink.dir", &config.sink.dir), ("store.path", &config.store.path), ("log.dir", &config.log.dir)]
+    {
+        if let Err(message) = usable(directory) {
+            wrong(format!("{key}: {message}"));
+        }
+    }
+    if scope == Scope::Online {
+        // librdkafka's own judgement of its properties; it starts threads, which a process that forks must not have.
+        if let Err(error) = Client::new(&properties::consuming(config)) {
+            wrong(format!("msource.yml: kafka.librdkafka: {error}"));
+        } else if let Err(failure) = Asker::new(config, config.rpc.timeout).and_then(|asker| asker.topics(&config.kafka.topics)) {
+            failures.push(failure);
+        }
+    }
+    failures
+}
+
+/// Whether a directory can be used, or made.
+fn usable(directory: &Path) -> Result<(), String> {
+    let mut existing = directory;
+    loop {
+        match existing.metadata() {
+            Ok(metadata) if !metadata.is_dir() => return Err(format!("{} is no directory", existing.display())),
+            Ok(_) => break,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => match existing.parent() {
+                Some(parent) => existing = parent,
+                None => return Err(format!("{} does not exist", directory.display())),
+            },
+            Err(error) => return Err(format!("cannot look at {}: {error}", existing.display())),
+        }
+    }
+    access(existing, AccessFlags::W_OK | AccessFlags::X_OK)
+        .map_err(|error| format!("{} is not writable for this user: {}", existing.display(), error.desc()))
+}

@@ -1,0 +1,183 @@
+//! What a home keeps between runs: store, journal, recipes. Opens them, and brings what a crash left apart together again.
+
+use std::collections::BTreeMap;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::config::Config;
+use crate::control::{Failure, FailureKind};
+use crate::msource::consumer::now_millis;
+use crate::msource::journal::{self, Contents, Frame, QueueEntry, State};
+use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk, set_aside};
+use crate::delivery::recovery::queue_changes;
+
+/// How long another process is waited for that holds the store: a command that reads it is done sooner.
+const STORE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Where things are below `store.path`.
+#[derive(Clone, Debug)]
+pub(super) struct Places {
+    pub(super) root: PathBuf,
+    pub(super) sled: PathBuf,
+    pub(super) journal: PathBuf,
+    pub(super) recipes: PathBuf,
+}
+
+impl Places {
+    pub(super) fn of(config: &Config) -> Self {
+        let root = config.store.path.clone();
+        Self { sled: root.join("sled"), journal: root.join("journal"), recipes: root.join("recipes"), root }
+    }
+}
+
+/// Store and journal, opened; the journal's tail is not looked at yet.
+pub(super) struct Opened {
+    pub(super) store: SledStore,
+    pub(super) contents: Contents,
+    /// Number up to which the store has the queue's entries.
+    pub(super) store_number: u64,
+}
+
+pub(super) fn failed(what: impl std::fmt::Display) -> Failure {
+    Failure::new(FailureKind::Failed, what.to_string())
+}
+
+/// An error with its causes, in one line.
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}
+
+/// Opens the home of a service that is about to run. A damaged store is set aside; the journal has what counts.
+pub(super) fn open(places: &Places) -> Result<Opened, Failure> {
+    DirBuilder::new().recursive(true).mode(0o750).create(&places.root).map_err(|error| {
+        Failure::new(FailureKind::CannotCreate, format!("cannot create {}: {error}", places.root.display()))
+    })?;
+    let store = match open_store(&places.sled) {
+        Err(StoreError::Damaged(path, why)) => {
+            let aside = set_aside(&path, now_millis() / 1000)
+                .map_err(|error| failed(format!("cannot set the damaged store {} aside: {error}", path.display())))?;
+            tracing::error!(why, aside = %aside.display(), "the store is damaged: set aside, and rebuilt from the journal");
+            SledStore::open(&places.sled, STORE_PATIENCE).map_err(|error| failed(chain(&error)))?
+        }
+        opened => opened.map_err(|error| failed(chain(&error)))?,
+    };
+    look(places, store)
+}
+
+/// Opens a store and reads from it, so that damage shows.
+fn open_store(path: &Path) -> Result<SledStore, StoreError> {
+    let store = SledStore::open(path, STORE_PATIENCE)?;
+    store.state()?;
+    store.entries(0, &mut |_, _| Walk::Stop)?;
+    Ok(store)
+}
+
+fn look(places: &Places, store: SledStore) -> Result<Opened, Failure> {
+    let mut contents = journal::read(&places.journal)
+        .map_err(|error| failed(format!("cannot read the journal {}: {error}", places.journal.display())))?;
+    let kept = store.state().map_err(|error| failed(chain(&error)))?;
+    let store_number = kept.as_ref().map_or(0, |state| state.number);
+    if contents.state.is_none() {
+        if kept.is_some() {
+            tracing::error!(journal = %places.journal.display(), "the journal is gone: going on with what the store has");
+        }
+        contents.state = Some(kept.unwrap_or_else(|| State {
+            home: Uuid::new_v4().simple().to_string(),
+            incarnation: 1,
+            ..State::default()
+        }));
+    }
+    Ok(Opened { store, contents, store_number })
+}
+
+/// What brings the store's queue up to the journal: everything that is numbered above what the store has.
+pub(super) fn behind(places: &Places, opened: &Opened) -> io::Result<StoreChange> {
+    let mut change = StoreChange::default();
+    let durable = opened.contents.state.as_ref().map_or(0, |state| state.number);
+    if opened.store_number >= durable {
+        queue_changes(opened.contents.tail.iter().cloned(), opened.store_number, &mut change);
+    } else {
+        tracing::warn!(store = opened.store_number, journal = durable, "the store is behind the journal: catching up");
+        let mut frames = Vec::new();
+        journal::history(&places.journal, |frame| {
+            if matches!(frame, Frame::Block(_) | Frame::Queue(_)) {
+                frames.push(frame);
+            }
+        })?;
+        queue_changes(frames, opened.store_number, &mut change);
+    }
+    Ok(change)
+}
+
+/// A stopped home, to be read: the store with what the journal has beyond it.
+pub(super) struct View {
+    pub(super) state: State,
+    store: Option<SledStore>,
+    overlay: BTreeMap<u64, Option<QueueEntry>>,
+}
+
+impl View {
+    /// Reads a stopped home without changing what it says.
+    pub(super) fn open(config: &Config) -> Result<Self, Failure> {
+        let places = Places::of(config);
+        if !places.root.try_exists().map_err(failed)? {
+            return Ok(Self { state: State::default(), store: None, overlay: BTreeMap::new() });
+        }
+        let store = open_store(&places.sled).map_err(|error| match &error {
+            StoreError::Locked(_) => Failure::new(FailureKind::Unavailable, chain(&error)),
+            _ => failed(chain(&error)),
+        })?;
+        let opened = look(&places, store)?;
+        let change = behind(&places, &opened).map_err(failed)?;
+        let mut state = opened.contents.state.unwrap_or_default();
+        for frame in &opened.contents.tail {
+            state.apply(frame);
+        }
+        let mut overlay: BTreeMap<u64, Option<QueueEntry>> = change.remove.into_iter().map(|key| (key, None)).collect();
+        overlay.extend(change.insert.into_iter().map(|(key, entry)| (key, Some(entry))));
+        Ok(Self { state, store: Some(opened.store), overlay })
+    }
+
+    /// The entries of the failure queue in order of arrival.
+    pub(super) fn entries(&self, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), Failure> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let mut overlay = self.overlay.iter().peekable();
+        let mut walk = Walk::On;
+        store
+            .entries(0, &mut |key, entry| {
+                while let Some((earlier, newer)) = overlay.next_if(|(newer, _)| **newer < key) {
+                    if let Some(newer) = newer
+                        && walk == Walk::On
+                    {
+                        walk = each(*earlier, newer.clone());
+                    }
+                }
+                if walk == Walk::On {
+                    walk = match overlay.next_if(|(newer, _)| **newer == key) {
+                        Some((_, None)) => Walk::On,
+                        Some((_, Some(newer))) => each(key, newer.clone()),
+                        None => each(key, entry),
+                    };
+                }
+                walk
+            })
+            .map_err(|error| failed(chain(&error)))?;
+        for (key, newer) in overlay {
+            if let (Some(newer), Walk::On) = (newer, walk) {
+                walk = each(*key, newer.clone());
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! The running service, as the control plane sees it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::home::Places;
+use super::offsets::Asker;
+use super::pipeline::{Pipeline, engine};
+use crate::cli::Place;
+use crate::config::Config;
+use crate::control::{
+    ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Retried, Service, State, Status,
+};
+use crate::logging::LevelHandle;
+use crate::msource::consumer::Desk;
+use crate::record::Reason;
+
+/// How far back the rates look.
+const RATE_WINDOW: Duration = Duration::from_secs(10);
+
+/// How old a lag may be that `status` shows without asking again.
+const LAG_FRESH: Duration = Duration::from_secs(2);
+
+/// How long `status` waits for the brokers.
+const LAG_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub(super) struct Live {
+    pub(super) config: Config,
+    pub(super) place: Place,
+    pub(super) desk: Arc<Desk>,
+    pub(super) pipeline: OnceLock<Arc<Pipeline>>,
+    log: LevelHandle,
+    started: Instant,
+    samples: Mutex<VecDeque<(Instant, u64, u64)>>,
+    asker: Mutex<Option<Asker>>,
+    lag: Mutex<Option<(Instant, u64)>>,
+    /// Set when everything is finished and committed.
+    drained: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Live {
+    pub(super) fn new(config: Config, place: Place, desk: Arc<Desk>, log: LevelHandle) -> Self {
+        Self {
+            config,
+            place,
+            desk,
+            pipeline: OnceLock::new(),
+            log,
+            started: Instant::now(),
+            samples: Mutex::default(),
+            asker: Mutex::new(None),
+            lag: Mutex::new(None),
+            drained: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes a sample for the rates; called every second.
+    pub(super) fn sample(&self) {
+        let Some(pipeline) = self.pipeline.get() else { return };
+        let counts = pipeline.gauges.counts();
+        let mut samples = lock(&self.samples);
+        samples.push_back((Instant::now(), counts.consumed, counts.written));
+        while samples.front().is_some_and(|(at, ..)| at.elapsed() > RATE_WINDOW) {
+            samples.pop_front();
+        }
+    }
+
+    pub(super) fn set_drained(&self) {
+        self.drained.store(true, Ordering::Release);
+    }
+
+    fn running(&self) -> Result<&Arc<Pipeline>, Failure> {
+        self.pipeline.get().ok_or_else(|| {
+            let (_, reason) = self.desk.state();
+            let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+            Failure::new(FailureKind::Unavailable, format!("the service is still starting{why}"))
+        })
+    }
+
+    fn rates(&self, counts: &Counts) -> (f64, f64) {
+        let samples = lock(&self.samples);
+        let Some((at, consumed, written)) = samples.front() else { return (0.0, 0.0) };
+        let seconds = at.elapsed().as_secs_f64();
+        if seconds < 0.5 {
+            return (0.0, 0.0);
+        }
+        let rate = |now: u64, then: u64| (now.saturating_sub(then) as f64 / seconds * 10.0).round() / 10.0;
+        (rate(counts.consumed, *consumed), rate(counts.written, *written))
+    }
+
+    fn rows(&self, timeout: Duration) -> Result<Vec<PartitionOffsets>, Failure> {
+        let pipeline = self.running()?;
+        // Taken out, so that no second caller waits behind this one's timeout with the lock held.
+        let asker = lock(&self.asker).take();
+        let asker = match asker {
+            Some(asker) => asker,
+            None => Asker::new(&self.config, self.config.rpc.timeout / 2)?,
+        };
+        let ours = pipeline.tracker.partitions();
+        let state = pipeline.gauges.durable().state.clone();
+        let asker = asker.bounded(timeout);
+        let rows = if ours.is_empty() && self.desk.state().0 == State::Waiting {
+            asker.stopped_rows(&self.config, &state)
+        } else {
+            asker.running_rows(&state, &ours)
+        };
+        if let Ok(rows) = &rows {
+            *lock(&self.lag) = Some((Instant::now(), rows.iter().map(|row| row.lag.unsigned_abs()).sum()));
+        }
+        *lock(&self.asker) = Some(asker);
+        rows
+    }
+
+    /// The lag, asked anew when it is not fresh; `None` when nobody answers.
+    fn lag(&self) -> Option<u64> {
+        let fresh = |(at, lag): (Instant, u64)| (at.elapsed() < LAG_FRESH).then_some(lag);
+        if let Some(lag) = lock(&self.lag).and_then(fresh) {
+            return Some(lag);
+        }
+        if self.desk.state().0 != State::Waiting {
+            drop(self.rows(LAG_TIMEOUT));
+        }
+        lock(&self.lag).and_then(fresh)
+    }
+}
+
+impl Service for Live {
+    fn status(&self) -> Result<Status, Failure> {
+        let (mut state, reason) = self.desk.state();
+        if self.desk.stopping() {
+            state = State::Stopping;
+        }
+        let mut status = Status {
+            state,
+            reason,
+            pid: Some(std::process::id()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: Some(self.started.elapsed().as_secs()),
+            home_id: String::new(),
+            consumed_per_second: 0.0,
+            written_per_second: 0.0,
+            counts: Counts::default(),
+            lag: None,
+            failure_queue_records: 0,
+            failure_queue_bytes: 0,
+            partitions: 0,
+            open_files: 0,
+            last_checkpoint_seconds: None,
+            last_checkpoint_block: 0,
+            gap_records: 0,
+        };
+        let Some(pipeline) = self.pipeline.get() else { return Ok(status) };
+        status.lag = self.lag();
+        status.counts = pipeline.gauges.counts();
+        (status.consumed_per_second, status.written_per_second) = self.rates(&status.counts);
+        status.partitions = self.desk.partitions.load(Ordering::Relaxed) as u64;
+        status.open_files = pipeline.gauges.open_files.load(Ordering::Relaxed) as u64;
+        let durable = pipeline.gauges.durable();
+        status.home_id.clone_from(&durable.state.home);
+        status.failure_queue_records = durable.state.totals.queue_records;
+        status.failure_queue_bytes = durable.state.totals.queue_bytes;
+        status.gap_records = durable.state.totals.gaps;
+        status.last_checkpoint_block = durable.state.number;
+        status.last_checkpoint_seconds = Some(durable.at.elapsed().as_secs_f64());
+        Ok(status)
+    }
+
+    fn offsets(&self) -> Result<Vec<PartitionOffsets>, Failure> {
+        self.rows(self.config.rpc.timeout / 2)
+    }
+
+    fn failure_count(&self) -> Result<u64, Failure> {
+        Ok(self.running()?.gauges.durable().state.totals.queue_records)
+    }
+
+    fn failure_list(&self, query: &ListQuery) -> Result<Vec<FailureEntry>, Failure> {
+        self.running()?.failure_list(query, self.config.failure_queue.max_attempts)
+    }
+
+    fn retry_failures(&self, reason: Option<Reason>, progress: &dyn Fn(&str)) -> Result<Retried, Failure> {
+        self.running()?.retry(reason, progress)
+    }
+
+    fn clear_failures(&self, query: &ClearQuery, progress: &dyn Fn(&str)) -> Result<u64, Failure> {
+        self.running()?.clear(query, progress)
+    }
+
+    fn reload(&self) -> Result<String, Failure> {
+        self.running()?;
+        let loaded = super::load(&self.place).map_err(|mistakes| Failure::new(FailureKind::Config, mistakes.join("\n")))?;
+        // Everything else of the configuration needs a restart: only the two settings files and the level are taken over.
+        let engine = engine(&self.config, &Places::of(&self.config).recipes)?;
+        let changed = engine.fingerprint != self.desk.engine().fingerprint;
+        self.desk.set_engine(engine);
+        self.log.set(loaded.config.log.level);
+        let line = if changed { "the new settings are in force" } else { "the settings are unchanged" };
+        tracing::info!(changed, level = ?loaded.config.log.level, "reloaded");
+        Ok(line.to_owned())
+    }
+
+    fn stop(&self) -> Result<Option<String>, Failure> {
+        self.desk.stop();
+        if self.drained.load(Ordering::Acquire) {
+            return Ok(None);
+        }
+        let Some(pipeline) = self.pipeline.get() else { return Ok(Some("still starting".to_owned())) };
+        let in_flight = pipeline.gauges.counts().in_flight;
+        let stalled = pipeline.gauges.stalled().map(|stalled| format!(", {stalled}")).unwrap_or_default();
+        Ok(Some(format!("{in_flight} records in flight{stalled}")))
+    }
+}

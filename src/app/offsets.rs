@@ -1,0 +1,239 @@
+//! Positions and watermarks: the rows of `offset_checker`, and `set_offset`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+
+use super::home::failed;
+use super::pipeline::Pipeline;
+use crate::cli::{Moved, OffsetTarget, Selection};
+use crate::config::{Assignment, Config, Start};
+use crate::control::{Failure, FailureKind, PartitionOffsets};
+use crate::delivery::Inbox;
+use crate::msource::TopicPartition;
+use crate::msource::assignment::{Decision, Known, Owner, decide};
+use crate::msource::consumer::topic_names;
+use crate::msource::journal::{Frame, MoveCause, Position, State};
+use crate::msource::native::{Client, Commit, KafkaError, OffsetSpec};
+use crate::msource::properties;
+
+/// Asks the brokers on behalf of commands.
+pub(super) struct Asker {
+    client: Client,
+    timeout: Duration,
+    committed_only: bool,
+}
+
+fn unavailable(error: &KafkaError) -> Failure {
+    Failure::new(FailureKind::Unavailable, format!("Kafka does not answer: {error}"))
+}
+
+/// A partition with everything that decides where it stands.
+struct Standing {
+    partition: TopicPartition,
+    topic_id: String,
+    low: i64,
+    high: i64,
+    current: i64,
+}
+
+impl Standing {
+    fn row(&self) -> PartitionOffsets {
+        PartitionOffsets {
+            topic: self.partition.topic.to_string(),
+            partition: self.partition.partition,
+            low: self.low,
+            high: self.high,
+            current: self.current,
+            lag: (self.high - self.current).max(0),
+        }
+    }
+}
+
+impl Asker {
+    /// A client of its own. It connects when it is first asked; every question is bounded by `timeout`.
+    pub(super) fn new(config: &Config, timeout: Duration) -> Result<Self, Failure> {
+        let client = Client::new(&properties::asking(&config.kafka))
+            .map_err(|error| Failure::new(FailureKind::Config, format!("cannot make a Kafka client: {error}")))?;
+        Ok(Self { client, timeout, committed_only: properties::committed_only(&config.kafka) })
+    }
+
+    /// The same client with another bound on its questions.
+    pub(super) fn bounded(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Low and high watermarks, in the order asked.
+    pub(super) fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<(i64, i64)>, Failure> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let ask = |spec, committed_only| {
+            let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), spec)).collect();
+            let answers = self.client.list_offsets(&queries, committed_only, self.timeout);
+            answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()).map_err(|error| unavailable(&error))
+        };
+        let low = ask(OffsetSpec::Earliest, false)?;
+        let high = ask(OffsetSpec::Latest, self.committed_only)?;
+        Ok(low.into_iter().zip(high).collect())
+    }
+
+    /// The configured topics with their ids and partitions; a missing one is a failure.
+    pub(super) fn topics(&self, topics: &[String]) -> Result<Vec<(TopicPartition, String)>, Failure> {
+        let names = topic_names(&self.client, topics, self.timeout).map_err(|error| unavailable(&error))?;
+        let infos = self.client.describe_topics(&names, self.timeout).map_err(|error| unavailable(&error))?;
+        let mut partitions = Vec::new();
+        for (name, info) in names.iter().zip(infos) {
+            let info = info.map_err(|error| {
+                Failure::new(FailureKind::Unavailable, format!("the brokers do not have topic {name}: {error}"))
+            })?;
+            partitions.extend((0..info.partitions).map(|partition| {
+                (TopicPartition { topic: info.name.as_str().into(), partition }, info.id.clone())
+            }));
+        }
+        Ok(partitions)
+    }
+
+    /// Where each partition of a stopped service stands, or would start.
+    fn standings(&self, config: &Config, state: &State) -> Result<Vec<Standing>, Failure> {
+        let topics = self.topics(&config.kafka.topics)?;
+        let partitions: Vec<_> = topics.iter().map(|(partition, _)| partition.clone()).collect();
+        let watermarks = self.watermarks(&partitions)?;
+        let group = if config.kafka.assignment == Assignment::Group {
+            self.client.committed(&partitions, self.timeout).map_err(|error| unavailable(&error))?
+        } else {
+            vec![None; partitions.len()]
+        };
+        let known: BTreeMap<&str, bool> = topics.iter().zip(&group).fold(BTreeMap::new(), |mut known, ((of, _), group)| {
+            *known.entry(&*of.topic).or_default() |= group.is_some() || state.partitions.contains_key(of);
+            known
+        });
+        let mut standings = Vec::new();
+        for (((partition, topic_id), (low, high)), group) in topics.iter().zip(watermarks).zip(&group) {
+            let local = state.partitions.get(partition);
+            let decision = decide(&Known {
+                home: (&state.home, state.incarnation),
+                local,
+                group: group.as_ref(),
+                topic_id,
+                topic_known: known.get(&*partition.topic).copied().unwrap_or(false),
+            });
+            let current = match decision {
+                Decision::Continue => local.map_or(low, |local| local.next),
+                Decision::Move { to, .. } => to,
+                Decision::Adopt { at } => at,
+                Decision::Added | Decision::Recreated => low,
+                Decision::New => match config.kafka.start {
+                    Start::Earliest => low,
+                    Start::Latest => high,
+                    Start::Time(time) => self.at_time(partition, time, high)?,
+                },
+            };
+            standings.push(Standing { partition: partition.clone(), topic_id: topic_id.clone(), low, high, current });
+        }
+        standings.sort_by(|a, b| a.partition.cmp(&b.partition));
+        Ok(standings)
+    }
+
+    fn at_time(&self, partition: &TopicPartition, time: i64, high: i64) -> Result<i64, Failure> {
+        let answer = self.client.list_offsets(&[(partition.clone(), OffsetSpec::Time(time))], self.committed_only, self.timeout);
+        let offset = answer.and_then(|mut answers| answers.remove(0)).map_err(|error| unavailable(&error))?;
+        Ok(if offset < 0 { high } else { offset })
+    }
+
+    /// The rows of a stopped service.
+    pub(super) fn stopped_rows(&self, config: &Config, state: &State) -> Result<Vec<PartitionOffsets>, Failure> {
+        Ok(self.standings(config, state)?.iter().map(Standing::row).collect())
+    }
+
+    /// The rows of a running service: the partitions that it has.
+    pub(super) fn running_rows(&self, state: &State, ours: &[TopicPartition]) -> Result<Vec<PartitionOffsets>, Failure> {
+        let mut partitions: Vec<_> = ours.iter().filter(|partition| state.partitions.contains_key(partition)).cloned().collect();
+        partitions.sort();
+        let watermarks = self.watermarks(&partitions)?;
+        Ok(partitions
+            .into_iter()
+            .zip(watermarks)
+            .map(|(partition, (low, high))| {
+                let current = state.partitions.get(&partition).map_or(low, |local| local.next);
+                Standing { partition, topic_id: String::new(), low, high, current }.row()
+            })
+            .collect())
+    }
+}
+
+/// Moves positions of a stopped service: in the journal, and then in the group.
+pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
+    let asker = Asker::new(config, config.rpc.timeout)?;
+    let state = pipeline.gauges.durable().state.clone();
+    let selected: Vec<_> = asker
+        .standings(config, &state)?
+        .into_iter()
+        .filter(|standing| what.topic.as_deref().is_none_or(|topic| topic == &*standing.partition.topic))
+        .filter(|standing| what.partition.is_none_or(|partition| partition == standing.partition.partition))
+        .collect();
+    if selected.is_empty() {
+        return Err(Failure::new(FailureKind::Usage, "no partition of the configured topics is meant; see offset_checker"));
+    }
+    let before: Vec<_> = selected.iter().map(Standing::row).collect();
+    let mut moved = Vec::new();
+    for mut standing in selected {
+        standing.current = match to {
+            OffsetTarget::Earliest => standing.low,
+            OffsetTarget::Latest => standing.high,
+            OffsetTarget::Time(time) => asker.at_time(&standing.partition, time, standing.high)?,
+            OffsetTarget::Offset(offset) if (standing.low..=standing.high).contains(&offset) => offset,
+            OffsetTarget::Offset(offset) => {
+                let Standing { partition, low, high, .. } = standing;
+                let text = format!("{partition}: offset {offset} is not within {low}..{high}; nothing was moved");
+                return Err(Failure::new(FailureKind::Usage, text));
+            }
+        };
+        moved.push(standing);
+    }
+    let commits = note(pipeline, &moved)?;
+    let after = moved.iter().map(Standing::row).collect();
+    // In a group other instances go by the group's offsets; without one they are there for monitors.
+    let committed = asker.client.commit(&commits).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
+    match committed {
+        Ok(_) => {}
+        Err(error) if config.kafka.assignment == Assignment::All => tracing::warn!(%error, "the group was not told"),
+        Err(error) => {
+            return Err(failed(format!(
+                "the positions were moved here, but the group did not take them: {error}; stop every member of {} and try again",
+                config.kafka.group_id
+            )));
+        }
+    }
+    Ok(Moved { before, after })
+}
+
+/// Makes the moves durable here; returns what the group is to be told.
+fn note(pipeline: &Pipeline, moved: &[Standing]) -> Result<Vec<Commit>, Failure> {
+    let mut commits = Vec::new();
+    let (home, incarnation) = pipeline.home.clone();
+    for Standing { partition, topic_id, current, .. } in moved {
+        let position = Position {
+            partition: partition.clone(),
+            topic_id: topic_id.clone(),
+            next: *current,
+            leader_epoch: -1,
+        };
+        let (reply, answered) = bounded(1);
+        let ticket = pipeline.tickets.take();
+        let frame = Frame::Move { to: position, cause: MoveCause::Operator };
+        pipeline.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(failed)?;
+        answered.recv().map_err(failed)?;
+        let owner = Owner { home: home.clone(), incarnation, number: 0, topic_id: topic_id.clone() };
+        commits.push(Commit {
+            partition: partition.clone(),
+            offset: *current,
+            leader_epoch: -1,
+            metadata: owner.to_string(),
+        });
+    }
+    pipeline.barrier(&|_| {})?;
+    Ok(commits)
+}

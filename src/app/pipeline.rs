@@ -1,0 +1,251 @@
+//! The pipeline: every thread of the data plane, started in order and ended front to back.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use super::home::{self, Places, chain, failed};
+use crate::block::RawBlock;
+use crate::config::{Config, Mode};
+use crate::control::{Failure, FailureKind, State as Phase};
+use crate::delivery::recovery::recover;
+use crate::delivery::{self, Budget, Delivery, Gauges, Inbox, Tickets};
+use crate::msink::dir::EventDir;
+use crate::msink::file::{FileSink, Now};
+use crate::msource::consumer::{self, Consumer, Cut, Desk};
+use crate::msource::journal::Journal;
+use crate::msource::properties;
+use crate::msource::reread::{Rereader, Wait};
+use crate::msource::store::Store;
+use crate::msource::tracker::Tracker;
+use crate::settings::Settings;
+use crate::transform::recipe::{Engine, Recipe};
+use crate::transform::worker;
+
+/// Blocks that may wait between two threads; the memory bound is what limits them.
+const CHANNEL: usize = 1024;
+
+/// Buffers kept for the next blocks.
+const SPARE_BUFFERS: usize = 32;
+
+/// How long a stop may take before what is in flight is left to the next start's recovery.
+const STOP_DEADLINE: Duration = Duration::from_secs(25);
+
+/// Share of `memory` for blocks in flight; librdkafka's queue has a quarter.
+const BLOCKS_SHARE: u64 = 2;
+
+/// Whether the pipeline reads from Kafka.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Feed {
+    /// It consumes.
+    Kafka,
+    /// It only works on what the home has: for commands on a stopped service.
+    Nothing,
+}
+
+/// A running pipeline.
+pub(super) struct Pipeline {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) home: (String, u64),
+    pub(super) gauges: Arc<Gauges>,
+    pub(super) budget: Arc<Budget>,
+    pub(super) tickets: Arc<Tickets>,
+    pub(super) desk: Arc<Desk>,
+    pub(super) inbox: Sender<Inbox>,
+    pub(super) tracker: Arc<Tracker>,
+    pub(super) blocks: Mutex<Option<Sender<RawBlock>>>,
+    /// Held by the one command that works on the failure queue.
+    pub(super) queue: Mutex<()>,
+    ended: Receiver<Result<(), delivery::Error>>,
+    consumer: Mutex<Option<JoinHandle<Result<(), consumer::Error>>>>,
+    workers: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// The recipe of a configuration, kept in the home and ready for work.
+pub(super) fn engine(config: &Config, recipes: &Path) -> Result<Arc<Engine>, Failure> {
+    let loaded = Settings::load(&config.settings, config.app_id).map_err(|mistakes| {
+        let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
+        Failure::new(FailureKind::Config, lines.join("\n"))
+    })?;
+    let recipe = Recipe::new(config, &instance(config), loaded.sources);
+    let fingerprint =
+        recipe.keep(recipes).map_err(|error| failed(format!("cannot keep the settings in {}: {error}", recipes.display())))?;
+    recipe.engine(&fingerprint).map(Arc::new).map_err(|error| failed(chain(&error)))
+}
+
+/// What `{instance}` in file names stands for.
+pub(super) fn instance(config: &Config) -> String {
+    if !config.kafka.instance_id.is_empty() {
+        return config.kafka.instance_id.clone();
+    }
+    nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
+}
+
+/// Lets recovery wait for brokers, showing why, until the service is told to stop.
+struct Patience<'a> {
+    desk: &'a Desk,
+    feed: Feed,
+    until: Instant,
+}
+
+impl Wait for Patience<'_> {
+    fn go_on(&mut self, reason: Option<&str>) -> bool {
+        if let Some(reason) = reason {
+            let text = format!("completing what a crash cut short, which needs the broker: {reason}");
+            self.desk.show(Phase::Waiting, Some(text));
+        }
+        !self.desk.stopping() && (self.feed == Feed::Kafka || Instant::now() < self.until)
+    }
+}
+
+impl Pipeline {
+    /// Opens the home, recovers, and starts every thread.
+    pub(super) fn start(config: &Config, desk: &Arc<Desk>, feed: Feed) -> Result<Arc<Self>, Failure> {
+        let places = Places::of(config);
+        let opened = home::open(&places)?;
+        let mut change = home::behind(&places, &opened).map_err(failed)?;
+        let dir = EventDir::open(&config.sink.dir)
+            .map_err(|error| Failure::new(FailureKind::CannotCreate, format!("cannot use the event directory: {error}")))?;
+        let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
+        let mut source = Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.store, &mut patience);
+        let recovered = recover(&opened.contents, &dir, &mut source).map_err(|error| failed(chain(&error)))?;
+        drop(source);
+        let Some(recovered) = recovered else { return Err(failed("the journal holds no state")) };
+        if recovered.blocks > 0 {
+            tracing::info!(blocks = recovered.blocks, repaired = recovered.repaired, "recovered from a crash");
+        }
+        let state = recovered.change.state;
+        let journal = Journal::begin(&places.journal, &opened.contents, &state)
+            .map_err(|error| failed(format!("cannot begin the journal in {}: {error}", places.journal.display())))?;
+        change.state = state.clone();
+        opened.store.apply(&change).map_err(|error| failed(chain(&error)))?;
+
+        let store: Arc<dyn Store> = Arc::new(opened.store);
+        let gauges = Arc::new(Gauges::new(state.clone()));
+        let budget = Arc::new(Budget::new(config.memory / BLOCKS_SHARE));
+        let tracker = Arc::new(Tracker::default());
+        let tickets = Arc::new(Tickets::default());
+        let (inbox, received) = unbounded();
+        let (spare, spares) = bounded(SPARE_BUFFERS);
+        let (blocks, to_workers) = bounded(CHANNEL);
+        let template = desk.engine().template.clone();
+        let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, now());
+        let workers = worker::spawn(config.workers, &to_workers, &inbox, &spares).map_err(failed)?;
+        let home = (state.home.clone(), state.incarnation);
+        let delivery = Delivery::new(delivery::Parts {
+            inbox: received,
+            inbox_sender: inbox.clone(),
+            journal,
+            journal_dir: places.journal,
+            store: Arc::clone(&store),
+            sink,
+            state,
+            tracker: Arc::clone(&tracker),
+            gauges: Arc::clone(&gauges),
+            budget: Arc::clone(&budget),
+            spare,
+            interval: config.store.checkpoint,
+            fsync: config.sink.fsync,
+            history: config.store.history,
+        })
+        .map_err(|error| failed(chain(&error)))?;
+        let ended = delivery::spawn(delivery).map_err(|error| failed(chain(&error)))?;
+        let consumer = match feed {
+            Feed::Nothing => None,
+            Feed::Kafka => {
+                let consumer = Consumer::new(consumer::Parts {
+                    config: config.kafka.clone(),
+                    properties: properties::consuming(config),
+                    cut: cut(config),
+                    queue: (config.failure_queue.max_bytes, config.failure_queue.when_full),
+                    blocks: blocks.clone(),
+                    inbox: inbox.clone(),
+                    tickets: Arc::clone(&tickets),
+                    tracker: Arc::clone(&tracker),
+                    budget: Arc::clone(&budget),
+                    gauges: Arc::clone(&gauges),
+                    desk: Arc::clone(desk),
+                    home: home.clone(),
+                })
+                .map_err(|error| Failure::new(FailureKind::Config, chain(&error)))?;
+                let thread = std::thread::Builder::new().name("kafka".into());
+                Some(thread.spawn(move || consumer.run(STOP_DEADLINE)).map_err(failed)?)
+            }
+        };
+        Ok(Arc::new(Self {
+            store,
+            home,
+            gauges,
+            budget,
+            tickets,
+            desk: Arc::clone(desk),
+            inbox,
+            tracker,
+            blocks: Mutex::new(Some(blocks)),
+            queue: Mutex::new(()),
+            ended,
+            consumer: Mutex::new(consumer),
+            workers: Mutex::new(workers),
+        }))
+    }
+
+    /// Whether a thread of the data plane has ended, which outside of a stop is a failure.
+    pub(super) fn has_ended(&self) -> bool {
+        let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
+        consumer.as_ref().is_some_and(JoinHandle::is_finished) || !self.ended.is_empty()
+    }
+
+    /// Ends every thread front to back and returns the first failure. The consumer has been told to stop.
+    pub(super) fn end(&self) -> Result<(), Failure> {
+        let mut outcome = Ok(());
+        if !self.ended.is_empty() {
+            // The delivery failed: it is what the others failed of.
+            outcome = self.delivery_outcome();
+        }
+        if let Some(consumer) = self.consumer.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let consumed = match consumer.join() {
+                Ok(Ok(()) | Err(consumer::Error::Closed)) => Ok(()),
+                Ok(Err(error)) => Err(failed(chain(&error))),
+                Err(_) => Err(failed("the kafka thread panicked; see the service log")),
+            };
+            outcome = outcome.and(consumed);
+        }
+        drop(self.blocks.lock().unwrap_or_else(PoisonError::into_inner).take());
+        for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            if worker.join().is_err() {
+                outcome = outcome.and(Err(failed("a transform thread panicked; see the service log")));
+            }
+        }
+        drop(self.inbox.send(Inbox::End));
+        outcome.and_then(|()| self.delivery_outcome())
+    }
+
+    fn delivery_outcome(&self) -> Result<(), Failure> {
+        match self.ended.recv_timeout(STOP_DEADLINE) {
+            Ok(Ok(())) | Err(crossbeam_channel::RecvTimeoutError::Timeout) => Ok(()),
+            Ok(Err(error)) => Err(failed(chain(&error))),
+            Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
+                Err(failed("the delivery thread panicked; see the service log"))
+            }
+        }
+    }
+}
+
+/// How blocks are cut: in `stream` mode a block is whatever has arrived.
+fn cut(config: &Config) -> Cut {
+    let batch = &config.sink.batch;
+    // A block is also the unit of memory: many of them must fit into the bound.
+    let bytes = batch.bytes.min(config.memory / 16).max(1);
+    match config.sink.mode {
+        Mode::Batch => Cut { lines: batch.lines, bytes, linger: batch.linger },
+        Mode::Stream => Cut { lines: 1000, bytes, linger: Duration::ZERO },
+    }
+}
+
+pub(super) fn now() -> Now {
+    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    Now { wall, tick: Instant::now() }
+}
