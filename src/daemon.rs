@@ -334,7 +334,7 @@ mod tests {
         let (launch, reporter) = pipe();
         reporter.state(State::Starting, None);
         reporter.state(State::Consuming, None);
-        let report = launch.wait(Duration::from_secs(60)).unwrap().unwrap();
+        let report = launch.wait(Duration::from_mins(1)).unwrap().unwrap();
         assert_eq!(report.pid, std::process::id());
         assert_eq!(report.news, News::State { state: State::Consuming, reason: None });
     }
@@ -354,10 +354,10 @@ mod tests {
         let failure = Failure::new(FailureKind::CannotCreate, "cannot create the socket");
         let (launch, reporter) = pipe();
         reporter.failed(&failure);
-        assert_eq!(launch.wait(Duration::from_secs(60)).unwrap_err(), failure);
+        assert_eq!(launch.wait(Duration::from_mins(1)).unwrap_err(), failure);
         let (launch, reporter) = pipe();
         reporter.state(State::Starting, None);
         drop(reporter);
-        assert!(launch.wait(Duration::from_secs(60)).unwrap_err().message.contains("died"));
+        assert!(launch.wait(Duration::from_mins(1)).unwrap_err().message.contains("died"));
     }
 }

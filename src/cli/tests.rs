@@ -117,13 +117,13 @@ fn config(place: &Place) -> Config {
         },
         store: config::Store {
             path: home.join("tmp/store"),
-            history: Duration::from_secs(86_400),
+            history: Duration::from_hours(24),
             checkpoint: Duration::from_secs(1),
         },
         failure_queue: config::FailureQueue {
             max_attempts: 5,
             backoff_from: Duration::from_secs(1),
-            backoff_to: Duration::from_secs(300),
+            backoff_to: Duration::from_mins(5),
             max_bytes: 1 << 30,
             when_full: config::WhenFull::Pause,
         },
@@ -167,7 +167,7 @@ fn config(place: &Place) -> Config {
             url: String::new(),
             format: "json".to_owned(),
             level: Level::Error,
-            min_interval: Duration::from_secs(60),
+            min_interval: Duration::from_mins(1),
         },
     }
 }

@@ -122,13 +122,19 @@ struct Shared {
     access: Access,
     timeout: Duration,
     closed: watch::Receiver<bool>,
-    /// The last answer of the brokers. Held while they are asked, so that whoever asks meanwhile gets the same answer.
-    offsets: AsyncMutex<Option<(Instant, Result<Vec<PartitionOffsets>, Failure>)>>,
+    /// Held while the brokers are asked, so that whoever asks meanwhile gets the same answer.
+    offsets: AsyncMutex<Option<Answered>>,
     /// Held by the one retry or clear that runs.
     queue: Arc<AsyncMutex<()>>,
     /// The last sign of life of that one, or of the drain.
     progress: watch::Sender<String>,
     connections: Mutex<Connections>,
+}
+
+/// The last answer of the brokers.
+struct Answered {
+    when: Instant,
+    answer: Result<Vec<PartitionOffsets>, Failure>,
 }
 
 /// The open connections. A std mutex, because it is never held across an await.
@@ -360,14 +366,14 @@ impl Shared {
 
     async fn offsets(&self) -> Result<Vec<PartitionOffsets>, Failure> {
         let mut last = self.offsets.lock().await;
-        if let Some((when, answer)) = &*last
+        if let Some(Answered { when, answer }) = &*last
             && when.elapsed() < OFFSETS_FRESH
         {
             return answer.clone();
         }
         let service = Arc::clone(&self.service);
         let answer = blocking(move || service.offsets()).await;
-        *last = Some((Instant::now(), answer.clone()));
+        *last = Some(Answered { when: Instant::now(), answer: answer.clone() });
         answer
     }
 
