@@ -3,9 +3,9 @@
 //! Promises: a slow, silent or flooding client costs bounded memory and harms nobody else; a request is answered even
 //! while hundreds of others are connected; what one client started is finished although that client goes away.
 //! How: one current-thread runtime on the thread `control` does all the socket's I/O and never blocks; calls of the service
-//! run on at most [`CALL_THREADS`] threads in order of arrival; a connection has one request at a time, is closed after
+//! run on at most `CALL_THREADS` threads in order of arrival; a connection has one request at a time, is closed after
 //! `rpc.timeout` without a complete request and when it does not take its reply in that time; of more than
-//! [`MAX_CONNECTIONS`] the one that has been idle longest makes room.
+//! `MAX_CONNECTIONS` the one that has been idle longest makes room.
 //!
 //! Retry and clear work on the same queue, so only one of them runs at a time; those that wait see its progress.
 //! Progress is what the service itself reports, never a timer's, so that a client's timeout notices a service that hangs.
