@@ -10,6 +10,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Seek, Write};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -248,7 +249,20 @@ pub enum Detached {
     Daemon(Reporter),
 }
 
-/// Forks a daemon: own session, `home` as directory, umask 027, null as standard streams.
+/// Closes what the caller of the command had open beyond the standard streams: a lock of a cron job or a pipe of a remote
+/// shell must not stay held for the life of the daemon. The command itself has opened nothing but the pipe by now.
+fn close_inherited(pipe: &PipeWriter) {
+    let Ok(entries) = fs::read_dir("/proc/self/fd") else { return };
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<RawFd>().ok());
+    let numbers: Vec<RawFd> = names.filter(|fd| *fd > 2 && *fd != pipe.as_raw_fd()).collect();
+    for fd in numbers {
+        // The listing's own descriptor is among them and closed already.
+        let _ = nix::unistd::close(fd);
+    }
+}
+
+/// Forks a daemon: own session, `home` as directory, umask 027, null as standard streams, nothing else open. The caller
+/// holds no file open.
 pub fn detach(home: &Path) -> Result<Detached, Failure> {
     let trouble =
         |e: &dyn std::fmt::Display| Failure::new(FailureKind::Failed, format!("cannot start the daemon: {e}"));
@@ -258,6 +272,7 @@ pub fn detach(home: &Path) -> Result<Detached, Failure> {
         Outcome::Parent(Ok(_)) => Ok(Detached::Command(Launch(reader))),
         Outcome::Child(outcome) => {
             drop(reader);
+            close_inherited(&writer);
             let reporter = Reporter(Mutex::new(Some(writer)));
             match outcome {
                 Ok(_) => Ok(Detached::Daemon(reporter)),
@@ -334,7 +349,7 @@ mod tests {
         let (launch, reporter) = pipe();
         reporter.state(State::Starting, None);
         reporter.state(State::Consuming, None);
-        let report = launch.wait(Duration::from_secs(60)).unwrap().unwrap();
+        let report = launch.wait(Duration::from_mins(1)).unwrap().unwrap();
         assert_eq!(report.pid, std::process::id());
         assert_eq!(report.news, News::State { state: State::Consuming, reason: None });
     }
@@ -354,10 +369,10 @@ mod tests {
         let failure = Failure::new(FailureKind::CannotCreate, "cannot create the socket");
         let (launch, reporter) = pipe();
         reporter.failed(&failure);
-        assert_eq!(launch.wait(Duration::from_secs(60)).unwrap_err(), failure);
+        assert_eq!(launch.wait(Duration::from_mins(1)).unwrap_err(), failure);
         let (launch, reporter) = pipe();
         reporter.state(State::Starting, None);
         drop(reporter);
-        assert!(launch.wait(Duration::from_secs(60)).unwrap_err().message.contains("died"));
+        assert!(launch.wait(Duration::from_mins(1)).unwrap_err().message.contains("died"));
     }
 }

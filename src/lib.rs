@@ -1,4 +1,4 @@
-//! `mtga` moves JSON logs from Kafka into files of ThinkingData events: every record exactly once.
+//! `mtga` moves JSON logs from Kafka into files of `ThinkingData` events: every record exactly once.
 //!
 //! The modules stand in the order in which a record meets them: [`msource`] takes records from Kafka in blocks,
 //! [`transform`] turns each into a line, [`msink`] writes the lines. ARCHITECTURE.md has the picture.

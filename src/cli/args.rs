@@ -9,12 +9,15 @@ use clap::{Args, Parser, Subcommand};
 use super::backend::{DemoOptions, OffsetTarget, Selection};
 use crate::record::Reason;
 
-/// Moves JSON logs from Kafka into files of ThinkingData events: every record exactly once.
+const ABOUT: &str = "Moves JSON logs from Kafka into files of ThinkingData events: every record exactly once";
+const HOME: &str = "Directory that relative paths start from [default: $MTGA_HOME, else where the binary is installed, \
+                    else here]";
+
+/// The whole command line.
 #[derive(Debug, Parser)]
-#[command(name = "mtga", version, max_term_width = 80, subcommand_required = true, arg_required_else_help = true)]
+#[command(name = "mtga", version, about = ABOUT, max_term_width = 80, subcommand_required = true, arg_required_else_help = true)]
 pub(super) struct Line {
-    /// Directory that relative paths start from [default: $MTGA_HOME, else where the binary is installed, else here]
-    #[arg(long, global = true, value_name = "DIR")]
+    #[arg(long, global = true, value_name = "DIR", help = HOME)]
     pub(super) home: Option<PathBuf>,
     /// Directory of the config files [default: config in the home]
     #[arg(long, global = true, value_name = "DIR")]
@@ -108,8 +111,7 @@ pub(super) struct Patience {
 
 #[derive(Debug, Args)]
 pub(super) struct OnlyReason {
-    /// Only records of this reason, as bad_json
-    #[arg(long)]
+    #[arg(long, help = "Only records of this reason, as bad_json")]
     pub(super) reason: Option<Reason>,
 }
 
@@ -196,7 +198,7 @@ mod tests {
     #[test]
     fn times_are_read_with_their_units() {
         assert_eq!(duration("200ms"), Ok(Duration::from_millis(200)));
-        assert_eq!(duration("7d"), Ok(Duration::from_secs(7 * 86_400)));
+        assert_eq!(duration("7d"), Ok(Duration::from_hours(7 * 24)));
         assert_eq!(duration("0s"), Ok(Duration::ZERO));
         assert_eq!(duration("18446744073709551615d"), Ok(Duration::from_secs(u64::from(u32::MAX))));
         for wrong in ["", "7", "d", "-1s", "1.5s", "7 d", "99999999999999999999s"] {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::args::Line;
-use super::{Backend, Format, Invocation, Place, cannot_print, complain};
+use super::{Backend, Format, Invocation, Loaded, Place, cannot_print, complain};
 use crate::config::Config;
 use crate::control::client::Remote;
 use crate::control::{Failure, FailureKind, Service};
@@ -80,15 +80,13 @@ impl Context<'_> {
 
     /// The client of the service, by the config, or by the defaults when the config is broken.
     pub(super) fn remote(&mut self) -> Remote {
-        match self.backend.load(&self.place) {
-            Ok(loaded) => Remote::new(loaded.config.rpc.socket, loaded.config.rpc.timeout),
-            Err(_) => {
-                let socket = self.place.home.join(DEFAULT_SOCKET);
-                let message = format!("warning: the config has mistakes (see mtga check), using {}", socket.display());
-                complain(self.errors, &message);
-                Remote::new(socket, DEFAULT_TIMEOUT)
-            }
+        if let Ok(Loaded { config, .. }) = self.backend.load(&self.place) {
+            return Remote::new(config.rpc.socket, config.rpc.timeout);
         }
+        let socket = self.place.home.join(DEFAULT_SOCKET);
+        let message = format!("warning: the config has mistakes (see mtga check), using {}", socket.display());
+        complain(self.errors, &message);
+        Remote::new(socket, DEFAULT_TIMEOUT)
     }
 
     /// Finds out whether a service runs, and waits for one that is just opening its socket.

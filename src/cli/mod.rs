@@ -63,39 +63,39 @@ impl std::fmt::Debug for Streams<'_> {
 
 /// Runs one command to its end. Call it before the process has a second thread: `start` forks.
 pub fn run(invocation: &Invocation, streams: Streams<'_>, backend: &dyn Backend) -> Exit {
+    let Streams { input, output, errors } = streams;
     let line = match Line::try_parse_from(&invocation.args) {
         Ok(line) => line,
-        Err(error) => return explain(&error, streams),
+        Err(error) => return explain(&error, output, errors),
     };
-    let mut output = Output { inner: streams.output, closed: Closed::No };
+    let mut output = Output { inner: output, closed: Closed::No };
     let format = if line.json { Format::Json } else { Format::People };
     let outcome = context::find_place(invocation, &line).and_then(|place| {
         let directory = invocation.directory.clone();
-        let mut context =
-            Context { place, directory, backend, format, output: &mut output, errors: &mut *streams.errors };
-        context.dispatch(line.command, streams.input)
+        let mut context = Context { place, directory, backend, format, output: &mut output, errors };
+        context.dispatch(line.command, input)
     });
     let outcome = outcome.and_then(|exit| output.flush().map(|()| exit).map_err(|e| cannot_print(&e)));
     match outcome {
         _ if output.closed == Closed::ByReader => Exit::Done,
         Ok(exit) => exit,
         Err(failure) => {
-            complain(streams.errors, &failure.message);
+            complain(errors, &failure.message);
             failure.kind.into()
         }
     }
 }
 
 /// Prints help and version, or what is wrong with the command line.
-fn explain(error: &clap::Error, streams: Streams<'_>) -> Exit {
+fn explain(error: &clap::Error, output: &mut dyn Write, errors: &mut dyn Write) -> Exit {
     let text = error.render();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            let _ = write!(streams.output, "{text}");
+            let _ = write!(output, "{text}");
             Exit::Done
         }
         _ => {
-            let _ = write!(streams.errors, "{text}");
+            let _ = write!(errors, "{text}");
             Exit::Usage
         }
     }

@@ -261,31 +261,31 @@ mod tests {
         let mut running = testing::status();
         running.reason = Some("no broker of kafka-1.example.org:9092,kafka-2.example.org:9092 answers".to_owned());
         let expected = "\
-.------------------.-------------------------------------------------.
-| Status           |                                                 |
-+------------------+-------------------------------------------------+
-| State            | consuming                                       |
-| Reason           | no broker of                                    |
-|                  | kafka-1.example.org:9092,kafka-2.example.org:90 |
-|                  | answers                                         |
-| Pid              | 4242                                            |
-| Uptime           | 1d 2h                                           |
-| Version          | 0.1.0                                           |
-| Home id          | 5f0c7a                                          |
-| Rates            | 1235 consumed/s, 1200 written/s                 |
-| Partitions       | 1                                               |
-| Lag              | 261                                             |
-| Consumed         | 100                                             |
-| Retried          | 2                                               |
-| Written          | 90                                              |
-| Filtered         | 5 (tombstone 1, drop 4)                         |
-| Rejected         | 4 (bad_json 3, no_time 1)                       |
-| In flight        | 3                                               |
-| Lost before read | 0                                               |
-| Failure queue    | 4 records, 4.9 KiB                              |
-| Open files       | 2                                               |
-| Last checkpoint  | 0.4 s ago, block 77                             |
-'------------------'-------------------------------------------------'
+.------------------.---------------------------------------------------.
+| Status           |                                                   |
++------------------+---------------------------------------------------+
+| State            | consuming                                         |
+| Reason           | no broker of                                      |
+|                  | kafka-1.example.org:9092,kafka-2.example.org:9092 |
+|                  | answers                                           |
+| Pid              | 4242                                              |
+| Uptime           | 1d 2h                                             |
+| Version          | 0.1.0                                             |
+| Home id          | 5f0c7a                                            |
+| Rates            | 1235 consumed/s, 1200 written/s                   |
+| Partitions       | 1                                                 |
+| Lag              | 261                                               |
+| Consumed         | 100                                               |
+| Retried          | 2                                                 |
+| Written          | 90                                                |
+| Filtered         | 5 (tombstone 1, drop 4)                           |
+| Rejected         | 4 (bad_json 3, no_time 1)                         |
+| In flight        | 3                                                 |
+| Lost before read | 0                                                 |
+| Failure queue    | 4 records, 4.9 KiB                                |
+| Open files       | 2                                                 |
+| Last checkpoint  | 0.4 s ago, block 77                               |
+'------------------'---------------------------------------------------'
 ";
         assert_eq!(status(&running), expected);
     }

@@ -19,8 +19,8 @@ use crate::control::{Failure, FailureKind, Service, State, Status};
 use crate::daemon::PidFile;
 
 /// A pipeline of which only the answers matter.
-#[derive(Default)]
 struct FakePipeline {
+    timeout: Duration,
     mistakes: Vec<String>,
     failures: Vec<Failure>,
 }
@@ -64,7 +64,9 @@ impl Backend for FakePipeline {
         if !self.mistakes.is_empty() {
             return Err(self.mistakes.clone());
         }
-        Ok(Loaded { config: config(place), warnings: vec!["MTGA_LGO is no key".to_owned()] })
+        let mut config = config(place);
+        config.rpc.timeout = self.timeout;
+        Ok(Loaded { config, warnings: vec!["MTGA_LGO is no key".to_owned()] })
     }
     fn render(&self, config: &Config) -> String {
         format!("app_id: {}\n", config.app_id)
@@ -117,13 +119,13 @@ fn config(place: &Place) -> Config {
         },
         store: config::Store {
             path: home.join("tmp/store"),
-            history: Duration::from_secs(86_400),
+            history: Duration::from_hours(24),
             checkpoint: Duration::from_secs(1),
         },
         failure_queue: config::FailureQueue {
             max_attempts: 5,
             backoff_from: Duration::from_secs(1),
-            backoff_to: Duration::from_secs(300),
+            backoff_to: Duration::from_mins(5),
             max_bytes: 1 << 30,
             when_full: config::WhenFull::Pause,
         },
@@ -131,7 +133,7 @@ fn config(place: &Place) -> Config {
             socket: home.join("tmp/mtga.sock"),
             permissions: 0o600,
             group: String::new(),
-            timeout: Duration::from_millis(500),
+            timeout: Duration::from_secs(30),
         },
         memory: 1 << 27,
         app_id: 24,
@@ -167,7 +169,7 @@ fn config(place: &Place) -> Config {
             url: String::new(),
             format: "json".to_owned(),
             level: Level::Error,
-            min_interval: Duration::from_secs(60),
+            min_interval: Duration::from_mins(1),
         },
     }
 }
@@ -185,7 +187,9 @@ struct Ended {
 
 impl Home {
     fn new() -> Self {
-        Self { dir: tempfile::tempdir().unwrap(), pipeline: FakePipeline::default() }
+        let timeout = Duration::from_secs(30);
+        let pipeline = FakePipeline { timeout, mistakes: Vec::new(), failures: Vec::new() };
+        Self { dir: tempfile::tempdir().unwrap(), pipeline }
     }
 
     fn invocation(&self, args: &[&str]) -> Invocation {
@@ -276,7 +280,8 @@ fn a_running_service_is_asked_over_its_socket() {
 
 #[test]
 fn a_frozen_service_is_told_in_time_and_integers_are_minus_one() {
-    let home = Home::new();
+    let mut home = Home::new();
+    home.pipeline.timeout = Duration::from_millis(200);
     let _lock = home.lock();
     let _frozen = UnixListener::bind(home.dir.path().join("tmp/mtga.sock")).unwrap();
     for command in ["kafka_lag", "failure_queue_count", "clear_failure_queue"] {
@@ -342,7 +347,8 @@ fn stop_waits_until_the_process_has_gone() {
     fake.stop_polls.store(2, SeqCst);
     std::thread::scope(|scope| {
         let stopping = scope.spawn(|| home.run(&["stop"]));
-        while fake.stop_polls.load(SeqCst) > 0 {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while fake.stop_polls.load(SeqCst) > 0 && Instant::now() < deadline {
             std::thread::yield_now();
         }
         drop(lock);

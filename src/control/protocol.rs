@@ -455,7 +455,7 @@ mod tests {
         #[test]
         fn the_server_understands_every_call_of_the_client(call in any_call(), id in any::<u64>()) {
             let line = call.to_line(id);
-            prop_assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+            prop_assert_eq!(line.split(|byte| *byte == b'\n').count(), 2);
             let request = parse(&line[..line.len() - 1]).unwrap();
             prop_assert_eq!(request, Request { form: Form::JsonRpc(json!(id)), call });
         }
@@ -473,7 +473,7 @@ mod tests {
             let text = format!(r#"{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{params}}}"#);
             if let Err(refused) = parse(text.as_bytes()) {
                 let line = refused.form.reply(&Err(refused.error)).unwrap();
-                prop_assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1);
+                prop_assert_eq!(line.split(|byte| *byte == b'\n').count(), 2);
             }
         }
     }

@@ -3,9 +3,9 @@
 //! Promises: a slow, silent or flooding client costs bounded memory and harms nobody else; a request is answered even
 //! while hundreds of others are connected; what one client started is finished although that client goes away.
 //! How: one current-thread runtime on the thread `control` does all the socket's I/O and never blocks; calls of the service
-//! run on at most [`CALL_THREADS`] threads in order of arrival; a connection has one request at a time, is closed after
+//! run on at most `CALL_THREADS` threads in order of arrival; a connection has one request at a time, is closed after
 //! `rpc.timeout` without a complete request and when it does not take its reply in that time; of more than
-//! [`MAX_CONNECTIONS`] the one that has been idle longest makes room.
+//! `MAX_CONNECTIONS` the one that has been idle longest makes room.
 //!
 //! Retry and clear work on the same queue, so only one of them runs at a time; those that wait see its progress.
 //! Progress is what the service itself reports, never a timer's, so that a client's timeout notices a service that hangs.
@@ -122,13 +122,19 @@ struct Shared {
     access: Access,
     timeout: Duration,
     closed: watch::Receiver<bool>,
-    /// The last answer of the brokers. Held while they are asked, so that whoever asks meanwhile gets the same answer.
-    offsets: AsyncMutex<Option<(Instant, Result<Vec<PartitionOffsets>, Failure>)>>,
+    /// Held while the brokers are asked, so that whoever asks meanwhile gets the same answer.
+    offsets: AsyncMutex<Option<Answered>>,
     /// Held by the one retry or clear that runs.
     queue: Arc<AsyncMutex<()>>,
     /// The last sign of life of that one, or of the drain.
     progress: watch::Sender<String>,
     connections: Mutex<Connections>,
+}
+
+/// The last answer of the brokers.
+struct Answered {
+    when: Instant,
+    answer: Result<Vec<PartitionOffsets>, Failure>,
 }
 
 /// The open connections. A std mutex, because it is never held across an await.
@@ -360,14 +366,14 @@ impl Shared {
 
     async fn offsets(&self) -> Result<Vec<PartitionOffsets>, Failure> {
         let mut last = self.offsets.lock().await;
-        if let Some((when, answer)) = &*last
+        if let Some(Answered { when, answer }) = &*last
             && when.elapsed() < OFFSETS_FRESH
         {
             return answer.clone();
         }
         let service = Arc::clone(&self.service);
         let answer = blocking(move || service.offsets()).await;
-        *last = Some((Instant::now(), answer.clone()));
+        *last = Some(Answered { when: Instant::now(), answer: answer.clone() });
         answer
     }
 

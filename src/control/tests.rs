@@ -230,7 +230,7 @@ fn stop_tells_what_is_in_flight_until_nothing_is() {
     let running = Running::start();
     running.fake.stop_polls.store(3, SeqCst);
     let heard = RefCell::new(Vec::new());
-    let later = Instant::now() + Duration::from_secs(60);
+    let later = Instant::now() + Duration::from_mins(1);
     let left = running.remote().drain(later, &|message| heard.borrow_mut().push(message.to_owned())).unwrap();
     assert_eq!(left, None);
     assert_eq!(heard.borrow().first().unwrap(), "3 records in flight");
