@@ -49,11 +49,10 @@ fi
 
 for dir in tmp logs data; do
   mkdir -p "$home/$dir"
-  # State and logs concern the service alone; events are for a collector in its group too.
-  case $dir in tmp) mode=700 ;; *) mode=750 ;; esac
-  chmod "$mode" "$home/$dir"
+  # The service's group reaches the events (a collector) and the socket (a monitor), others nothing.
+  chmod 750 "$home/$dir"
   [ -z "$user" ] || chown -R "$user:" "$home/$dir"
-  say "$home/$dir is there, mode $mode${user:+, owner $user}"
+  say "$home/$dir is there, mode 750${user:+, owner $user}"
 done
 # The configuration may hold secrets: the service reads it, the rest of the world does not.
 for file in "$home"/config/*; do

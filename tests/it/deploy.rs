@@ -165,5 +165,5 @@ fn the_first_deployment_script_says_what_it_does_and_can_be_run_again() {
     }
     let mode =
         fs::metadata(root.join("tmp")).map(|meta| std::os::unix::fs::MetadataExt::mode(&meta) & 0o777).expect("a mode");
-    assert_eq!(mode, 0o700);
+    assert_eq!(mode, 0o750);
 }

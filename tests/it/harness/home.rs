@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::time::Duration;
 
 use mtga::control::{FailureEntry, PartitionOffsets, State, Status};
 use nix::sys::signal::{Signal, kill};
@@ -243,7 +242,8 @@ impl Home {
 impl Drop for Home {
     fn drop(&mut self) {
         if let Some(pid) = self.running() {
-            drop(kill(pid, Signal::SIGKILL));
+            // It may have ended by itself since.
+            let _gone = kill(pid, Signal::SIGKILL);
         }
         if std::thread::panicking() {
             let log = self.log();
@@ -261,8 +261,7 @@ pub(crate) fn layout() -> &'static Path {
     LAYOUT.get_or_init(|| {
         let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layout");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/build");
-        Finished::run(Command::new(script).args(["--binary", BINARY, "--to"]).arg(&to), Duration::from_secs(120))
-            .success();
+        Finished::run(Command::new(script).args(["--binary", BINARY, "--to"]).arg(&to), 2 * SOON).success();
         to
     })
 }

@@ -32,7 +32,7 @@ impl Mix {
         let value = if odd { strange(n / 3, &sn) } else { Some(plain(&mut random, &sn)) };
         Record {
             partition,
-            key: (n % 2 == 0).then(|| sn.into_bytes()),
+            key: n.is_multiple_of(2).then(|| sn.into_bytes()),
             value,
             timestamp: 1_700_000_000_000 + n as i64 * 7,
         }
