@@ -202,3 +202,28 @@ fn admin() -> AdminClient<DefaultClientContext> {
 fn block_on<F: Future>(future: F) -> F::Output {
     tokio::runtime::Builder::new_current_thread().build().expect("a runtime").block_on(future)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_every_codec_produces_is_on_the_broker_in_its_partition() {
+        use rdkafka::consumer::{BaseConsumer, Consumer as _};
+        let mut topic = Topic::create("harness", 2);
+        let mut produced = Vec::new();
+        for codec in [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {
+            produced.extend(topic.fill(codec, Mix::Dirty, produced.len() as u64, 500));
+        }
+        topic.grow(3);
+        produced.extend(topic.load(Codec::Snappy, Mix::Clean).stop());
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", broker::address()).create().expect("a consumer");
+        for partition in 0..topic.partitions {
+            let count = produced.iter().filter(|record| record.partition == partition).count() as i64;
+            let found = consumer.fetch_watermarks(&topic.name, partition, SOON).expect("watermarks");
+            assert_eq!(found, (0, count), "partition {partition}");
+        }
+        assert!(committed("nobody", &topic).is_empty());
+    }
+}
