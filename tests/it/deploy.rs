@@ -92,12 +92,7 @@ fn assert_full_life(deployment: &Deployment, topic: &Topic) {
         deployment.mctl(&["stop"]).success();
         deployment.mctl(&["status"]).code(3);
     }
-    let files = events::read(&deployment.root.join("data"));
-    let found = events::by_partition(&files);
-    let expected = oracle::expect(&produced).lines;
-    for (partition, lines) in expected {
-        assert!(found[&partition] == lines, "partition {partition}: the lines are not exactly the expected ones");
-    }
+    events::assert_exactly(&oracle::expect(&produced).lines, &events::read(&deployment.root.join("data")));
 }
 
 #[test]

@@ -232,8 +232,8 @@ fn the_transform_command_gives_the_oracles_lines_without_a_broker() {
     );
     let mut shell = std::process::Command::new("sh");
     let done = crate::harness::process::Finished::run(shell.args(["-c", &script]), crate::harness::SOON).code(0);
-    let lines: Vec<_> = done.stdout.lines().map(str::to_owned).collect();
-    assert_eq!(lines, oracle::expect(&records).lines[&0]);
+    let lines: Vec<_> = done.stdout.lines().collect();
+    events::assert_same("standard output", &oracle::expect(&records).lines[&0], &lines);
 }
 
 #[test]

@@ -46,6 +46,32 @@ fn paths(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// Demands that two sequences of lines are the same; tells the first place where they are not.
+pub(crate) fn assert_same(what: &str, expected: &[impl AsRef<str>], found: &[impl AsRef<str>]) {
+    let longer = expected.len().max(found.len());
+    let differs = |at: &usize| expected.get(*at).map(AsRef::as_ref) != found.get(*at).map(AsRef::as_ref);
+    if let Some(at) = (0..longer).find(differs) {
+        panic!(
+            "{what}: {} lines instead of {}; the first that differs is number {at}\nexpected {:?}\nfound    {:?}",
+            found.len(),
+            expected.len(),
+            expected.get(at).map(AsRef::as_ref),
+            found.get(at).map(AsRef::as_ref),
+        );
+    }
+}
+
+/// Demands that each partition's lines are exactly the expected ones, in order, and that there are no others.
+pub(crate) fn assert_exactly(expected: &BTreeMap<i32, Vec<String>>, files: &[EventFile]) {
+    let found = by_partition(files);
+    for (partition, lines) in expected {
+        assert_same(&format!("partition {partition}"), lines, found.get(partition).map_or(&[][..], Vec::as_slice));
+    }
+    for (partition, lines) in found {
+        assert!(expected.contains_key(&partition), "partition {partition}: {} lines instead of none", lines.len());
+    }
+}
+
 /// Text and numbers in turn, so that `2` sorts before `10`.
 fn natural(name: &str) -> Vec<(String, u64)> {
     let mut parts = vec![(String::new(), 0_u64)];
@@ -64,7 +90,7 @@ fn natural(name: &str) -> Vec<(String, u64)> {
 
 /// The lines of each partition in the order in which they stand in the files, told by their `sn` (see
 /// [`super::records`]).
-pub(crate) fn by_partition(files: &[EventFile]) -> BTreeMap<i32, Vec<&str>> {
+fn by_partition(files: &[EventFile]) -> BTreeMap<i32, Vec<&str>> {
     let mut partitions: BTreeMap<i32, Vec<&str>> = BTreeMap::new();
     for line in files.iter().flat_map(|file| &file.lines) {
         let event: serde_json::Value =

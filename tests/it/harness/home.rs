@@ -201,26 +201,7 @@ impl Home {
     /// partition order, nothing missing, nothing twice.
     pub(crate) fn assert_exactly(&self, produced: &[Record]) {
         let expected = oracle::expect(produced);
-        let files = self.events();
-        let found = events::by_partition(&files);
-        for (partition, lines) in &expected.lines {
-            let found = found.get(partition).map_or(&[][..], Vec::as_slice);
-            if let Some(at) = (0..lines.len().max(found.len()))
-                .find(|at| lines.get(*at).map(String::as_str) != found.get(*at).copied())
-            {
-                panic!(
-                    "partition {partition} has {} lines instead of {}; the first that differs is number {at}\nexpected {:?}\nfound    {:?}",
-                    found.len(),
-                    lines.len(),
-                    lines.get(at),
-                    found.get(at),
-                );
-            }
-        }
-        assert!(
-            found.keys().all(|partition| expected.lines.contains_key(partition)),
-            "lines of a partition without any"
-        );
+        events::assert_exactly(&expected.lines, &self.events());
         let counts = self.status().counts;
         assert_eq!(counts, expected.counts);
         let sum = counts.written + counts.filtered.iter().sum::<u64>() + counts.rejected.iter().sum::<u64>();
