@@ -52,8 +52,7 @@ fn commands_wait_for_a_frozen_service_that_comes_back_in_time() {
     home.start();
     home.signal(Signal::SIGSTOP);
     let mut waiting = home.command().arg("kafka_lag").stdout(std::process::Stdio::piped()).spawn().expect("a command");
-    // It has sent its request when it sits in a system call and its socket has no reply; whichever comes first, the
-    // answer must be the same.
+    // Whether it has asked already or is about to: the answer must be the same.
     crate::harness::tick();
     home.signal(Signal::SIGCONT);
     let status = waiting.wait().expect("a command ends");
