@@ -1,0 +1,171 @@
+//! Event files: rotation by each rule, names, open files, and a disk that is full for a while.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use mtga::control::State;
+
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
+
+#[test]
+fn files_rotate_by_size() {
+    let topic = Topic::create("size", 2);
+    let produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 2000);
+    let mut home = Home::new(&topic);
+    home.set("sink.rotate.size", "100KiB").set("sink.batch.lines", 20);
+    home.start();
+    home.wait_done(&produced);
+    home.stop();
+    let files = home.events();
+    assert!(files.len() >= 8, "about 1.1 MB in files of 100 KiB: {}", files.len());
+    for file in &files {
+        assert!(file.bytes <= 150 * 1024, "{} has {} bytes", file.name, file.bytes);
+    }
+    assert!(home.log().contains("size"), "the reason is logged");
+    home.start();
+    home.assert_exactly(&produced);
+    home.stop();
+}
+
+/// Produces twice, waiting in between until the file is finished by a rule; the second half goes to another file.
+fn assert_finished_by(rule: &str, time: &str) {
+    let topic = Topic::create(rule, 1);
+    let mut home = Home::new(&topic);
+    home.set(&format!("sink.rotate.{rule}"), time);
+    home.start();
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 10);
+    home.wait_done(&produced);
+    // No record comes: it is the timer that ends the file.
+    wait_until("the file is finished", SOON, || {
+        let open = home.status().open_files;
+        holds(open == 0, open)
+    });
+    assert!(home.log().contains(rule), "the reason is logged");
+    produced.extend(topic.fill(Codec::None, Mix::Clean, 10, 10));
+    home.wait_done(&produced);
+    let counts: Vec<_> = home.events().iter().map(|file| file.lines.len()).collect();
+    assert_eq!(counts, [10, 10]);
+    home.assert_exactly(&produced);
+    home.stop();
+}
+
+#[test]
+fn an_idle_file_is_finished_by_the_timer() {
+    assert_finished_by("idle", "1s");
+}
+
+#[test]
+fn an_old_file_is_finished_by_the_timer() {
+    assert_finished_by("age", "2s");
+}
+
+/// Open files of a process below a directory.
+fn open_below(pid: impl std::fmt::Display, dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("a running process");
+    entries
+        .flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .filter(|path| path.starts_with(dir) && path != dir)
+        .collect()
+}
+
+#[test]
+fn more_log_names_than_open_files_still_give_one_file_each() {
+    const NAMES: u64 = 20;
+    let topic = Topic::create("names", 1);
+    let produced: Vec<_> = (0..2000)
+        .map(|n| {
+            let text = format!(
+                r#"{{"headers":{{"app_id":24,"log_name":"log_{}"}},"logs":{{"sn":"0-{n}","role_id":1,"mtime":1608184243}}}}"#,
+                n % NAMES
+            );
+            Record { partition: 0, key: None, value: Some(text.into_bytes()), timestamp: 1_700_000_000_000 }
+        })
+        .collect();
+    let mut home = Home::new(&topic);
+    home.set("sink.file", "{log_name}/events.{seq}.log").set("sink.max_open_files", 4).set("sink.batch.lines", 100);
+    home.start();
+    let data = fs::canonicalize(home.path("data")).expect("a directory");
+    for some in produced.chunks(100) {
+        topic.produce(Codec::Snappy, some);
+        let open = open_below(home.pid(), &data);
+        assert!(open.len() <= 4, "at most four are open: {open:?}");
+    }
+    home.wait_done(&produced);
+    let mut by_name: BTreeMap<String, Vec<usize>> = BTreeMap::new();
+    for file in home.events() {
+        let (name, _) = file.name.split_once('/').expect("a directory of the log name");
+        for (line, number) in file.lines.iter().zip(0_u64..) {
+            let log = name.strip_prefix("log_").expect("our name");
+            let expected = format!("\"sn\":\"0-{}\"", number * NAMES + log.parse::<u64>().expect("a number"));
+            assert!(line.contains(&expected), "{}, line {number}: {line}", file.name);
+        }
+        by_name.entry(name.to_owned()).or_default().push(file.lines.len());
+    }
+    assert_eq!(by_name.len() as u64, NAMES);
+    assert!(by_name.values().all(|files| files == &[100]), "one file each, with all of its lines: {by_name:?}");
+    home.stop();
+}
+
+#[test]
+fn two_homes_never_write_into_one_directory() {
+    let topic = Topic::create("shared", 1);
+    let one = Home::new(&topic);
+    let mut other = Home::new(&topic);
+    other.set("sink.dir", one.path("data").to_str().expect("a path in UTF-8"));
+    one.start();
+    let refused = other.mtga(["start"]);
+    assert!(refused.stderr.contains("data"), "the directory is named: {}", refused.stderr);
+    refused.code(73);
+    one.stop();
+    other.start();
+    other.stop();
+}
+
+/// A small file system in memory, for as long as this lives.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: PathBuf, size: &str) -> Self {
+        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(&at).status();
+        assert!(
+            done.is_ok_and(|status| status.success()),
+            "cannot mount a small disk at {}: this test needs root",
+            at.display()
+        );
+        Self(at)
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
+    }
+}
+
+#[test]
+fn a_full_disk_pauses_the_service_which_goes_on_by_itself() {
+    let topic = Topic::create("full", 2);
+    let home = Home::new(&topic);
+    // Dropped before the home, whose directory it lies in.
+    let disk = SmallDisk::mount(home.path("data"), "4m");
+    // Takes most of the room. Hidden: no event file.
+    fs::write(disk.0.join(".ballast"), vec![0; 3 << 20]).expect("room for the ballast");
+    home.start();
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 5000);
+    home.wait_for(State::Paused);
+    let status = home.status();
+    assert!(
+        status.reason.as_ref().is_some_and(|reason| reason.contains("data")),
+        "the reason names the directory: {status:?}"
+    );
+    assert!(home.integer("kafka_lag") > 0);
+    let sinks = status.counts.rejected[mtga::record::Reason::Sink.index()];
+    assert_eq!(sinks, 0, "a full disk is no record's fault");
+    fs::remove_file(disk.0.join(".ballast")).expect("the ballast");
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    home.stop();
+}

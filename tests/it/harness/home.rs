@@ -1,0 +1,272 @@
+//! A home of one test: a deploy layout in a temporary directory, configured for the test's topic.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use mtga::control::{FailureEntry, PartitionOffsets, State, Status};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::events::{self, EventFile};
+use super::oracle;
+use super::process::{Finished, Service};
+use super::{Record, SOON, Topic, broker, holds, wait_until};
+
+/// The program under test.
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_mtga");
+
+/// A deploy layout with its own state. When dropped, its daemon is killed and the directory goes; it stays, and its path
+/// is told, when the test has failed.
+#[derive(Debug)]
+pub(crate) struct Home {
+    dir: Option<TempDir>,
+    root: PathBuf,
+    local: Value,
+}
+
+impl Home {
+    /// A home that reads the topic from the start, without the group protocol, into `data/events.{seq}.log`.
+    pub(crate) fn new(topic: &Topic) -> Self {
+        Self::with_brokers(topic, broker::address())
+    }
+
+    /// The same with other brokers.
+    pub(crate) fn with_brokers(topic: &Topic, brokers: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("mtga-").tempdir().expect("a directory");
+        let root = dir.path().join("home");
+        copy(layout(), &root);
+        fs::write(root.join("settings/mthinkingdata:filter.24.json"), "[\"tbllog_*\"]\n").expect("a file");
+        fs::write(root.join("settings/mthinkingdata:metadata.24.json"), "[]\n").expect("a file");
+        let local = json!({
+            "kafka": {"brokers": brokers, "topics": [topic.name], "group_id": format!("g_{}", topic.name), "assignment": "all"},
+            "sink": {"file": "events.{seq}.log"},
+        });
+        let home = Self { dir: Some(dir), root, local };
+        home.save();
+        home
+    }
+
+    /// Sets a key of the configuration by its path, such as `sink.rotate.size`; seen at the next start.
+    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value>) -> &mut Self {
+        let mut place = &mut self.local;
+        for name in key.split('.') {
+            place = &mut place[name];
+        }
+        *place = value.into();
+        self.save();
+        self
+    }
+
+    /// Takes part in the group protocol, with static membership and a short session.
+    pub(crate) fn in_group(&mut self) -> &mut Self {
+        self.set("kafka.assignment", "group").set("kafka.instance_id", "one");
+        self.set("kafka.librdkafka", json!({"session.timeout.ms": "6000"}))
+    }
+
+    /// JSON is YAML.
+    fn save(&self) {
+        fs::write(self.root.join("config/mtga.local.yml"), format!("{:#}\n", self.local)).expect("a file");
+    }
+
+    /// A path below the home.
+    pub(crate) fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    /// `bin/mtga` with its home, ready to run.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(self.path("bin/mtga"));
+        command.env_clear().env("PATH", "/usr/bin:/bin").arg("--home").arg(&self.root);
+        command
+    }
+
+    /// Runs a command to its end.
+    pub(crate) fn mtga(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Finished {
+        Finished::run(self.command().args(args), SOON)
+    }
+
+    /// Starts the daemon.
+    pub(crate) fn start(&self) {
+        self.mtga(["start"]).success();
+    }
+
+    /// Stops the daemon.
+    pub(crate) fn stop(&self) {
+        self.mtga(["stop"]).success();
+    }
+
+    /// Starts the service in the foreground. What it prints is added to `logs/foreground.log`.
+    pub(crate) fn foreground(&self) -> Service {
+        let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
+        Service::spawn(self.command().arg("start_not_daemon"), log)
+    }
+
+    /// The daemon's process id, by its pid file.
+    pub(crate) fn pid(&self) -> Pid {
+        self.running().expect("the pid file names a running daemon of this home")
+    }
+
+    fn running(&self) -> Option<Pid> {
+        let pid: i32 = fs::read_to_string(self.path("tmp/mtga.pid")).ok()?.trim().parse().ok()?;
+        let program = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+        program.starts_with(&self.root).then_some(Pid::from_raw(pid))
+    }
+
+    /// Sends the daemon a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the daemon runs");
+    }
+
+    /// Kills the daemon and waits until it is gone.
+    pub(crate) fn kill9(&self) {
+        self.signal(Signal::SIGKILL);
+        wait_until("the killed daemon is gone", SOON, || holds(self.running().is_none(), "it runs"));
+    }
+
+    /// A connection to the control socket.
+    pub(crate) fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(self.path("tmp/mtga.sock")).expect("the control socket takes connections");
+        stream.set_read_timeout(Some(SOON)).expect("a socket");
+        stream.set_write_timeout(Some(SOON)).expect("a socket");
+        stream
+    }
+
+    /// `status`, from a running service.
+    pub(crate) fn status(&self) -> Status {
+        self.try_status().expect("the service answers")
+    }
+
+    /// `status`, or what was said instead.
+    pub(crate) fn try_status(&self) -> Result<Status, String> {
+        let done = self.mtga(["--json", "status"]);
+        serde_json::from_str(&done.stdout).map_err(|error| format!("no status, {error}: {done:?}"))
+    }
+
+    /// `offset_checker`.
+    pub(crate) fn offsets(&self) -> Vec<PartitionOffsets> {
+        let text = self.mtga(["--json", "offset_checker"]).success();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("no offsets, {error}: {text}"))
+    }
+
+    /// `failure_queue_list`.
+    pub(crate) fn failures(&self) -> Vec<FailureEntry> {
+        let text = self.mtga(["--json", "failure_queue_list", "--limit", "100000"]).success();
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("no failure queue, {error}: {text}"))
+    }
+
+    /// A command that prints one integer.
+    pub(crate) fn integer(&self, command: &str) -> i64 {
+        let text = self.mtga([command]).success();
+        text.parse().unwrap_or_else(|error| panic!("{command} printed no integer, {error}: {text}"))
+    }
+
+    /// Waits until the service is in this state.
+    pub(crate) fn wait_for(&self, state: State) {
+        wait_until(&format!("state {state:?}"), SOON, || {
+            let status = self.try_status()?;
+            holds(status.state == state, status)
+        });
+    }
+
+    /// Waits until so many records were written, over the store's life.
+    pub(crate) fn wait_written(&self, records: u64) {
+        wait_until(&format!("{records} written records"), SOON, || {
+            let status = self.try_status()?;
+            holds(status.counts.written >= records, status.counts)
+        });
+    }
+
+    /// Waits until all that was produced is done: no lag, nothing in flight.
+    pub(crate) fn wait_done(&self, produced: &[Record]) {
+        wait_until(&format!("{} records done", produced.len()), 2 * SOON, || {
+            let status = self.try_status()?;
+            let done = status.lag == Some(0) && status.counts.in_flight == 0;
+            holds(done && status.counts.consumed >= produced.len() as u64, status)
+        });
+        assert_eq!(self.integer("kafka_lag"), 0);
+    }
+
+    /// The event files.
+    pub(crate) fn events(&self) -> Vec<EventFile> {
+        events::read(&self.path("data"))
+    }
+
+    /// Demands that files and counts are exactly what must become of these records: each line as the oracle has it, in
+    /// partition order, nothing missing, nothing twice.
+    pub(crate) fn assert_exactly(&self, produced: &[Record]) {
+        let expected = oracle::expect(produced);
+        events::assert_exactly(&expected.lines, &self.events());
+        let counts = self.status().counts;
+        assert_eq!(counts, expected.counts);
+        let sum = counts.written + counts.filtered.iter().sum::<u64>() + counts.rejected.iter().sum::<u64>();
+        assert_eq!(counts.consumed, sum);
+        let rejected: u64 = counts.rejected.iter().sum();
+        assert_eq!(self.integer("failure_queue_count"), rejected as i64);
+    }
+
+    /// Everything in the service's log files.
+    pub(crate) fn log(&self) -> String {
+        let mut all = String::new();
+        for entry in fs::read_dir(self.path("logs")).into_iter().flatten().flatten() {
+            all += &String::from_utf8_lossy(&fs::read(entry.path()).unwrap_or_default());
+        }
+        all
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        if let Some(pid) = self.running() {
+            // It may have ended by itself since.
+            let _gone = kill(pid, Signal::SIGKILL);
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let tail: Vec<_> = log.lines().rev().take(30).collect();
+            let tail: Vec<_> = tail.into_iter().rev().collect();
+            eprintln!("the home stays in {}; the end of its log:\n{}", self.root.display(), tail.join("\n"));
+            self.dir.take().map(TempDir::keep);
+        }
+    }
+}
+
+/// The deploy layout around the binary under test, assembled once by the script that assembles the shipped one.
+pub(crate) fn layout() -> &'static Path {
+    static LAYOUT: OnceLock<PathBuf> = OnceLock::new();
+    LAYOUT.get_or_init(|| {
+        let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layout");
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/build");
+        Finished::run(Command::new(script).args(["--binary", BINARY, "--to"]).arg(&to), 2 * SOON).success();
+        to
+    })
+}
+
+/// Copies a layout as a deployer does, but without copying the binary's bytes where a link will do.
+fn copy(from: &Path, to: &Path) {
+    for option in ["--link", "--preserve=mode"] {
+        let mut cp = Command::new("cp");
+        if cp
+            .args(["--recursive", option])
+            .arg(from)
+            .arg(to)
+            .stderr(std::process::Stdio::null())
+            .status()
+            .is_ok_and(|s| s.success())
+        {
+            break;
+        }
+        drop(fs::remove_dir_all(to));
+    }
+    // A link would let one test write into the files of all others.
+    for part in ["config", "settings"] {
+        fs::remove_dir_all(to.join(part)).expect("a directory");
+        let status = Command::new("cp").arg("--recursive").arg(from.join(part)).arg(to.join(part)).status();
+        assert!(status.is_ok_and(|s| s.success()), "cannot copy {part}");
+    }
+}

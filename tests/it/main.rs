@@ -1,0 +1,33 @@
+//! The integration tests: the real binary, in a deploy layout of its own, against a real Kafka broker.
+//!
+//! One binary, so that the broker is started once and everything is linked once. Each test has a topic and a home of its
+//! own and they run side by side. What lies on disk is compared with [`harness::oracle`], an implementation of the
+//! record-to-event rules that shares no code with the program.
+
+#[cfg(test)]
+mod harness;
+
+/// Mistakes in configuration and settings, absent brokers, second daemons, what a dead daemon leaves behind.
+#[cfg(test)]
+mod config;
+/// A copy of `_build` somewhere else: `mctl` and the life of the daemon.
+#[cfg(test)]
+mod deploy;
+/// Event files: names, rotation, open files, a full disk.
+#[cfg(test)]
+mod files;
+/// A service that is stopped with SIGSTOP: every command comes back in time.
+#[cfg(test)]
+mod frozen;
+/// `set_offset`.
+#[cfg(test)]
+mod offsets;
+/// Records from the topic to the files, through restarts and kills.
+#[cfg(test)]
+mod pipeline;
+/// The failure queue and its commands.
+#[cfg(test)]
+mod queue;
+/// The control socket: both protocols, limits, and clients that mean no good.
+#[cfg(test)]
+mod socket;
