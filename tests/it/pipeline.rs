@@ -1,6 +1,7 @@
 //! From the topic to the files: every record exactly once, each line as the oracle has it.
 
 use crate::harness::payload::Wrapping;
+use crate::harness::tail::Tail;
 use crate::harness::{Codec, Home, Mix, Record, Topic, events, oracle};
 
 /// Produces 12,000 dirty records to four partitions and demands exactly what must become of them.
@@ -98,11 +99,13 @@ enum End {
     Kill,
 }
 
-/// Ends the service again and again under load, each time after it has written something more.
+/// Ends the service again and again under load, each time after it has written something more, while a collector tails
+/// the files.
 fn assert_exactly_once_through(end: End, times: u64, configure: impl Fn(&mut Home)) {
     let topic = Topic::create("ends", 4);
     let mut home = Home::new(&topic);
     configure(&mut home);
+    let tail = Tail::follow(&home.path("data"));
     let load = topic.load(Codec::Snappy, Mix::Dirty);
     for time in 1..=times {
         let service = home.foreground();
@@ -123,6 +126,7 @@ fn assert_exactly_once_through(end: End, times: u64, configure: impl Fn(&mut Hom
     home.wait_done(&produced);
     home.assert_exactly(&produced);
     service.terminate();
+    tail.assert_nothing_was_taken_back();
 }
 
 #[test]

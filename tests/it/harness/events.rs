@@ -32,7 +32,8 @@ pub(crate) fn read(dir: &Path) -> Vec<EventFile> {
     files
 }
 
-fn paths(dir: &Path) -> Vec<PathBuf> {
+/// The files that a collector would see: below the directory, not hidden.
+pub(crate) fn paths(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten() {
         let entry = entry.expect("a directory entry");

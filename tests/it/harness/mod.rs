@@ -7,6 +7,7 @@ pub(crate) mod oracle;
 pub(crate) mod payload;
 pub(crate) mod process;
 pub(crate) mod records;
+pub(crate) mod tail;
 pub(crate) mod topic;
 
 pub(crate) use home::Home;
