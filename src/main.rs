@@ -10,7 +10,9 @@ fn main() -> ExitCode {
     let invocation = Invocation {
         args: std::env::args_os().collect(),
         // A variable that is not UTF-8 cannot be one of ours.
-        env: std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect(),
+        env: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
         binary: std::env::current_exe().ok(),
         directory: std::env::current_dir().unwrap_or_default(),
     };

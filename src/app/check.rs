@@ -35,7 +35,9 @@ pub(super) fn check(config: &Config, scope: Scope) -> Vec<Failure> {
         // librdkafka's own judgement of its properties; it starts threads, which a process that forks must not have.
         if let Err(error) = Client::new(&properties::consuming(config)) {
             wrong(format!("msource.yml: kafka.librdkafka: {error}"));
-        } else if let Err(failure) = Asker::new(config, config.rpc.timeout).and_then(|asker| asker.topics(&config.kafka.topics)) {
+        } else if let Err(failure) =
+            Asker::new(config, config.rpc.timeout).and_then(|asker| asker.topics(&config.kafka.topics))
+        {
             failures.push(failure);
         }
     }

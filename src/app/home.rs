@@ -11,10 +11,10 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};
+use crate::delivery::recovery::queue_changes;
 use crate::msource::consumer::now_millis;
 use crate::msource::journal::{self, Contents, Frame, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk, set_aside};
-use crate::delivery::recovery::queue_changes;
 
 /// How long another process is waited for that holds the store: a command that reads it is done sooner.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);

@@ -11,7 +11,8 @@ use super::pipeline::{Pipeline, engine};
 use crate::cli::Place;
 use crate::config::Config;
 use crate::control::{
-    ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Retried, Service, State, Status,
+    ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Retried, Service, State,
+    Status,
 };
 use crate::logging::LevelHandle;
 use crate::msource::consumer::Desk;
@@ -194,7 +195,8 @@ impl Service for Live {
 
     fn reload(&self) -> Result<String, Failure> {
         self.running()?;
-        let loaded = super::load(&self.place).map_err(|mistakes| Failure::new(FailureKind::Config, mistakes.join("\n")))?;
+        let loaded =
+            super::load(&self.place).map_err(|mistakes| Failure::new(FailureKind::Config, mistakes.join("\n")))?;
         // Everything else of the configuration needs a restart: only the two settings files and the level are taken over.
         let engine = engine(&self.config, &Places::of(&self.config).recipes)?;
         let changed = engine.fingerprint != self.desk.engine().fingerprint;

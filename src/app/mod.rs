@@ -15,7 +15,8 @@ use crate::cli::{Backend, DemoOptions, Format, Loaded, Moved, OffsetTarget, Plac
 use crate::config::{self, Config};
 use crate::control::server::Server;
 use crate::control::{
-    ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Retried, Service, State, Status,
+    ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Retried, Service, State,
+    Status,
 };
 use crate::msource::consumer::Desk;
 use crate::record::{Discard, Reason};
@@ -113,7 +114,8 @@ impl Backend for App {
 fn serve(live: &Arc<Live>, process: &Process<'_>) -> Result<(), Failure> {
     let starting = {
         let live = Arc::clone(live);
-        let start = move || Pipeline::start(&live.config, &live.desk, Feed::Kafka).map(|pipeline| live.pipeline.set(pipeline));
+        let start =
+            move || Pipeline::start(&live.config, &live.desk, Feed::Kafka).map(|pipeline| live.pipeline.set(pipeline));
         // On a thread of its own: recovery may wait for brokers, and signals are to be heard meanwhile.
         thread::Builder::new().name("start".into()).spawn(start).map_err(failed)?
     };
@@ -279,7 +281,8 @@ fn transform(
             continue;
         }
         event.clear();
-        let record = Record { topic, topic_id: "", partition: 0, offset: number - 1, timestamp: None, value: Some(value) };
+        let record =
+            Record { topic, topic_id: "", partition: 0, offset: number - 1, timestamp: None, value: Some(value) };
         match transform.apply(&mut scratch, &record, &mut event) {
             Ok(()) => events.write_all(&event).map_err(broken)?,
             Err(Discard::Filtered(filter)) => writeln!(rejects, "line {number}: filtered: {filter}").map_err(broken)?,

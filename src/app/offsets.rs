@@ -73,7 +73,9 @@ impl Asker {
         let ask = |spec, committed_only| {
             let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), spec)).collect();
             let answers = self.client.list_offsets(&queries, committed_only, self.timeout);
-            answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()).map_err(|error| unavailable(&error))
+            answers
+                .and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>())
+                .map_err(|error| unavailable(&error))
         };
         let low = ask(OffsetSpec::Earliest, false)?;
         let high = ask(OffsetSpec::Latest, self.committed_only)?;
@@ -89,9 +91,10 @@ impl Asker {
             let info = info.map_err(|error| {
                 Failure::new(FailureKind::Unavailable, format!("the brokers do not have topic {name}: {error}"))
             })?;
-            partitions.extend((0..info.partitions).map(|partition| {
-                (TopicPartition { topic: info.name.as_str().into(), partition }, info.id.clone())
-            }));
+            partitions
+                .extend((0..info.partitions).map(|partition| {
+                    (TopicPartition { topic: info.name.as_str().into(), partition }, info.id.clone())
+                }));
         }
         Ok(partitions)
     }
@@ -106,10 +109,11 @@ impl Asker {
         } else {
             vec![None; partitions.len()]
         };
-        let known: BTreeMap<&str, bool> = topics.iter().zip(&group).fold(BTreeMap::new(), |mut known, ((of, _), group)| {
-            *known.entry(&*of.topic).or_default() |= group.is_some() || state.partitions.contains_key(of);
-            known
-        });
+        let known: BTreeMap<&str, bool> =
+            topics.iter().zip(&group).fold(BTreeMap::new(), |mut known, ((of, _), group)| {
+                *known.entry(&*of.topic).or_default() |= group.is_some() || state.partitions.contains_key(of);
+                known
+            });
         let mut standings = Vec::new();
         for (((partition, topic_id), (low, high)), group) in topics.iter().zip(watermarks).zip(&group) {
             let local = state.partitions.get(partition);
@@ -138,7 +142,8 @@ impl Asker {
     }
 
     fn at_time(&self, partition: &TopicPartition, time: i64, high: i64) -> Result<i64, Failure> {
-        let answer = self.client.list_offsets(&[(partition.clone(), OffsetSpec::Time(time))], self.committed_only, self.timeout);
+        let answer =
+            self.client.list_offsets(&[(partition.clone(), OffsetSpec::Time(time))], self.committed_only, self.timeout);
         let offset = answer.and_then(|mut answers| answers.remove(0)).map_err(|error| unavailable(&error))?;
         Ok(if offset < 0 { high } else { offset })
     }
@@ -149,8 +154,13 @@ impl Asker {
     }
 
     /// The rows of a running service: the partitions that it has.
-    pub(super) fn running_rows(&self, state: &State, ours: &[TopicPartition]) -> Result<Vec<PartitionOffsets>, Failure> {
-        let mut partitions: Vec<_> = ours.iter().filter(|partition| state.partitions.contains_key(partition)).cloned().collect();
+    pub(super) fn running_rows(
+        &self,
+        state: &State,
+        ours: &[TopicPartition],
+    ) -> Result<Vec<PartitionOffsets>, Failure> {
+        let mut partitions: Vec<_> =
+            ours.iter().filter(|partition| state.partitions.contains_key(partition)).cloned().collect();
         partitions.sort();
         let watermarks = self.watermarks(&partitions)?;
         Ok(partitions
@@ -175,7 +185,10 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
         .filter(|standing| what.partition.is_none_or(|partition| partition == standing.partition.partition))
         .collect();
     if selected.is_empty() {
-        return Err(Failure::new(FailureKind::Usage, "no partition of the configured topics is meant; see offset_checker"));
+        return Err(Failure::new(
+            FailureKind::Usage,
+            "no partition of the configured topics is meant; see offset_checker",
+        ));
     }
     let before: Vec<_> = selected.iter().map(Standing::row).collect();
     let mut moved = Vec::new();
@@ -196,7 +209,8 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
     let commits = note(pipeline, &moved)?;
     let after = moved.iter().map(Standing::row).collect();
     // In a group other instances go by the group's offsets; without one they are there for monitors.
-    let committed = asker.client.commit(&commits).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
+    let committed =
+        asker.client.commit(&commits).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
     match committed {
         Ok(_) => {}
         Err(error) if config.kafka.assignment == Assignment::All => tracing::warn!(%error, "the group was not told"),
@@ -215,12 +229,8 @@ fn note(pipeline: &Pipeline, moved: &[Standing]) -> Result<Vec<Commit>, Failure>
     let mut commits = Vec::new();
     let (home, incarnation) = pipeline.home.clone();
     for Standing { partition, topic_id, current, .. } in moved {
-        let position = Position {
-            partition: partition.clone(),
-            topic_id: topic_id.clone(),
-            next: *current,
-            leader_epoch: -1,
-        };
+        let position =
+            Position { partition: partition.clone(), topic_id: topic_id.clone(), next: *current, leader_epoch: -1 };
         let (reply, answered) = bounded(1);
         let ticket = pipeline.tickets.take();
         let frame = Frame::Move { to: position, cause: MoveCause::Operator };

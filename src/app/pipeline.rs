@@ -71,8 +71,9 @@ pub(super) fn engine(config: &Config, recipes: &Path) -> Result<Arc<Engine>, Fai
         Failure::new(FailureKind::Config, lines.join("\n"))
     })?;
     let recipe = Recipe::new(config, &instance(config), loaded.sources);
-    let fingerprint =
-        recipe.keep(recipes).map_err(|error| failed(format!("cannot keep the settings in {}: {error}", recipes.display())))?;
+    let fingerprint = recipe
+        .keep(recipes)
+        .map_err(|error| failed(format!("cannot keep the settings in {}: {error}", recipes.display())))?;
     recipe.engine(&fingerprint).map(Arc::new).map_err(|error| failed(chain(&error)))
 }
 
@@ -107,10 +108,12 @@ impl Pipeline {
         let places = Places::of(config);
         let opened = home::open(&places)?;
         let mut change = home::behind(&places, &opened).map_err(failed)?;
-        let dir = EventDir::open(&config.sink.dir)
-            .map_err(|error| Failure::new(FailureKind::CannotCreate, format!("cannot use the event directory: {error}")))?;
+        let dir = EventDir::open(&config.sink.dir).map_err(|error| {
+            Failure::new(FailureKind::CannotCreate, format!("cannot use the event directory: {error}"))
+        })?;
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
-        let mut source = Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.store, &mut patience);
+        let mut source =
+            Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.store, &mut patience);
         let recovered = recover(&opened.contents, &dir, &mut source).map_err(|error| failed(chain(&error)))?;
         drop(source);
         let Some(recovered) = recovered else { return Err(failed("the journal holds no state")) };

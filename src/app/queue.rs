@@ -172,7 +172,8 @@ impl Pipeline {
     pub(super) fn clear(&self, query: &ClearQuery, progress: &dyn Fn(&str)) -> Result<u64, Failure> {
         let _alone = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         let end = self.gauges.durable().state.next_key;
-        let oldest = query.older_than.map(|age| now_millis().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));
+        let oldest =
+            query.older_than.map(|age| now_millis().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));
         let wanted = |entry: &QueueEntry| {
             query.reason.is_none_or(|reason| reason == entry.reject.reason)
                 && oldest.is_none_or(|oldest| entry.first_failure <= oldest)
@@ -226,7 +227,8 @@ struct Export {
 impl Export {
     fn create(path: &Path) -> Result<Self, Failure> {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(path).map_err(|error| {
-            let why = if error.kind() == io::ErrorKind::AlreadyExists { "it exists".to_owned() } else { error.to_string() };
+            let why =
+                if error.kind() == io::ErrorKind::AlreadyExists { "it exists".to_owned() } else { error.to_string() };
             Failure::new(FailureKind::CannotCreate, format!("cannot create the export file {}: {why}", path.display()))
         })?;
         Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
@@ -244,10 +246,11 @@ impl Export {
 
     fn finish(self) -> Result<(), Failure> {
         let Self { path, file } = self;
-        let saved = file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all()).and_then(|()| {
-            let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            File::open(parent)?.sync_all()
-        });
+        let saved =
+            file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all()).and_then(|()| {
+                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+                File::open(parent)?.sync_all()
+            });
         saved.map_err(|error| {
             let text = format!("cannot save the export file {}: {error}; nothing was removed", path.display());
             Failure::new(FailureKind::CannotCreate, text)

@@ -88,7 +88,8 @@ impl Context<'_> {
             .map_err(|e| Failure::new(FailureKind::Failed, format!("cannot install signal handlers: {e}")))?;
         reporter.state(State::Starting, None);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), home = %self.place.home.display(), "starting");
-        let outcome = self.backend.run(config, Process { place: self.place.clone(), signals, log: logging.level(), reporter });
+        let outcome =
+            self.backend.run(config, Process { place: self.place.clone(), signals, log: logging.level(), reporter });
         match &outcome {
             Ok(()) => tracing::info!("stopped"),
             Err(failure) => tracing::error!(kind = ?failure.kind, "{failure}"),

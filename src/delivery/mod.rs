@@ -51,7 +51,9 @@ pub enum Error {
     #[error("cannot save progress")]
     Store(#[from] StoreError),
     /// A block does not begin where its partition stands.
-    #[error("a block of {partition} begins at {from}, but the partition stands at {expected}; this is a bug, nothing was written")]
+    #[error(
+        "a block of {partition} begins at {from}, but the partition stands at {expected}; this is a bug, nothing was written"
+    )]
     NotNext {
         /// The partition.
         partition: TopicPartition,

@@ -145,7 +145,12 @@ impl Work<'_> {
                 if length >= durable {
                     return Ok(Found::File(file));
                 }
-                tracing::error!(file = state.name, length, checkpointed = durable, "somebody shortened this file; it is left as it is");
+                tracing::error!(
+                    file = state.name,
+                    length,
+                    checkpointed = durable,
+                    "somebody shortened this file; it is left as it is"
+                );
                 Ok(Found::Foreign)
             }
             Ok(_) => {
@@ -229,11 +234,15 @@ impl Work<'_> {
         let mut bytes = there;
         end_line(&mut bytes);
         let torn = usize::from(bytes.len() > kept);
-        let rest = memchr::memchr_iter(b'\n', lines).nth((kept_lines + torn).saturating_sub(1)).map_or(0, |end| end + 1);
+        let rest =
+            memchr::memchr_iter(b'\n', lines).nth((kept_lines + torn).saturating_sub(1)).map_or(0, |end| end + 1);
         let rest = if kept_lines + torn == 0 { lines } else { &lines[rest.min(lines.len())..] };
         bytes.extend_from_slice(rest);
         file.write_all_at(&bytes, piece.position).map_err(failed)?;
-        tracing::error!(file = name, "lines that a crash cut short are different now: whole ones were kept, the rest was written anew");
+        tracing::error!(
+            file = name,
+            "lines that a crash cut short are different now: whole ones were kept, the rest was written anew"
+        );
         adjust(piece, &bytes);
         Ok(())
     }
@@ -257,7 +266,9 @@ impl Work<'_> {
             BlockSource::Offsets { from, to } => {
                 tracing::error!(partition = %to.partition, from, to = to.next, lost, reason, "a gap: records that a crash cut short cannot be read again");
             }
-            BlockSource::Queue(_) => tracing::error!(lost, reason, "entries of the failure queue that a crash cut short are gone"),
+            BlockSource::Queue(_) => {
+                tracing::error!(lost, reason, "entries of the failure queue that a crash cut short are gone")
+            }
         }
         Ok(())
     }
@@ -274,7 +285,11 @@ impl Work<'_> {
             let metadata = file.metadata().map_err(failed)?;
             if metadata.len() > length {
                 let stray = metadata.len() - length;
-                tracing::error!(file = name, stray, "cut off bytes that no block covers: a power cut left them, or a stranger");
+                tracing::error!(
+                    file = name,
+                    stray,
+                    "cut off bytes that no block covers: a power cut left them, or a stranger"
+                );
                 file.set_len(length).map_err(failed)?;
             }
             let inode = std::os::unix::fs::MetadataExt::ino(&metadata);

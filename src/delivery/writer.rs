@@ -287,7 +287,9 @@ impl Delivery {
         }
         let Some(frame) = &writing.frame else { return Ok(Ok(())) };
         let now = now();
-        while let (Some(piece), Some(lines)) = (frame.pieces.get(writing.piece), writing.block.pieces.get(writing.piece)) {
+        while let (Some(piece), Some(lines)) =
+            (frame.pieces.get(writing.piece), writing.block.pieces.get(writing.piece))
+        {
             if let Err(error) = self.sink.write(piece.file, piece.position, &lines.bytes, &mut writing.done, now) {
                 return Ok(Err(error));
             }
@@ -314,8 +316,11 @@ impl Delivery {
             next_key += 1;
             next_key - 1
         };
-        let rejects =
-            block.rejects.iter().map(|rejected| (rejected.key.unwrap_or_else(&mut fresh), rejected.entry.clone())).collect();
+        let rejects = block
+            .rejects
+            .iter()
+            .map(|rejected| (rejected.key.unwrap_or_else(&mut fresh), rejected.entry.clone()))
+            .collect();
         let source = match &block.source {
             Source::Partition { from, to, .. } => BlockSource::Offsets { from: *from, to: to.clone() },
             Source::Queue(taken) => BlockSource::Queue(taken.clone()),
@@ -484,7 +489,10 @@ impl Delivery {
         file.sync_data().map_err(|error| Error::Sync("the journal".into(), error))
     }
 
-    fn with_sink<T>(&mut self, act: impl FnOnce(&mut FileSink, &mut dyn Ledger, Now) -> io::Result<T>) -> io::Result<T> {
+    fn with_sink<T>(
+        &mut self,
+        act: impl FnOnce(&mut FileSink, &mut dyn Ledger, Now) -> io::Result<T>,
+    ) -> io::Result<T> {
         let mut ledger = JournalLedger { journal: &self.checkpointer.journal, state: &mut self.state };
         act(&mut self.sink, &mut ledger, now())
     }

@@ -181,7 +181,10 @@ impl FileSink {
     pub fn write(&mut self, id: u64, position: u64, bytes: &[u8], done: &mut usize, now: Now) -> io::Result<()> {
         let key = self.keys.get(&id).cloned().ok_or_else(|| io::Error::other(format!("file {id} is finished")))?;
         let Some(file) = self.open(&key)? else {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "the file was removed or replaced while it was written"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "the file was removed or replaced while it was written",
+            ));
         };
         if let Some(active) = self.active.get_mut(&key) {
             active.dirty = true;
@@ -203,11 +206,8 @@ impl FileSink {
 
     /// Finishes every file that is due.
     pub fn rotate_due(&mut self, now: Now, ledger: &mut dyn Ledger) -> io::Result<()> {
-        let due: Vec<_> = self
-            .active
-            .iter()
-            .filter_map(|(key, active)| Some((key.clone(), self.due(active, key, now)?)))
-            .collect();
+        let due: Vec<_> =
+            self.active.iter().filter_map(|(key, active)| Some((key.clone(), self.due(active, key, now)?))).collect();
         due.into_iter().try_for_each(|(key, reason)| self.finish(&key, reason, ledger))
     }
 
@@ -330,7 +330,10 @@ impl FileSink {
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => {
-                tracing::error!(file = name, "somebody removed, replaced or shortened this file; going on in a new one");
+                tracing::error!(
+                    file = name,
+                    "somebody removed, replaced or shortened this file; going on in a new one"
+                );
                 Ok(None)
             }
         }
@@ -339,7 +342,8 @@ impl FileSink {
     /// Closes the file that was not used the longest while too many are open. It is synced first: nobody would do it later.
     fn make_room(&mut self) -> io::Result<()> {
         while self.open_files() >= self.max_open {
-            let oldest = self.active.values_mut().filter(|active| active.file.is_some()).min_by_key(|active| active.used);
+            let oldest =
+                self.active.values_mut().filter(|active| active.file.is_some()).min_by_key(|active| active.used);
             let Some(active) = oldest else { break };
             if active.dirty
                 && let Some(file) = &active.file

@@ -122,13 +122,7 @@ mod tests {
 
     #[track_caller]
     fn check(local: Option<PartitionState>, group: Option<GroupOffset>, topic_known: bool, expected: &Decision) {
-        let known = Known {
-            home: ("me", 1),
-            local: local.as_ref(),
-            group: group.as_ref(),
-            topic_id: ID,
-            topic_known,
-        };
+        let known = Known { home: ("me", 1), local: local.as_ref(), group: group.as_ref(), topic_id: ID, topic_known };
         assert_eq!(decide(&known), *expected);
     }
 

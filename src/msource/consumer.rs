@@ -61,7 +61,9 @@ pub enum Error {
     #[error("cannot make a Kafka client; check `kafka.librdkafka`")]
     Client(#[source] KafkaError),
     /// `out_of_range: stop`.
-    #[error("{partition}: the stored offset {offset} is out of the range {low}..{high} that the broker has, and `kafka.out_of_range` is `stop`; move it with `set_offset`")]
+    #[error(
+        "{partition}: the stored offset {offset} is out of the range {low}..{high} that the broker has, and `kafka.out_of_range` is `stop`; move it with `set_offset`"
+    )]
     OutOfRange {
         /// The partition.
         partition: TopicPartition,
@@ -364,10 +366,8 @@ impl Consumer {
             return *known;
         }
         let topic = message.topic();
-        let found = self
-            .slots
-            .iter()
-            .position(|slot| slot.partition.partition == key.1 && *slot.partition.topic == *topic);
+        let found =
+            self.slots.iter().position(|slot| slot.partition.partition == key.1 && *slot.partition.topic == *topic);
         self.index.insert(key, found);
         found
     }
@@ -564,7 +564,9 @@ impl Consumer {
             if self.barrier(Finish::No, REVOKE_DEADLINE)? {
                 self.commit_now(&ours);
             } else {
-                tracing::error!("could not finish the revoked partitions' blocks in time; the next owner may repeat them");
+                tracing::error!(
+                    "could not finish the revoked partitions' blocks in time; the next owner may repeat them"
+                );
             }
             self.release(&ours);
         }
@@ -653,15 +655,13 @@ impl Consumer {
         }
         if !self.commit_warned && self.commit_answered.elapsed() > Duration::from_secs(60) {
             self.commit_warned = true;
-            tracing::warn!("the group has acknowledged no commit for a minute; another owner would repeat what was written since");
+            tracing::warn!(
+                "the group has acknowledged no commit for a minute; another owner would repeat what was written since"
+            );
         }
     }
 
-    fn commits(
-        &self,
-        state: &super::journal::State,
-        wanted: impl Fn(&Slot, i64) -> bool,
-    ) -> Vec<Commit> {
+    fn commits(&self, state: &super::journal::State, wanted: impl Fn(&Slot, i64) -> bool) -> Vec<Commit> {
         self.slots
             .iter()
             .filter_map(|slot| {
@@ -727,7 +727,9 @@ impl Consumer {
         let mut partitions = Vec::new();
         for info in self.client.describe_topics(&names, REQUEST_TIMEOUT)? {
             let info = info?;
-            partitions.extend((0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition }));
+            partitions.extend(
+                (0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition }),
+            );
         }
         Ok(partitions)
     }
@@ -783,7 +785,8 @@ impl Consumer {
             let earliest = (partition.clone(), OffsetSpec::Earliest);
             match decision {
                 Decision::Continue => {
-                    let (next, leader_epoch) = local.get(partition).map_or((0, -1), |local| (local.next, local.leader_epoch));
+                    let (next, leader_epoch) =
+                        local.get(partition).map_or((0, -1), |local| (local.next, local.leader_epoch));
                     decided.push((at(next, leader_epoch), None));
                 }
                 Decision::Move { to, cause } => {
@@ -826,7 +829,9 @@ impl Consumer {
         }
         let all: Vec<TopicPartition> = infos
             .values()
-            .flat_map(|info| (0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition }))
+            .flat_map(|info| {
+                (0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition })
+            })
             .collect();
         let offsets = self.client.committed(&all, REQUEST_TIMEOUT)?;
         Ok(all.into_iter().zip(offsets).collect())
@@ -919,7 +924,9 @@ impl Consumer {
         let (low, high) = match offsets_at(&self.client, &queries).map(|found| (found[0], found[1])) {
             Ok(range) => range,
             Err(error) => {
-                self.in_trouble(format!("{partition}: offset {offset} is out of range, and the watermarks are unknown: {error}"));
+                self.in_trouble(format!(
+                    "{partition}: offset {offset} is out of range, and the watermarks are unknown: {error}"
+                ));
                 return Ok(());
             }
         };
@@ -939,7 +946,8 @@ impl Consumer {
             tracing::error!(%partition, from = offset, to, "the broker's log ends before the stored offset: it was truncated; going on at its end");
         }
         let slot = &self.slots[number];
-        let position = Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
+        let position =
+            Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
         let frame = Frame::Move { to: position, cause };
         let (reply, answered) = bounded(1);
         let ticket = self.parts.tickets.take();

@@ -63,7 +63,8 @@ impl KafkaError {
         }
         // SAFETY: not null, and ours to read and destroy.
         unsafe {
-            let result = Self { code: rd::rd_kafka_error_code(error).into(), text: text(rd::rd_kafka_error_string(error)) };
+            let result =
+                Self { code: rd::rd_kafka_error_code(error).into(), text: text(rd::rd_kafka_error_string(error)) };
             rd::rd_kafka_error_destroy(error);
             Err(result)
         }
@@ -231,7 +232,8 @@ impl Client {
         // SAFETY: `Message` is a transparent wrapper of the message pointer, there is room for `most` of them, and exactly the
         // returned number has been written, each owned by us.
         unsafe {
-            let got = rd::rd_kafka_consume_batch_queue(self.queue, wait, spare.as_mut_ptr().cast(), most.min(spare.len()));
+            let got =
+                rd::rd_kafka_consume_batch_queue(self.queue, wait, spare.as_mut_ptr().cast(), most.min(spare.len()));
             into.set_len(into.len() + usize::try_from(got).unwrap_or(0));
         }
     }
@@ -390,21 +392,27 @@ impl Client {
         }
         let mut found = BTreeMap::new();
         let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
-        self.admin(operation, committed_only, timeout, |options, queue| {
-            // SAFETY: all are live; the list is copied.
-            unsafe { rd::rd_kafka_ListOffsets(self.rk, list.ptr(), options, queue) }
-        }, |event| {
-            let mut count = 0;
-            // SAFETY: the event is a ListOffsets result; what it holds is live until it is destroyed.
-            unsafe {
-                let result = rd::rd_kafka_event_ListOffsets_result(event);
-                let infos = rd::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
-                for index in 0..count {
-                    let element = &*rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
-                    found.insert((text(element.topic), element.partition), (element.err, element.offset));
+        self.admin(
+            operation,
+            committed_only,
+            timeout,
+            |options, queue| {
+                // SAFETY: all are live; the list is copied.
+                unsafe { rd::rd_kafka_ListOffsets(self.rk, list.ptr(), options, queue) }
+            },
+            |event| {
+                let mut count = 0;
+                // SAFETY: the event is a ListOffsets result; what it holds is live until it is destroyed.
+                unsafe {
+                    let result = rd::rd_kafka_event_ListOffsets_result(event);
+                    let infos = rd::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
+                    for index in 0..count {
+                        let element = &*rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
+                        found.insert((text(element.topic), element.partition), (element.err, element.offset));
+                    }
                 }
-            }
-        })?;
+            },
+        )?;
         let answer = |(partition, _): &(TopicPartition, OffsetSpec)| {
             let missing = (RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION, -1);
             let (err, offset) = *found.get(&(partition.topic.to_string(), partition.partition)).unwrap_or(&missing);
@@ -425,21 +433,27 @@ impl Client {
         let collection = unsafe { rd::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len()) };
         let mut found = BTreeMap::new();
         let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
-        let result = self.admin(operation, false, timeout, |options, queue| {
-            // SAFETY: all are live.
-            unsafe { rd::rd_kafka_DescribeTopics(self.rk, collection, options, queue) }
-        }, |event| {
-            let mut count = 0;
-            // SAFETY: the event is a DescribeTopics result; what it holds is live until it is destroyed.
-            unsafe {
-                let result = rd::rd_kafka_event_DescribeTopics_result(event);
-                let descriptions = rd::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-                for index in 0..count {
-                    let (name, info) = describe(*descriptions.add(index));
-                    found.insert(name, info);
+        let result = self.admin(
+            operation,
+            false,
+            timeout,
+            |options, queue| {
+                // SAFETY: all are live.
+                unsafe { rd::rd_kafka_DescribeTopics(self.rk, collection, options, queue) }
+            },
+            |event| {
+                let mut count = 0;
+                // SAFETY: the event is a DescribeTopics result; what it holds is live until it is destroyed.
+                unsafe {
+                    let result = rd::rd_kafka_event_DescribeTopics_result(event);
+                    let descriptions = rd::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+                    for index in 0..count {
+                        let (name, info) = describe(*descriptions.add(index));
+                        found.insert(name, info);
+                    }
                 }
-            }
-        });
+            },
+        );
         // SAFETY: ours, and used by nobody any more.
         unsafe { rd::rd_kafka_TopicCollection_destroy(collection) };
         result?;

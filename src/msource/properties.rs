@@ -58,10 +58,12 @@ pub fn consuming(config: &Config) -> BTreeMap<String, String> {
         properties.insert("group.instance.id".into(), config.kafka.instance_id.clone());
     }
     // A fetch of one partition may not exceed the whole fetch, nor the reply's bound fall short of it.
-    let partition: u64 = properties.get("fetch.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(1 << 20);
+    let partition: u64 =
+        properties.get("fetch.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(1 << 20);
     let fetch = fetch.max(partition);
     properties.insert("fetch.max.bytes".into(), fetch.to_string());
-    let reply: u64 = properties.get("receive.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(100_000_000);
+    let reply: u64 =
+        properties.get("receive.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(100_000_000);
     properties.insert("receive.message.max.bytes".into(), reply.max(fetch + (1 << 20)).to_string());
     properties
 }

@@ -112,11 +112,7 @@ fn pause(wait: &mut dyn Wait, reason: &str) -> Result<(), RecoveryError> {
     Ok(())
 }
 
-fn read(
-    client: &Client,
-    to: &Position,
-    wait: &mut dyn Wait,
-) -> Result<Result<Vec<Message>, String>, RecoveryError> {
+fn read(client: &Client, to: &Position, wait: &mut dyn Wait) -> Result<Result<Vec<Message>, String>, RecoveryError> {
     let (mut records, mut batch) = (Vec::new(), Vec::new());
     loop {
         client.consume(&mut batch, 1024, Duration::from_millis(50));

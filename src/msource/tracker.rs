@@ -116,7 +116,13 @@ mod tests {
             (0..3, 0..5i64).prop_map(|(partition, next)| Step::Begin(partition, next)),
             (0..3).prop_map(Step::End),
             (0..3, 0..3usize, 0..8i64, 0..4i64, any::<bool>()).prop_map(
-                |(partition, epoch_back, from, length, fails)| Step::Admit { partition, epoch_back, from, length, fails }
+                |(partition, epoch_back, from, length, fails)| Step::Admit {
+                    partition,
+                    epoch_back,
+                    from,
+                    length,
+                    fails
+                }
             ),
         ]
     }

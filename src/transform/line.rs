@@ -122,7 +122,11 @@ impl Draft<'_> {
                 if value.is_text() && value.start < value.end { Found::Member(value) } else { Found::Empty }
             }
             Source::Template(template) if self.is_fixed(template) => {
-                if template.fixed.text.is_empty() { Found::Empty } else { Found::Fixed(source) }
+                if template.fixed.text.is_empty() {
+                    Found::Empty
+                } else {
+                    Found::Fixed(source)
+                }
             }
             Source::Template(template) => self.build(template, work),
         }
@@ -165,7 +169,10 @@ impl Draft<'_> {
         }
         let timestamp = record.timestamp.and_then(Moment::from_millis);
         timestamp.and_then(|moment| write(moment, work)).ok_or_else(|| {
-            Reject::new(Reason::NoTime, "neither the mapped field, nor its default, nor the record's timestamp is a time")
+            Reject::new(
+                Reason::NoTime,
+                "neither the mapped field, nor its default, nor the record's timestamp is a time",
+            )
         })
     }
 

@@ -114,12 +114,8 @@ impl Recipe {
         })?;
         let template = NameTemplate::parse(&self.file, self.app_id, &self.instance, self.time_zone);
         let template = template.map_err(RecipeError::Damaged)?;
-        let options = Options {
-            app_id: self.app_id,
-            validation: self.validation,
-            uuid: self.uuid,
-            time_zone: self.time_zone,
-        };
+        let options =
+            Options { app_id: self.app_id, validation: self.validation, uuid: self.uuid, time_zone: self.time_zone };
         Ok(Engine {
             fingerprint: fingerprint.into(),
             transform: Transform::new(&settings, options),

@@ -34,7 +34,10 @@ mod tests {
 
     #[test]
     fn the_uuid_of_a_record_never_changes() {
-        assert_eq!(uuid("mulog_clean_24", "AAAAAAAAAAAAAAAAAAAAAQ", 0, 6_171_720_626), "ba64a9c7-628c-463d-8d94-5384b774e039");
+        assert_eq!(
+            uuid("mulog_clean_24", "AAAAAAAAAAAAAAAAAAAAAQ", 0, 6_171_720_626),
+            "ba64a9c7-628c-463d-8d94-5384b774e039"
+        );
         assert_eq!(uuid("mulog_clean_24", "", 3, 0), "GOLDEN-2");
     }
 

@@ -230,7 +230,16 @@ impl Output {
             piece.crc = crc32c::crc32c(&piece.bytes);
         }
         let recipe = Arc::clone(&engine.fingerprint);
-        DoneBlock { ticket, source, recipe, pieces: self.pieces, records, filtered: self.filtered, rejects: self.rejects, cost }
+        DoneBlock {
+            ticket,
+            source,
+            recipe,
+            pieces: self.pieces,
+            records,
+            filtered: self.filtered,
+            rejects: self.rejects,
+            cost,
+        }
     }
 }
 

@@ -72,7 +72,11 @@ pub fn read(dir: &Path) -> io::Result<Contents> {
         let mut frames = Frames::new(segment, &bytes);
         let Some(Frame::Header(header)) = frames.next() else { continue };
         if header.version > VERSION {
-            let text = format!("the journal in {} has format {}, newer than this program's {VERSION}", dir.display(), header.version);
+            let text = format!(
+                "the journal in {} has format {}, newer than this program's {VERSION}",
+                dir.display(),
+                header.version
+            );
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         let Some(Frame::Image(state)) = frames.next() else { continue };
@@ -94,7 +98,8 @@ pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
     let mut ends = std::collections::BTreeMap::new();
     for &segment in &segments {
         let bytes = fs::read(segment_path(dir, segment))?;
-        if let Some(Frame::Header(Header { previous: Some((previous, end)), .. })) = Frames::new(segment, &bytes).next() {
+        if let Some(Frame::Header(Header { previous: Some((previous, end)), .. })) = Frames::new(segment, &bytes).next()
+        {
             ends.insert(previous, end);
         }
     }
@@ -198,7 +203,9 @@ fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     };
     for entry in entries {
         let name = entry?.file_name();
-        if let Some(number) = name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|name| name.parse().ok()) {
+        if let Some(number) =
+            name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|name| name.parse().ok())
+        {
             numbers.push(number);
         }
     }
