@@ -69,7 +69,8 @@ fn mixed() -> Vec<String> {
     (0..400_u64)
         .map(|i| {
             let noise = i.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            let mut logs = format!(r#"{{"role_id":{},"mtime":{}"#, 6_001_310_000_000 + noise % 99_999, 1_608_184_243 + i / 40);
+            let mut logs =
+                format!(r#"{{"role_id":{},"mtime":{}"#, 6_001_310_000_000 + noise % 99_999, 1_608_184_243 + i / 40);
             for member in 0..20 + i % 20 {
                 let draw = noise.rotate_left(member as u32 * 3);
                 let _ = match (i % 20 * 7 + member) % 3 {
@@ -97,7 +98,12 @@ fn transform(criterion: &mut Criterion) {
     let pretty = serde_json::to_string_pretty(&value).expect("a value can be written");
     measure(criterion, "white space", &standard, &[pretty]);
     let chat = r#"{"headers":{"app_id":24,"log_name":"log_chat"},"logs":{"role_id":6001310009300,"mtime":1608184243,"content":"TEXT"}}"#;
-    measure(criterion, "escapes", &standard, &[chat.replace("TEXT", &r#"say \"hi\"\n\u4e2d\u6587 and on "#.repeat(20))]);
+    measure(
+        criterion,
+        "escapes",
+        &standard,
+        &[chat.replace("TEXT", &r#"say \"hi\"\n\u4e2d\u6587 and on "#.repeat(20))],
+    );
     measure(criterion, "chinese", &standard, &[chat.replace("TEXT", &"大家好，今天一起去打副本吗？ ok ".repeat(20))]);
 
     let mut settings = Settings::default();

@@ -117,7 +117,9 @@ impl Checker<'_> {
         match value.kind {
             Kind::Null => Err("null is no value, leave the property out"),
             Kind::Number if !in_range(value.of(self.json)) => Err("number beyond ±9E15, send it as a string"),
-            _ if place == Place::Element && self.bytes(value) > LONGEST_ELEMENT => Err("list element of more than 255 bytes"),
+            _ if place == Place::Element && self.bytes(value) > LONGEST_ELEMENT => {
+                Err("list element of more than 255 bytes")
+            }
             _ if value.is_string() && self.bytes(value) > LONGEST_TEXT => Err("text of more than 2048 bytes"),
             _ => Ok(()),
         }
@@ -175,7 +177,9 @@ mod tests {
     #[test]
     fn names_are_words_or_presets() {
         assert!(takes(r##"{"level":1,"Level_2":2,"#zone_offset":8,"#os":"x"}"##));
-        for name in ["", "1a", "_id", "#user_id", "#event_time", "$part_date", "a-b", "名", "a b", "#Level", &"x".repeat(51)] {
+        for name in
+            ["", "1a", "_id", "#user_id", "#event_time", "$part_date", "a-b", "名", "a b", "#Level", &"x".repeat(51)]
+        {
             assert!(!takes(&format!("{{\"{name}\":1}}")), "{name}");
         }
         assert!(takes(r#"{"l\u0065vel":1}"#), "names are compared decoded");
@@ -184,8 +188,15 @@ mod tests {
     #[test]
     fn numbers_lie_within_nine_quadrillions() {
         for (number, good) in [
-            ("9000000000000000", true), ("-9e15", true), ("9000000000000001", false), ("-9000000000000001", false), ("1e400", false), ("1e-400", true),
-            ("0", true), ("-0", true), ("1608184244000008", true),
+            ("9000000000000000", true),
+            ("-9e15", true),
+            ("9000000000000001", false),
+            ("-9000000000000001", false),
+            ("1e400", false),
+            ("1e-400", true),
+            ("0", true),
+            ("-0", true),
+            ("1608184244000008", true),
         ] {
             assert_eq!(takes(&format!("{{\"a\":{number}}}")), good, "{number}");
             assert_eq!(takes(&format!("{{\"a\":[{number}]}}")), good, "[{number}]");

@@ -59,18 +59,22 @@ fn read_rules(rules: &Value) -> (Settings, Options, Option<i64>) {
 }
 
 fn run(case: &Path) -> String {
-    let rules = fs::read_to_string(case.join("rules.json")).map_or(Value::Null, |text| serde_json::from_str(&text).unwrap());
+    let rules =
+        fs::read_to_string(case.join("rules.json")).map_or(Value::Null, |text| serde_json::from_str(&text).unwrap());
     let (settings, options, timestamp) = read_rules(&rules);
     let transform = Transform::new(&settings, options);
     let mut scratch = Scratch::default();
     let mut out = Vec::new();
     for (offset, line) in fs::read_to_string(case.join("records.jsonl")).unwrap().lines().enumerate() {
         let value = Some(line.as_bytes());
-        let record = Record { topic: "mulog_clean_24", topic_id: "", partition: 0, offset: offset as i64, timestamp, value };
+        let record =
+            Record { topic: "mulog_clean_24", topic_id: "", partition: 0, offset: offset as i64, timestamp, value };
         match transform.apply(&mut scratch, &record, &mut out) {
             Ok(()) => {}
             Err(Discard::Filtered(filter)) => out.extend(format!("filtered {filter}\n").bytes()),
-            Err(Discard::Rejected(reject)) => out.extend(format!("rejected {}: {}\n", reject.reason, reject.detail).bytes()),
+            Err(Discard::Rejected(reject)) => {
+                out.extend(format!("rejected {}: {}\n", reject.reason, reject.detail).bytes())
+            }
         }
     }
     String::from_utf8(out).unwrap()

@@ -44,7 +44,8 @@ fn reason(result: Result<String, Discard>) -> Reason {
 fn template(text: &str) -> Template {
     let mut parts = Vec::new();
     for (i, piece) in text.split('{').enumerate() {
-        let (member, rest) = if i == 0 { (None, piece) } else { piece.split_once('}').map_or((None, piece), |(m, r)| (Some(m), r)) };
+        let (member, rest) =
+            if i == 0 { (None, piece) } else { piece.split_once('}').map_or((None, piece), |(m, r)| (Some(m), r)) };
         parts.extend(member.map(|member| Part::Member(member.to_owned())));
         parts.extend((!rest.is_empty()).then(|| Part::Text(rest.to_owned())));
     }

@@ -149,7 +149,8 @@ impl Context<'_> {
     /// Field, default and what comes behind them, in turn.
     fn candidates(&self, mapping: &Mapping, name: &str, last: Option<&Template>) -> Vec<Text> {
         let key = mapping.keys.iter().find(|key| key.name == name);
-        let field = key.and_then(|key| key.field.as_ref()).and_then(|field| self.logs.last(field)).and_then(Text::of_value);
+        let field =
+            key.and_then(|key| key.field.as_ref()).and_then(|field| self.logs.last(field)).and_then(Text::of_value);
         let templates = key.map(|key| &key.default).into_iter().chain(last);
         let templates = templates.map(|template| Text::of_characters(self.template(template)));
         field.into_iter().chain(templates).filter(|text| !text.json.is_empty()).collect()
@@ -166,7 +167,12 @@ fn standard_mapping() -> Mapping {
         "*",
         "t_{log_name}",
         "track",
-        &[("#account_id", "role_id", ""), ("#distinct_id", "distinct_id", ""), ("#ip", "ip", ""), ("#time", "mtime", "")],
+        &[
+            ("#account_id", "role_id", ""),
+            ("#distinct_id", "distinct_id", ""),
+            ("#ip", "ip", ""),
+            ("#time", "mtime", ""),
+        ],
     )
 }
 
@@ -215,7 +221,8 @@ fn event(
     context: &Context<'_>,
 ) -> Result<String, Discard> {
     let write = |moment| Cache::default().write(moment, options.time_zone);
-    let times = context.candidates(mapping, "#time", None).into_iter().filter_map(|text| Moment::read(&text.characters));
+    let times =
+        context.candidates(mapping, "#time", None).into_iter().filter_map(|text| Moment::read(&text.characters));
     let Some(time) = times.chain(record.timestamp.and_then(Moment::from_millis)).find_map(write) else {
         return reject(Reason::NoTime);
     };
@@ -267,15 +274,21 @@ fn event(
         }
     }
     keys.sort();
-    let keys: String = keys.iter().map(|(name, text)| format!("{}:\"{text}\",", serde_json::to_string(name).unwrap())).collect();
+    let keys: String =
+        keys.iter().map(|(name, text)| format!("{}:\"{text}\",", serde_json::to_string(name).unwrap())).collect();
     Ok(format!("{{{keys}\"properties\":{properties}}}\n"))
 }
 
 fn properties(settings: &Settings, context: &Context<'_>) -> String {
     let omitted = |name: &str| {
-        settings.filter.omit.iter().any(|(pattern, names)| pattern.matches(&context.log_name) && names.iter().any(|omit| omit == name))
+        settings
+            .filter
+            .omit
+            .iter()
+            .any(|(pattern, names)| pattern.matches(&context.log_name) && names.iter().any(|omit| omit == name))
     };
     let kept = context.logs.0.iter().filter(|(key, _)| !omitted(&characters(key.get())));
-    let members: Vec<_> = kept.map(|(key, value)| format!("{}:{}", key.get(), without_white_space(value.get()))).collect();
+    let members: Vec<_> =
+        kept.map(|(key, value)| format!("{}:{}", key.get(), without_white_space(value.get()))).collect();
     format!("{{{}}}", members.join(","))
 }

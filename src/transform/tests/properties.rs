@@ -39,7 +39,8 @@ fn scalar() -> impl Strategy<Value = String> + Clone {
 fn object(keys: &'static [&'static str], most: usize) -> impl Strategy<Value = String> + Clone {
     let member = (white(), one_of(keys), white(), scalar(), white());
     (prop::collection::vec(member, 0..most), white()).prop_map(|(members, white)| {
-        let members: Vec<_> = members.iter().map(|(a, key, b, value, c)| format!("{a}\"{key}\"{b}:{b}{value}{c}")).collect();
+        let members: Vec<_> =
+            members.iter().map(|(a, key, b, value, c)| format!("{a}\"{key}\"{b}:{b}{value}{c}")).collect();
         format!("{{{white}{}}}", members.join(","))
     })
 }
@@ -47,8 +48,24 @@ fn object(keys: &'static [&'static str], most: usize) -> impl Strategy<Value = S
 fn logs() -> impl Strategy<Value = String> + Clone {
     object(
         &[
-            "role_id", "distinct_id", "ip", "mtime", "account_name", "log_name", "app_id", "imei", "ime\\u0069", "r\\u006fle_id", "level", "#os", "bad name",
-            "a_member_with_a_name_longer_than_32_bytes", "twenty_eight_bytes_long_name", "name_of_exactly_29_bytes_long", "kind", "汉",
+            "role_id",
+            "distinct_id",
+            "ip",
+            "mtime",
+            "account_name",
+            "log_name",
+            "app_id",
+            "imei",
+            "ime\\u0069",
+            "r\\u006fle_id",
+            "level",
+            "#os",
+            "bad name",
+            "a_member_with_a_name_longer_than_32_bytes",
+            "twenty_eight_bytes_long_name",
+            "name_of_exactly_29_bytes_long",
+            "kind",
+            "汉",
         ],
         12,
     )
@@ -79,20 +96,52 @@ fn value() -> impl Strategy<Value = String> + Clone {
 fn rules() -> impl Strategy<Value = Settings> {
     let metadata = prop::sample::select(vec![
         vec![],
-        vec![mapping("log_item", "t_{log_name}", "track", &[("#account_id", "role_id", "{account_name}"), ("#time", "mtime", "")])],
+        vec![mapping(
+            "log_item",
+            "t_{log_name}",
+            "track",
+            &[("#account_id", "role_id", "{account_name}"), ("#time", "mtime", "")],
+        )],
         vec![
-            mapping("*", "{level}{log_name}", "track", &[("#distinct_id", "", "{app_id}-{role_id}"), ("#time", "", "{mtime}"), ("#zz", "level", "")]),
-            mapping("log_chat", "chat", "user_set", &[("#account_id", "role_id", "nobody"), ("#aa", "kind", "\"{imei}\"")]),
+            mapping(
+                "*",
+                "{level}{log_name}",
+                "track",
+                &[("#distinct_id", "", "{app_id}-{role_id}"), ("#time", "", "{mtime}"), ("#zz", "level", "")],
+            ),
+            mapping(
+                "log_chat",
+                "chat",
+                "user_set",
+                &[("#account_id", "role_id", "nobody"), ("#aa", "kind", "\"{imei}\"")],
+            ),
         ],
-        vec![mapping("*", "x", "wrong", &[("#type", "kind", ""), ("#event_name", "level", ""), ("#uuid", "ip", ""), ("#account_id", "log_name", "z")])],
+        vec![mapping(
+            "*",
+            "x",
+            "wrong",
+            &[
+                ("#type", "kind", ""),
+                ("#event_name", "level", ""),
+                ("#uuid", "ip", ""),
+                ("#account_id", "log_name", "z"),
+            ],
+        )],
     ]);
     let filter = prop::sample::select(vec![
         Filter::default(),
-        Filter { drop: vec![Pattern::new("tbl_*")], omit: vec![(Pattern::new("*"), vec!["imei".into()])], ..Filter::default() },
+        Filter {
+            drop: vec![Pattern::new("tbl_*")],
+            omit: vec![(Pattern::new("*"), vec!["imei".into()])],
+            ..Filter::default()
+        },
         Filter {
             drop: vec![Pattern::new("log_chat")],
             keep: Some(vec![Pattern::new("log_*")]),
-            omit: vec![(Pattern::new("log_item"), vec!["role_id".into(), "a_member_with_a_name_longer_than_32_bytes".into()])],
+            omit: vec![(
+                Pattern::new("log_item"),
+                vec!["role_id".into(), "a_member_with_a_name_longer_than_32_bytes".into()],
+            )],
         },
     ]);
     (metadata, filter).prop_map(|(metadata, filter)| Settings { filter, metadata })
@@ -101,7 +150,12 @@ fn rules() -> impl Strategy<Value = Settings> {
 fn any_options() -> impl Strategy<Value = Options> {
     let validation = prop::sample::select(vec![Validation::Off, Validation::Standard, Validation::Strict]);
     let zone = prop::sample::select(vec![options().time_zone, TimeZone::Named(chrono_tz::Europe::Berlin)]);
-    (validation, any::<bool>(), zone).prop_map(|(validation, uuid, time_zone)| Options { app_id: 24, validation, uuid, time_zone })
+    (validation, any::<bool>(), zone).prop_map(|(validation, uuid, time_zone)| Options {
+        app_id: 24,
+        validation,
+        uuid,
+        time_zone,
+    })
 }
 
 /// The result with a reject's detail left out, which the oracle does not have.

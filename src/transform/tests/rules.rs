@@ -54,9 +54,17 @@ fn the_first_check_that_fails_is_the_reason() {
 
 #[test]
 fn the_app_is_ours_by_number_by_text_and_when_absent() {
-    for (app, ours) in
-        [("24", true), ("\"24\"", true), ("\"2\\u0034\"", true), ("null", true), ("25", false), ("24.0", false), ("\" 24\"", false), ("true", false), ("[24]", false)]
-    {
+    for (app, ours) in [
+        ("24", true),
+        ("\"24\"", true),
+        ("\"2\\u0034\"", true),
+        ("null", true),
+        ("25", false),
+        ("24.0", false),
+        ("\" 24\"", false),
+        ("true", false),
+        ("[24]", false),
+    ] {
         let value = format!(r#"{{"headers":{{"app_id":{app},"log_name":"log_item"}},"logs":{GOOD}}}"#);
         let result = apply(&standard(), value.as_bytes());
         assert_eq!(result.is_ok(), ours, "{app}");
@@ -70,10 +78,15 @@ fn drop_wins_over_keep_and_both_see_the_decoded_name() {
     settings.filter.drop = vec![Pattern::new("log_a*")];
     settings.filter.keep = Some(vec![Pattern::new("log_*")]);
     let transform = Transform::new(&settings, options());
-    for (name, passes) in [("log_b", true), ("log_abc", false), (r"log_\u0061", false), ("other", false), (r"\u006cog_b", true)] {
+    for (name, passes) in
+        [("log_b", true), ("log_abc", false), (r"log_\u0061", false), ("other", false), (r"\u006cog_b", true)]
+    {
         let value = format!(r#"{{"headers":{{"log_name":"{name}"}},"logs":{GOOD}}}"#);
         let result = apply(&transform, value.as_bytes());
-        assert!(if passes { result.is_ok() } else { result == Err(Discard::Filtered(Filter::Drop)) }, "{name}: {result:?}");
+        assert!(
+            if passes { result.is_ok() } else { result == Err(Discard::Filtered(Filter::Drop)) },
+            "{name}: {result:?}"
+        );
     }
 }
 
@@ -114,7 +127,12 @@ fn a_member_that_follows_a_shape_needs_its_comma_all_the_same() {
     for value in [logs(r#"{"a":1,"role_id":1,"mtime":1}"#), logs(r#"{"role_id":1,"mtime":1}"#)] {
         transform.apply(&mut scratch, &record(&value), &mut out).unwrap();
     }
-    for broken in [r#"{"x":1{"a":1,"role_id":1,"mtime":1}"#, r#",{"a":1}"#, r#"{"a":1"role_id":1}"#, r#"{,"role_id":1,"mtime":1}"#] {
+    for broken in [
+        r#"{"x":1{"a":1,"role_id":1,"mtime":1}"#,
+        r#",{"a":1}"#,
+        r#"{"a":1"role_id":1}"#,
+        r#"{,"role_id":1,"mtime":1}"#,
+    ] {
         let result = transform.apply(&mut scratch, &record(&logs(broken)), &mut out);
         assert!(matches!(result, Err(Discard::Rejected(reject)) if reject.reason == Reason::BadJson), "{broken}");
     }
@@ -141,7 +159,8 @@ fn the_scratch_names_the_last_line_and_user_events_share_a_name() {
 fn a_scratch_that_served_other_settings_forgets_them() {
     let mut scratch = Scratch::default();
     for (event, zone) in [("first", "Asia/Shanghai"), ("second", "Europe/Berlin")] {
-        let settings = settings(vec![mapping("*", event, "track", &[("#account_id", "role_id", ""), ("#time", "mtime", "")])]);
+        let settings =
+            settings(vec![mapping("*", event, "track", &[("#account_id", "role_id", ""), ("#time", "mtime", "")])]);
         let options = Options { time_zone: TimeZone::Named(zone.parse().unwrap()), ..options() };
         let transform = Transform::new(&settings, options);
         let (mut warm, mut cold) = (Vec::new(), Vec::new());
@@ -165,7 +184,10 @@ fn more_log_names_than_the_table_holds_give_the_same_lines() {
             assert!(matches!(result, Err(Discard::Rejected(reject)) if reject.reason == Reason::BadEventName));
         } else {
             let line = String::from_utf8(out).unwrap();
-            assert!(line.contains(&format!("\"#account_id\":\"{i}\"")) && line.contains(&format!("\"t_n{i}\"")), "{line}");
+            assert!(
+                line.contains(&format!("\"#account_id\":\"{i}\"")) && line.contains(&format!("\"t_n{i}\"")),
+                "{line}"
+            );
         }
     }
 }
