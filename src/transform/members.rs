@@ -13,8 +13,8 @@ use super::text;
 /// `logs` lies inside the record's object, its members one deeper.
 const DEPTH: u32 = 2;
 
-/// What a member is to a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a member is to a route; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Role {
     /// Where its value is noted.
     pub(super) slot: usize,
@@ -95,18 +95,25 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Bounds the memory of a shape; further members are read in the plain way.
-    const LONGEST: usize = 1024;
+    const LONGEST: usize = 256;
     /// So many unexpected keys pay for learning anew.
     const PATIENCE: usize = 256;
     /// How many members that are left out of a record are looked over.
     const REACH: usize = 16;
 
-    /// The position behind `key`, which is not the expected one at `next`: behind the same key when the record leaves
-    /// out a few of the expected ones, else unchanged. Never the first one, whose `{` must not match again.
-    fn behind(&self, next: usize, key: Option<Expected>) -> usize {
-        let reach = self.expected.get(next..).unwrap_or_default().iter().take(Self::REACH);
-        let same = |expected: &Expected| key.is_some_and(|key| key.is_same(expected));
-        reach.into_iter().position(same).map_or(next.max(1), |skipped| next + skipped + 1)
+    /// Counts a key that is not the expected one at `next`, and returns the position to go on with: behind the same key
+    /// when the record leaves out a few of the expected ones, else unchanged. Never the first one, whose `{` must not match
+    /// again. Members that a full shape has no room for do not count: learning anew would not help.
+    fn miss(&mut self, next: usize, separator: u8, key: &str) -> usize {
+        let rest = self.expected.get(next..).unwrap_or_default();
+        if !rest.is_empty() || self.expected.len() < Self::LONGEST {
+            self.misses += 1;
+        }
+        let mut reach = rest.iter().take(Self::REACH);
+        let found = (!rest.is_empty()).then(|| Expected::new(separator, key.as_bytes(), Role::default())).flatten();
+        found
+            .and_then(|key| reach.position(|expected| key.is_same(expected)))
+            .map_or(next.max(1), |skipped| next + skipped + 1)
     }
 }
 
@@ -166,8 +173,7 @@ fn follow(
                 let Some(key) = cursor.key(separator)? else { return Ok(()) };
                 at = cursor.at;
                 let role = route.role(&text::decoded(json, key));
-                shape.misses += 1;
-                next = shape.behind(next, Expected::new(separator, key.of(json).as_bytes(), role));
+                next = shape.miss(next, separator, key.of(json));
                 role
             }
         };
