@@ -207,7 +207,9 @@ impl Draft<'_> {
     fn write_properties(&self, options: &Options, out: &mut Vec<u8>) -> Result<(), Reject> {
         let begin = out.len();
         let logs = self.logs.of(self.json);
-        if self.noted.omit {
+        if !self.noted.omitted.is_empty() && !self.white {
+            members::write_between(self.json, self.logs, self.noted, out);
+        } else if !self.noted.omitted.is_empty() {
             // The text was validated: a fault cannot come, and would be one of the JSON.
             members::write_kept(logs, self.route, out).map_err(|fault| Reject::new(Reason::BadJson, fault.what))?;
         } else if self.white {

@@ -32,8 +32,8 @@ impl Role {
 pub(super) struct Noted {
     /// The last value of each wanted member, by slot.
     pub(super) values: Vec<Value>,
-    /// Whether a member has to be left out.
-    pub(super) omit: bool,
+    /// Where the members lie that are left out: from the separator before to the end of the value.
+    pub(super) omitted: Vec<(usize, usize)>,
 }
 
 /// One member that is expected: `,"name":`, or with `{` for the first. It fills a cache line.
@@ -121,7 +121,7 @@ impl Shape {
 pub(super) fn scan(cursor: &mut Cursor<'_>, json: &str, route: &mut Route, noted: &mut Noted) -> Result<(), Fault> {
     noted.values.clear();
     noted.values.resize(route.slots(), Value::default());
-    noted.omit = false;
+    noted.omitted.clear();
     // Taken out while it is read, so that the route can be asked for roles.
     let mut shape = std::mem::take(&mut route.shape);
     if !shape.learned || shape.misses > Shape::PATIENCE {
@@ -162,6 +162,7 @@ fn follow(
     let mut next = 0;
     let mut separator = b'{';
     loop {
+        let begin = at;
         let role = match shape.expected.get(next) {
             Some(expected) if expected.is_at(bytes, at) => {
                 at += usize::from(expected.len);
@@ -178,7 +179,6 @@ fn follow(
             }
         };
         separator = b',';
-        noted.omit |= role.omit;
         let mut step = cursor.step(at, DEPTH);
         while step.kind == Kind::White {
             at = step.end;
@@ -191,10 +191,27 @@ fn follow(
             *slot = Value::stepped(at, step);
         }
         at = step.end;
+        if role.omit {
+            noted.omitted.push((begin, at));
+        }
     }
 }
 
-/// Appends the members of `logs`, which is valid, without those that are left out.
+/// Appends the members of `logs`, which has no white space between its tokens, without those that were noted as left out.
+pub(super) fn write_between(json: &str, logs: Value, noted: &Noted, out: &mut Vec<u8>) {
+    out.push(b'{');
+    let begin = out.len();
+    let mut from = logs.start + 1;
+    for &(to, behind) in noted.omitted.iter().chain([&(logs.end, logs.end)]) {
+        // The first member that stays has no comma before it; the first of all may be one that goes.
+        let kept = json.as_bytes().get(from..to).unwrap_or_default();
+        let comma = usize::from(out.len() == begin && kept.first() == Some(&b','));
+        out.extend_from_slice(&kept[comma..]);
+        from = behind;
+    }
+}
+
+/// The same for `logs` with white space between its tokens, which is valid.
 pub(super) fn write_kept(logs: &str, route: &Route, out: &mut Vec<u8>) -> Result<(), Fault> {
     let mut cursor = Cursor::new(logs, 0);
     let mut separator = b'{';
@@ -203,6 +220,7 @@ pub(super) fn write_kept(logs: &str, route: &Route, out: &mut Vec<u8>) -> Result
     while let Some(key) = cursor.key(separator)? {
         separator = b',';
         let value = cursor.at;
+        cursor.white = false;
         cursor.value(DEPTH)?;
         if route.omits(&text::decoded(logs, key)) {
             continue;
@@ -210,10 +228,13 @@ pub(super) fn write_kept(logs: &str, route: &Route, out: &mut Vec<u8>) -> Result
         if out.len() > begin {
             out.push(b',');
         }
-        out.push(b'"');
-        out.extend_from_slice(key.of(logs).as_bytes());
-        out.extend_from_slice(b"\":");
-        super::scan::compact(&logs[value..cursor.at], out);
+        out.extend_from_slice(&logs.as_bytes()[key.start - 1..=key.end]);
+        out.push(b':');
+        if cursor.white {
+            super::scan::compact(&logs[value..cursor.at], out);
+        } else {
+            out.extend_from_slice(&logs.as_bytes()[value..cursor.at]);
+        }
     }
     out.push(b'}');
     Ok(())

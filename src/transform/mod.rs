@@ -149,8 +149,7 @@ impl Transform {
 
     fn write(&self, scratch: &mut Scratch, record: &Record<'_>, out: &mut Vec<u8>) -> Result<(), Discard> {
         let value = record.value.ok_or(Discard::Filtered(Filter::Tombstone))?;
-        let json = std::str::from_utf8(value)
-            .map_err(|error| reject(Reason::BadJson, format!("not UTF-8 at byte {}", error.valid_up_to())))?;
+        let json = simdutf8::basic::from_utf8(value).map_err(|_| not_utf8(value))?;
         let Scratch { routes, frame, noted, work, log_name, .. } = scratch;
         let mut envelope = Envelope::default();
         envelope.read(json, self, frame, routes, noted).map_err(bad_json)?;
@@ -198,6 +197,13 @@ impl Transform {
 
 fn reject(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Discard {
     Discard::Rejected(Reject::new(reason, detail))
+}
+
+/// The fast check does not tell the place.
+#[cold]
+fn not_utf8(value: &[u8]) -> Discard {
+    let place = std::str::from_utf8(value).map_or_else(|error| error.valid_up_to(), str::len);
+    reject(Reason::BadJson, format!("not UTF-8 at byte {place}"))
 }
 
 fn bad_json(fault: Fault) -> Discard {
