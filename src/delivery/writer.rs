@@ -26,6 +26,7 @@ const ROTATION_TICK: Duration = Duration::from_millis(250);
 const STALL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What the delivery is made of.
+#[expect(missing_debug_implementations, reason = "the store is a trait object")]
 pub struct Parts {
     /// Where everything arrives.
     pub inbox: Receiver<Inbox>,
@@ -216,10 +217,7 @@ impl Delivery {
                 let Finished { number, took } = finished?;
                 tracing::debug!(number, ?took, "checkpoint");
                 self.in_checkpoint = false;
-                for reply in self.answers.drain(..) {
-                    // Who asked may have given up waiting.
-                    drop(reply.send(()));
-                }
+                self.answers.drain(..).for_each(|reply| answer(&reply));
                 if self.next_answers.is_empty() { self.turn_journal() } else { self.checkpoint() }
             }
         }
@@ -268,8 +266,12 @@ impl Delivery {
                     self.append(&frame)?;
                     self.sync_journal()?;
                     self.state.apply(&frame);
+                    if let Frame::Start(_) = &frame {
+                        // Durable, and nothing of the partition can be written and not durable: shown at once.
+                        self.gauges.durable().state.apply(&frame);
+                    }
                     self.dirty = true;
-                    drop(reply.send(()));
+                    answer(&reply);
                 }
             }
         }
@@ -430,7 +432,7 @@ impl Delivery {
     /// Answers once everything that is written now is durable.
     fn answer_after_checkpoint(&mut self, reply: Sender<()>) -> Result<(), Error> {
         if !self.dirty && !self.in_checkpoint {
-            drop(reply.send(()));
+            answer(&reply);
             return Ok(());
         }
         self.next_answers.push(reply);
@@ -528,6 +530,11 @@ impl Ledger for JournalLedger<'_> {
     fn end(&mut self, id: u64) -> io::Result<()> {
         self.note(&Frame::End { id }, false)
     }
+}
+
+/// Answers; who asked may have given up waiting.
+fn answer(reply: &Sender<()>) {
+    let _ = reply.send(());
 }
 
 fn now() -> Now {
