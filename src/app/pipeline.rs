@@ -174,6 +174,7 @@ impl Pipeline {
             interval: config.store.checkpoint,
             fsync: config.sink.fsync,
             history: config.store.history,
+            sink_dir: config.sink.dir.clone(),
         })
         .map_err(|error| failed(chain(&error)))?;
         let ended = delivery::spawn(delivery).map_err(|error| failed(chain(&error)))?;

@@ -56,6 +56,8 @@ pub struct Parts {
     pub fsync: bool,
     /// How long old segments of the journal are kept.
     pub history: Duration,
+    /// The directory of the event files, for messages.
+    pub sink_dir: PathBuf,
 }
 
 /// What waits for its place in the order.
@@ -94,6 +96,7 @@ pub struct Delivery {
     interval: Duration,
     fsync: bool,
     history: Duration,
+    sink_dir: PathBuf,
 
     waiting: BTreeMap<u64, Item>,
     next_ticket: u64,
@@ -147,6 +150,7 @@ impl Delivery {
             interval: parts.interval,
             fsync: parts.fsync,
             history: parts.history,
+            sink_dir: parts.sink_dir,
             waiting: BTreeMap::new(),
             next_ticket: 0,
             writing: None,
@@ -394,7 +398,7 @@ impl Delivery {
         });
         stall.again = now + stall.pause;
         stall.pause = (stall.pause * 2).min(STALL_PAUSES.1);
-        self.gauges.set_stalled(Some(format!("cannot write event files: {error}")));
+        self.gauges.set_stalled(Some(format!("cannot write to {}: {error}", self.sink_dir.display())));
     }
 
     fn recovered(&mut self) {
