@@ -208,7 +208,7 @@ impl Stage<'_> {
                 let rate = counts.consumed as f64 / first.elapsed().as_secs_f64().max(0.1);
                 format!("{} records/s", HumanCount(rate as u64))
             }
-            None => "joining the group".to_owned(),
+            None => self.pipeline.desk.state().1.unwrap_or_else(|| "waiting for the first record".to_owned()),
         }
     }
 }
