@@ -267,7 +267,7 @@ impl Work<'_> {
                 tracing::error!(partition = %to.partition, from, to = to.next, lost, reason, "a gap: records that a crash cut short cannot be read again");
             }
             BlockSource::Queue(_) => {
-                tracing::error!(lost, reason, "entries of the failure queue that a crash cut short are gone")
+                tracing::error!(lost, reason, "entries of the failure queue that a crash cut short are gone");
             }
         }
         Ok(())

@@ -26,6 +26,7 @@ const ROTATION_TICK: Duration = Duration::from_millis(250);
 const STALL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What the delivery is made of.
+#[expect(missing_debug_implementations, reason = "the store is a trait object")]
 pub struct Parts {
     /// Where everything arrives.
     pub inbox: Receiver<Inbox>,
@@ -55,6 +56,8 @@ pub struct Parts {
     pub fsync: bool,
     /// How long old segments of the journal are kept.
     pub history: Duration,
+    /// The directory of the event files, for messages.
+    pub sink_dir: PathBuf,
 }
 
 /// What waits for its place in the order.
@@ -93,6 +96,7 @@ pub struct Delivery {
     interval: Duration,
     fsync: bool,
     history: Duration,
+    sink_dir: PathBuf,
 
     waiting: BTreeMap<u64, Item>,
     next_ticket: u64,
@@ -146,6 +150,7 @@ impl Delivery {
             interval: parts.interval,
             fsync: parts.fsync,
             history: parts.history,
+            sink_dir: parts.sink_dir,
             waiting: BTreeMap::new(),
             next_ticket: 0,
             writing: None,
@@ -216,10 +221,7 @@ impl Delivery {
                 let Finished { number, took } = finished?;
                 tracing::debug!(number, ?took, "checkpoint");
                 self.in_checkpoint = false;
-                for reply in self.answers.drain(..) {
-                    // Who asked may have given up waiting.
-                    drop(reply.send(()));
-                }
+                self.answers.drain(..).for_each(|reply| answer(&reply));
                 if self.next_answers.is_empty() { self.turn_journal() } else { self.checkpoint() }
             }
         }
@@ -268,8 +270,12 @@ impl Delivery {
                     self.append(&frame)?;
                     self.sync_journal()?;
                     self.state.apply(&frame);
+                    if let Frame::Start(_) = &frame {
+                        // Durable, and nothing of the partition can be written and not durable: shown at once.
+                        self.gauges.durable().state.apply(&frame);
+                    }
                     self.dirty = true;
-                    drop(reply.send(()));
+                    answer(&reply);
                 }
             }
         }
@@ -392,7 +398,7 @@ impl Delivery {
         });
         stall.again = now + stall.pause;
         stall.pause = (stall.pause * 2).min(STALL_PAUSES.1);
-        self.gauges.set_stalled(Some(format!("cannot write event files: {error}")));
+        self.gauges.set_stalled(Some(format!("cannot write to {}: {error}", self.sink_dir.display())));
     }
 
     fn recovered(&mut self) {
@@ -430,7 +436,7 @@ impl Delivery {
     /// Answers once everything that is written now is durable.
     fn answer_after_checkpoint(&mut self, reply: Sender<()>) -> Result<(), Error> {
         if !self.dirty && !self.in_checkpoint {
-            drop(reply.send(()));
+            answer(&reply);
             return Ok(());
         }
         self.next_answers.push(reply);
@@ -528,6 +534,11 @@ impl Ledger for JournalLedger<'_> {
     fn end(&mut self, id: u64) -> io::Result<()> {
         self.note(&Frame::End { id }, false)
     }
+}
+
+/// Answers; who asked may have given up waiting.
+fn answer(reply: &Sender<()>) {
+    let _ = reply.send(());
 }
 
 fn now() -> Now {

@@ -45,11 +45,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a request that failed, and between looks at what is waited for.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often `assignment: all` looks for new partitions.
-const DISCOVERY: Duration = Duration::from_secs(30);
-
 /// How long a revoked partition's blocks may take. Well below `max.poll.interval.ms`, whose default is five minutes.
-const REVOKE_DEADLINE: Duration = Duration::from_secs(60);
+const REVOKE_DEADLINE: Duration = Duration::from_mins(1);
 
 /// What a record costs besides its bytes: librdkafka's and our bookkeeping.
 const RECORD_COST: u64 = 300;
@@ -156,6 +153,8 @@ pub struct Parts {
     pub config: Kafka,
     /// librdkafka's properties, complete.
     pub properties: BTreeMap<String, String>,
+    /// How often `assignment: all` looks for new partitions.
+    pub discovery: Duration,
     /// How blocks are cut.
     pub cut: Cut,
     /// `failure_queue.max_bytes` and `when_full`.
@@ -544,7 +543,7 @@ impl Consumer {
                 Protocol::Cooperative => self.client.incremental_assign(&[]),
                 Protocol::Eager => self.client.assign(&[]),
             };
-            self.log_answer(answer);
+            Self::log_answer(answer);
             self.trouble = Some("the group has no partition for this instance".into());
         }
     }
@@ -574,11 +573,11 @@ impl Consumer {
             Protocol::Cooperative => self.client.incremental_unassign(&ours),
             Protocol::Eager => self.client.unassign(),
         };
-        self.log_answer(answer);
+        Self::log_answer(answer);
         Ok(())
     }
 
-    fn log_answer(&self, answer: Result<(), KafkaError>) {
+    fn log_answer(answer: Result<(), KafkaError>) {
         if let Err(error) = answer {
             tracing::error!(%error, "librdkafka refused the answer to a rebalance");
         }
@@ -653,7 +652,7 @@ impl Consumer {
             }
             Err(error) => tracing::debug!(%error, "cannot send a commit; it is sent again"),
         }
-        if !self.commit_warned && self.commit_answered.elapsed() > Duration::from_secs(60) {
+        if !self.commit_warned && self.commit_answered.elapsed() > Duration::from_mins(1) {
             self.commit_warned = true;
             tracing::warn!(
                 "the group has acknowledged no commit for a minute; another owner would repeat what was written since"
@@ -706,7 +705,7 @@ impl Consumer {
 
     /// Finds the partitions of the topics without the help of a group.
     fn discover(&mut self) {
-        self.discover_at = Instant::now() + DISCOVERY;
+        self.discover_at = Instant::now() + self.parts.discovery;
         match self.all_partitions() {
             Ok(found) => {
                 for partition in found {
@@ -725,8 +724,8 @@ impl Consumer {
     fn all_partitions(&self) -> Result<Vec<TopicPartition>, KafkaError> {
         let names = topic_names(&self.client, &self.parts.config.topics, REQUEST_TIMEOUT)?;
         let mut partitions = Vec::new();
-        for info in self.client.describe_topics(&names, REQUEST_TIMEOUT)? {
-            let info = info?;
+        for (name, info) in names.iter().zip(self.client.describe_topics(&names, REQUEST_TIMEOUT)?) {
+            let info = info.map_err(|error| KafkaError { text: format!("topic {name}: {}", error.text), ..error })?;
             partitions.extend(
                 (0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition }),
             );
@@ -906,7 +905,7 @@ impl Consumer {
                 self.client.assign(&all)
             }
         };
-        self.log_answer(answer);
+        Self::log_answer(answer);
         if self.paused {
             self.paused = false;
             self.no_room_since = None;
