@@ -33,7 +33,7 @@ use crate::msource::consumer::Desk;
 use crate::signals::{self, Signal};
 
 /// Without a record for so long, something is wrong that will not pass.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Runs the demo. Signals and log are the process's, so it runs once in a process.
 pub(super) fn run(options: &DemoOptions, format: Format, out: &mut dyn Write) -> Result<(), Failure> {
@@ -50,20 +50,20 @@ pub(super) fn run(options: &DemoOptions, format: Format, out: &mut dyn Write) ->
     progress.clear();
     drop(log);
     let summary = match played {
-        Ok(Played::Through(summary)) => summary,
-        Ok(Played::Interrupted) => return Err(failed("the demo was interrupted")),
-        Err(failure) => return Err(left(&mut home, failure.message)),
+        Ok(Some(summary)) => summary,
+        Ok(None) => return Err(failed("the demo was interrupted")),
+        Err(failure) => return Err(left(&mut home, &failure.message)),
     };
     report(&summary, &home, format, out).map_err(|error| failed(format!("cannot write the summary: {error}")))?;
     let mistakes = summary.mistakes();
     if mistakes.is_empty() {
         return Ok(());
     }
-    Err(left(&mut home, format!("the demo did not come out as it must\n{}", mistakes.join("\n"))))
+    Err(left(&mut home, &format!("the demo did not come out as it must\n{}", mistakes.join("\n"))))
 }
 
 /// A failure that leaves the home behind.
-fn left(home: &mut Home, message: String) -> Failure {
+fn left(home: &mut Home, message: &str) -> Failure {
     home.keep();
     failed(format!("{message}\neverything is left in {}; the service log is in its logs/", home.root().display()))
 }
@@ -85,20 +85,14 @@ fn furnish(keep: Option<&Path>, brokers: &Brokers) -> Result<(Home, Config), Fai
     Ok((home, loaded.config))
 }
 
-/// How a demo ended.
-enum Played {
-    Through(Summary),
-    Interrupted,
-}
-
-/// Runs the pipeline until it has every record, and looks at what came of it.
+/// Runs the pipeline until it has every record, and looks at what came of it; `None` when it was interrupted.
 fn play(
     brokers: &Brokers,
     config: &Config,
     records: u64,
     signals: &Receiver<Signal>,
     progress: &mut Progress,
-) -> Result<Played, Failure> {
+) -> Result<Option<Summary>, Failure> {
     let desk = Arc::new(Desk::new(engine(config, &Places::of(config).recipes)?));
     let pipeline = Pipeline::start(config, &desk, Feed::Kafka)?;
     let partitions =
@@ -111,7 +105,7 @@ fn play(
             .spawn_scoped(scope, || kafka::produce(&addresses, records, &stage))
             .map_err(failed)?;
         let watched = stage.watch(signals, progress, || producing.is_finished());
-        if !matches!(watched, Ok(Watched::Done(_))) {
+        if !matches!(watched, Ok(Some(_))) {
             desk.stop();
         }
         let produced = producing.join().map_err(|_| failed("the producer panicked"))?;
@@ -119,7 +113,7 @@ fn play(
         watched.map(|watched| (watched, expected))
     });
     let offsets = match &watched {
-        Ok((Watched::Done(_), _)) => Asker::new(config, config.rpc.timeout).and_then(|asker| {
+        Ok((Some(_), _)) => Asker::new(config, config.rpc.timeout).and_then(|asker| {
             let state = pipeline.gauges.durable().state.clone();
             asker.running_rows(&state, &stage.partitions)
         }),
@@ -128,13 +122,12 @@ fn play(
     desk.stop();
     // What ended the pipeline is the cause of everything else.
     pipeline.end()?;
-    let (watched, expected) = watched?;
-    let Watched::Done(took) = watched else { return Ok(Played::Interrupted) };
+    let (Some(took), expected) = watched? else { return Ok(None) };
     let files = Files::read(&config.sink.dir)
         .map_err(|error| failed(format!("cannot read the events in {}: {error}", config.sink.dir.display())))?;
     let queued = pipeline.gauges.durable().state.totals.queue_records;
     let counted = pipeline.gauges.counts();
-    Ok(Played::Through(Summary { expected, counted, queued, took, offsets: offsets?, files }))
+    Ok(Some(Summary { expected, counted, queued, took, offsets: offsets?, files }))
 }
 
 /// The pipeline with everything it is to do.
@@ -142,13 +135,6 @@ struct Stage<'a> {
     pipeline: &'a Pipeline,
     partitions: Vec<TopicPartition>,
     records: u64,
-}
-
-/// Why the demo need not be watched any more.
-enum Watched {
-    /// Every record is stored; the time since the first one was read.
-    Done(Duration),
-    Interrupted,
 }
 
 impl kafka::Consumer for Stage<'_> {
@@ -164,21 +150,21 @@ impl kafka::Consumer for Stage<'_> {
 }
 
 impl Stage<'_> {
-    /// Waits until every record is stored, the pipeline or the producer fails, or somebody interrupts.
+    /// Waits until every record is stored, and returns the time since the first one was read; `None` when interrupted.
     fn watch(
         &self,
         signals: &Receiver<Signal>,
         progress: &mut Progress,
         produced: impl Fn() -> bool,
-    ) -> Result<Watched, Failure> {
+    ) -> Result<Option<Duration>, Failure> {
         let (mut first, mut moved) = (None, (Instant::now(), 0));
         loop {
             if signals.recv_timeout(TICK) == Ok(Signal::Drain) {
-                return Ok(Watched::Interrupted);
+                return Ok(None);
             }
             let stored = kafka::Consumer::stored(self).iter().sum::<i64>().unsigned_abs();
             if produced() && stored >= self.records {
-                return Ok(Watched::Done(first.map_or(Duration::ZERO, |first: Instant| first.elapsed())));
+                return Ok(Some(first.map_or(Duration::ZERO, |first: Instant| first.elapsed())));
             }
             if self.pipeline.has_ended() {
                 return Err(failed("the pipeline ended"));
@@ -252,7 +238,7 @@ mod tests {
         let outer = tempfile::tempdir().unwrap();
         let (home, config) = furnish(Some(&outer.path().join("home")), &brokers).unwrap();
         let played = play(&brokers, &config, 5_000, &crossbeam_channel::never(), &mut Progress::Silent).unwrap();
-        let Played::Through(summary) = played else { panic!("nobody interrupted it") };
+        let summary = played.unwrap();
         assert_eq!(summary.mistakes(), [""; 0]);
         assert_eq!(summary.counted.consumed, 5_000);
         assert!(summary.expected.rejected.iter().filter(|count| **count > 0).count() >= 7, "{:?}", summary.expected);
@@ -274,7 +260,7 @@ mod tests {
         let (sender, signals) = crossbeam_channel::bounded(1);
         sender.send(Signal::Drain).unwrap();
         let played = play(&brokers, &config, 1_000_000, &signals, &mut Progress::Silent).unwrap();
-        assert!(matches!(played, Played::Interrupted));
+        assert!(played.is_none());
         assert!(home.root().is_dir());
     }
 }

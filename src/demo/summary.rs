@@ -237,7 +237,8 @@ Some of the events:
     #[test]
     fn whatever_differs_is_a_mistake() {
         assert_eq!(summary().mistakes(), [""; 0]);
-        let changes: [(&str, fn(&mut Summary)); 7] = [
+        type Change = fn(&mut Summary);
+        let changes: [(&str, Change); 7] = [
             ("records consumed: expected 1000, found 999", |summary| summary.counted.consumed -= 1),
             ("records written: expected 990, found 991", |summary| summary.counted.written += 1),
             ("records rejected bad_json: expected 6, found 0", |summary| summary.counted.rejected = [0; 12]),
