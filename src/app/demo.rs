@@ -35,6 +35,9 @@ use crate::signals::{self, Signal};
 /// Without a record for so long, something is wrong that will not pass.
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// How long the embedded brokers let a new group wait for members, with some to spare.
+const JOINING: Duration = Duration::from_secs(5);
+
 /// Runs the demo. Signals and log are the process's, so it runs once in a process.
 pub(super) fn run(options: &DemoOptions, format: Format, out: &mut dyn Write) -> Result<(), Failure> {
     let signals = signals::install().map_err(|error| failed(format!("cannot listen for signals: {error}")))?;
@@ -157,7 +160,8 @@ impl Stage<'_> {
         progress: &mut Progress,
         produced: impl Fn() -> bool,
     ) -> Result<Option<Duration>, Failure> {
-        let (mut first, mut moved) = (None, (Instant::now(), 0));
+        let begun = Instant::now();
+        let (mut first, mut moved) = (None, (begun, 0));
         loop {
             if signals.recv_timeout(TICK) == Ok(Signal::Drain) {
                 return Ok(None);
@@ -181,21 +185,20 @@ impl Stage<'_> {
             if moved.1 != stored {
                 moved = (Instant::now(), stored);
             } else if moved.0.elapsed() > PATIENCE {
-                return Err(failed(format!("nothing happened for a minute: {}", self.note(&counts, first))));
+                return Err(failed(format!("nothing happened for a minute: {}", self.note(&counts, begun, first))));
             }
-            progress.show(counts.consumed - counts.in_flight, &self.note(&counts, first));
+            progress.show(counts.consumed - counts.in_flight, &self.note(&counts, begun, first));
         }
     }
 
     /// What goes on: the rate, or what is waited for.
-    fn note(&self, counts: &Counts, first: Option<Instant>) -> String {
-        match first {
-            Some(first) => {
-                let rate = counts.consumed as f64 / first.elapsed().as_secs_f64().max(0.1);
-                format!("{} records/s", HumanCount(rate as u64))
-            }
-            None => self.pipeline.desk.state().1.unwrap_or_else(|| "waiting for the first record".to_owned()),
+    fn note(&self, counts: &Counts, begun: Instant, first: Option<Instant>) -> String {
+        if let Some(first) = first {
+            let rate = counts.consumed as f64 / first.elapsed().as_secs_f64().max(0.1);
+            return format!("{}/s", HumanCount(rate as u64));
         }
+        let reason = self.pipeline.desk.state().1.filter(|_| begun.elapsed() > JOINING);
+        reason.unwrap_or_else(|| "joining the consumer group".to_owned())
     }
 }
 

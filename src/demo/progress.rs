@@ -8,8 +8,8 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 /// How often a line is written where there is no terminal.
 const LINES: Duration = Duration::from_secs(1);
 
-/// Fits into 80 columns with a million records and a rate behind it.
-const BAR: &str = "{bar:30} {human_pos} of {human_len}  {msg}";
+/// Leaves room for a rate in 80 columns; what is longer is cut.
+const BAR: &str = "{bar:30} {human_pos} of {human_len}  {wide_msg}";
 
 /// See the module.
 #[derive(Debug)]
@@ -19,15 +19,20 @@ pub(crate) enum Progress {
     Silent,
     /// A bar that is drawn anew in its place.
     Bar(ProgressBar),
-    /// Lines, the last one at this time.
-    Lines(Instant),
+    /// Lines.
+    Lines {
+        /// Of so many records.
+        records: u64,
+        /// When the last one was written.
+        last: Instant,
+    },
 }
 
 impl Progress {
     /// Of so many records.
     pub(crate) fn new(records: u64) -> Self {
         if !io::stderr().is_terminal() {
-            return Self::Lines(Instant::now());
+            return Self::Lines { records, last: Instant::now() };
         }
         let bar = ProgressBar::new(records);
         if let Ok(style) = ProgressStyle::with_template(BAR) {
@@ -45,11 +50,12 @@ impl Progress {
                 bar.set_message(note.to_owned());
                 bar.set_position(done);
             }
-            Self::Lines(last) if last.elapsed() >= LINES => {
-                *last = Instant::now();
-                line(format_args!("{} records done, {note}", HumanCount(done)));
+            Self::Lines { records, last } => {
+                if last.elapsed() >= LINES {
+                    *last = Instant::now();
+                    line(format_args!("{} of {} records, {note}", HumanCount(done), HumanCount(*records)));
+                }
             }
-            Self::Lines(_) => {}
         }
     }
 
