@@ -173,7 +173,9 @@ impl Summary {
             text.push_str("Checked: every outcome came as often as it was generated, every offset is\n");
             text.push_str("stored, and the files have a line for each written record.\n");
         }
-        text.push_str("\nSome of the events:\n");
+        if !self.files.events.is_empty() {
+            text.push_str("\nSome of the events:\n");
+        }
         for event in &self.files.events {
             let _ = writeln!(text, "\n{event}");
         }
@@ -191,6 +193,8 @@ fn outcomes(counts: &Counts) -> impl Iterator<Item = (&'static str, &'static str
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    type Change = fn(&mut Summary);
 
     fn summary() -> Summary {
         let mut counts = Counts { consumed: 1_000, written: 990, ..Counts::default() };
@@ -244,7 +248,6 @@ Some of the events:
     #[test]
     fn whatever_differs_is_a_mistake() {
         assert_eq!(summary().mistakes(), [""; 0]);
-        type Change = fn(&mut Summary);
         let changes: [(&str, Change); 7] = [
             ("records consumed: expected 1000, found 999", |summary| summary.counted.consumed -= 1),
             ("records written: expected 990, found 991", |summary| summary.counted.written += 1),
