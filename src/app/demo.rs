@@ -55,6 +55,8 @@ pub(super) fn run(options: &DemoOptions, format: Format, out: &mut dyn Write) ->
     let summary = match played {
         Ok(Some(summary)) => summary,
         Ok(None) => return Err(failed("the demo was interrupted")),
+        // What cannot be written, for want of room above all, is no better for what is left behind.
+        Err(failure) if failure.kind == FailureKind::CannotCreate => return Err(failure),
         Err(failure) => return Err(left(&mut home, &failure.message)),
     };
     report(&summary, &home, format, out).map_err(|error| failed(format!("cannot write the summary: {error}")))?;
