@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::home::{self, Places, chain, failed};
 use crate::block::RawBlock;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
 use crate::delivery::{self, Budget, Delivery, Gauges, Inbox, Tickets};
@@ -57,8 +57,8 @@ pub(super) struct Pipeline {
     pub(super) inbox: Sender<Inbox>,
     pub(super) tracker: Arc<Tracker>,
     pub(super) blocks: Mutex<Option<Sender<RawBlock>>>,
-    /// Held by the one command that works on the failure queue.
-    pub(super) queue: Mutex<()>,
+    /// Held by the one that works on the failure queue: an entry must not be in two blocks at once.
+    pub(super) queue: Arc<Mutex<()>>,
     ended: Receiver<Result<(), delivery::Error>>,
     consumer: Mutex<Option<JoinHandle<Result<(), consumer::Error>>>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
@@ -134,7 +134,9 @@ impl Ready {
             .map_err(|error| failed(format!("cannot begin the journal in {}: {error}", places.journal.display())))?;
         change.state = state.clone();
         opened.store.apply(&change).map_err(|error| failed(chain(&error)))?;
-
+        // Old segments are what a lost store is rebuilt from: they go when the store has everything for good.
+        opened.store.sync().map_err(|error| failed(chain(&error)))?;
+        journal.prune(config.store.history, SystemTime::now()).map_err(failed)?;
         Ok(Self { store: Arc::new(opened.store), journal, journal_dir: places.journal, dir, state })
     }
 }
@@ -152,6 +154,7 @@ impl Pipeline {
         let budget = Arc::new(Budget::new(config.memory / BLOCKS_SHARE));
         let tracker = Arc::new(Tracker::default());
         let tickets = Arc::new(Tickets::default());
+        let queue = Arc::new(Mutex::new(()));
         let (inbox, received) = unbounded();
         let (spare, spares) = bounded(SPARE_BUFFERS);
         let (blocks, to_workers) = bounded(CHANNEL);
@@ -175,6 +178,9 @@ impl Pipeline {
             fsync: config.sink.fsync,
             history: config.store.history,
             sink_dir: config.sink.dir.clone(),
+            queue: Arc::clone(&queue),
+            queue_bound: (config.failure_queue.when_full == WhenFull::DropOldest)
+                .then_some(config.failure_queue.max_bytes),
         })
         .map_err(|error| failed(chain(&error)))?;
         let ended = delivery::spawn(delivery).map_err(|error| failed(chain(&error)))?;
@@ -211,7 +217,7 @@ impl Pipeline {
             inbox,
             tracker,
             blocks: Mutex::new(Some(blocks)),
-            queue: Mutex::new(()),
+            queue,
             ended,
             consumer: Mutex::new(consumer),
             workers: Mutex::new(workers),

@@ -14,8 +14,10 @@ use super::checkpoint::{Checkpointer, Finished, Job};
 use super::{Budget, Error, Finish, Gauges, Inbox};
 use crate::block::{DoneBlock, Source};
 use crate::msink::file::{FileSink, Ledger, Now, RotateReason};
-use crate::msource::journal::{Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueChange, State};
-use crate::msource::store::{Store, StoreChange};
+use crate::msource::journal::{
+    Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueCause, QueueChange, QueueEntry, State,
+};
+use crate::msource::store::{Store, StoreChange, Walk};
 use crate::msource::tracker::{Refusal, Tracker};
 use crate::transform::worker::recycle;
 
@@ -58,6 +60,10 @@ pub struct Parts {
     pub history: Duration,
     /// The directory of the event files, for messages.
     pub sink_dir: PathBuf,
+    /// Held by the one that works on the failure queue.
+    pub queue: Arc<Mutex<()>>,
+    /// Bytes of the failure queue above which its oldest entries are dropped, if they are.
+    pub queue_bound: Option<u64>,
 }
 
 /// What waits for its place in the order.
@@ -97,13 +103,15 @@ pub struct Delivery {
     fsync: bool,
     history: Duration,
     sink_dir: PathBuf,
+    queue: Arc<Mutex<()>>,
+    queue_bound: Option<u64>,
 
     waiting: BTreeMap<u64, Item>,
     next_ticket: u64,
     writing: Option<Writing>,
     stall: Option<Stall>,
     /// What the next checkpoint changes in the queue.
-    insert: Vec<(u64, crate::msource::journal::QueueEntry)>,
+    insert: Vec<(u64, QueueEntry)>,
     remove: Vec<u64>,
     /// Whether there is something that no checkpoint covers.
     dirty: bool,
@@ -151,6 +159,8 @@ impl Delivery {
             fsync: parts.fsync,
             history: parts.history,
             sink_dir: parts.sink_dir,
+            queue: parts.queue,
+            queue_bound: parts.queue_bound,
             waiting: BTreeMap::new(),
             next_ticket: 0,
             writing: None,
@@ -206,14 +216,7 @@ impl Delivery {
                 self.serve_barriers()
             }
             Inbox::Queue { removed, cause, reply } => {
-                let keys: Vec<u64> = removed.iter().map(|(key, _)| *key).collect();
-                let frame = Frame::Queue(QueueChange { number: self.state.number + 1, removed, cause });
-                self.append(&frame)?;
-                self.sync_journal()?;
-                self.state.apply(&frame);
-                self.remove.extend(keys);
-                self.dirty = true;
-                self.show_queue();
+                self.remove_entries(removed, cause)?;
                 self.answer_after_checkpoint(reply)
             }
             Inbox::End => Ok(()),
@@ -222,9 +225,49 @@ impl Delivery {
                 tracing::debug!(number, ?took, "checkpoint");
                 self.in_checkpoint = false;
                 self.answers.drain(..).for_each(|reply| answer(&reply));
+                self.drop_oldest()?;
                 if self.next_answers.is_empty() { self.turn_journal() } else { self.checkpoint() }
             }
         }
+    }
+
+    /// Takes entries out of the failure queue; when this returns, that is durable.
+    fn remove_entries(&mut self, removed: Vec<(u64, u64)>, cause: QueueCause) -> Result<(), Error> {
+        let keys: Vec<u64> = removed.iter().map(|(key, _)| *key).collect();
+        let frame = Frame::Queue(QueueChange { number: self.state.number + 1, removed, cause });
+        self.append(&frame)?;
+        self.sync_journal()?;
+        self.state.apply(&frame);
+        self.remove.extend(keys);
+        self.dirty = true;
+        self.show_queue();
+        Ok(())
+    }
+
+    /// Keeps the failure queue below its bound where the oldest entries may go. Looks only at what the store has, right
+    /// after a checkpoint, while nobody else works on the queue.
+    fn drop_oldest(&mut self) -> Result<(), Error> {
+        let Some(bound) = self.queue_bound else { return Ok(()) };
+        let mut excess = self.state.totals.queue_bytes.saturating_sub(bound);
+        let queue = Arc::clone(&self.queue);
+        let Ok(_alone) = queue.try_lock() else { return Ok(()) };
+        if excess == 0 || !self.remove.is_empty() {
+            return Ok(());
+        }
+        let mut removed = Vec::new();
+        self.checkpointer.store.entries(0, &mut |key, entry| {
+            if excess == 0 {
+                return Walk::Stop;
+            }
+            excess = excess.saturating_sub(entry.size());
+            removed.push((key, entry.size()));
+            Walk::On
+        })?;
+        if removed.is_empty() {
+            return Ok(());
+        }
+        tracing::error!(dropped = removed.len(), "the failure queue is full: its oldest entries were dropped");
+        self.remove_entries(removed, QueueCause::Dropped)
     }
 
     fn tick(&mut self) -> Result<(), Error> {
@@ -238,8 +281,11 @@ impl Delivery {
         if now >= self.last_tick + ROTATION_TICK {
             self.last_tick = now;
             if self.stall.is_none() {
-                let rotated = self.with_sink(|sink, ledger, now| sink.rotate_due(now, ledger));
-                self.judge(rotated)?;
+                // Only the journal can fail here; what was not finished is due again at the next tick.
+                if let Err(error) = self.with_sink(|sink, ledger, now| sink.rotate_due(now, ledger)) {
+                    tracing::error!(%error, "cannot finish a file yet");
+                }
+                self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
             }
         }
         if self.dirty && now >= self.last_checkpoint + self.interval {
@@ -408,15 +454,6 @@ impl Delivery {
         }
     }
 
-    /// Errors of rotation stall like those of writing: it is tried again at the next tick.
-    fn judge(&mut self, result: io::Result<()>) -> Result<(), Error> {
-        if let Err(error) = result {
-            return Err(Error::Journal(self.checkpointer.journal_dir.clone(), error));
-        }
-        self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
-        Ok(())
-    }
-
     fn serve_barriers(&mut self) -> Result<(), Error> {
         // A block that is stalled was taken from the order, but is not written.
         let passed = if self.writing.is_some() { self.next_ticket - 1 } else { self.next_ticket };
@@ -424,8 +461,8 @@ impl Delivery {
         self.barriers = waiting;
         for (_, finish, reply) in reached {
             if finish == Finish::Files {
-                let finished = self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger));
-                self.judge(finished)?;
+                self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger))
+                    .map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
                 self.dirty = true;
             }
             self.answer_after_checkpoint(reply)?;

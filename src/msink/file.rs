@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -89,6 +89,14 @@ struct Active {
     dirty: bool,
     /// Counts uses, for closing the one that was not used the longest.
     used: u64,
+}
+
+impl Active {
+    /// Whether somebody removed the open file, or shortened it.
+    fn is_foreign(&self) -> bool {
+        let metadata = self.file.as_ref().and_then(|file| file.metadata().ok());
+        metadata.is_some_and(|metadata| metadata.nlink() == 0 || metadata.len() < self.length)
+    }
 }
 
 /// See the module.
@@ -243,7 +251,10 @@ impl FileSink {
             return None;
         }
         let age = u64::try_from(now.wall - active.opened).unwrap_or(0);
-        if active.length >= self.rotate.size {
+        if active.is_foreign() {
+            tracing::error!(file = active.name, "somebody removed or shortened this file; going on in a new one");
+            Some(RotateReason::Foreign)
+        } else if active.length >= self.rotate.size {
             Some(RotateReason::Size)
         } else if self.template.stem(key, now.wall) != active.stem {
             Some(RotateReason::Name)
