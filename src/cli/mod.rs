@@ -14,7 +14,7 @@ mod context;
 mod exit;
 mod lifecycle;
 mod queries;
-mod table;
+pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 

@@ -47,7 +47,7 @@ fn draw(title: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
 }
 
 /// The table of `offset_checker`.
-pub(super) fn offsets(partitions: &[PartitionOffsets]) -> String {
+pub(crate) fn offsets(partitions: &[PartitionOffsets]) -> String {
     let row = |(number, partition): (usize, &PartitionOffsets)| {
         vec![
             number.to_string(),

@@ -142,6 +142,15 @@ pub struct TopicInfo {
     pub partitions: i32,
 }
 
+/// What metadata are asked of.
+#[derive(Clone, Copy)]
+enum MetadataOf {
+    /// Brokers, and the topics that the client works with.
+    Brokers = 0,
+    /// Also all topics of the cluster.
+    Everything = 1,
+}
+
 struct Shared {
     events: Mutex<VecDeque<Event>>,
     closing: AtomicBool,
@@ -422,11 +431,24 @@ impl Client {
     }
 
     /// What the brokers say of these topics, in the order asked.
+    ///
+    /// librdkafka asks the controller. A cluster that names one which is none of its brokers never answers that, and is
+    /// asked for plain metadata, which have no ids: librdkafka's own mock cluster.
     pub fn describe_topics(
         &self,
         topics: &[String],
         timeout: Duration,
     ) -> Result<Vec<Result<TopicInfo, KafkaError>>, KafkaError> {
+        let unknown = || Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART));
+        if !self.has_controller(timeout)? {
+            let mut all = self.metadata(MetadataOf::Everything, timeout, |metadata| {
+                // SAFETY: the metadata are live.
+                let topics = unsafe { slice(metadata.topics, metadata.topic_cnt) };
+                // SAFETY: as above.
+                topics.iter().map(|topic| unsafe { plain(topic) }).collect::<BTreeMap<_, _>>()
+            })?;
+            return Ok(topics.iter().map(|topic| all.remove(topic).unwrap_or_else(unknown)).collect());
+        }
         let names: Vec<CString> = topics.iter().map(|topic| c_string(topic)).collect::<Result<_, _>>()?;
         let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
         // SAFETY: the names are copied into the collection, which is destroyed below.
@@ -457,24 +479,41 @@ impl Client {
         // SAFETY: ours, and used by nobody any more.
         unsafe { rd::rd_kafka_TopicCollection_destroy(collection) };
         result?;
-        let unknown = || Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART));
         Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(unknown)).collect())
     }
 
     /// The names of all topics of the cluster.
     pub fn topic_names(&self, timeout: Duration) -> Result<Vec<String>, KafkaError> {
+        // SAFETY: the metadata are live, and so are the names in them.
+        self.metadata(MetadataOf::Everything, timeout, |metadata| unsafe {
+            slice(metadata.topics, metadata.topic_cnt).iter().map(|topic| text(topic.topic)).collect()
+        })
+    }
+
+    /// Whether requests to the controller can be answered, as far as the cluster has said.
+    fn has_controller(&self, timeout: Duration) -> Result<bool, KafkaError> {
+        self.metadata(MetadataOf::Brokers, timeout, |metadata| {
+            // SAFETY: both are live; without a timeout the answer is what the last metadata said.
+            let (brokers, controller) =
+                unsafe { (slice(metadata.brokers, metadata.broker_cnt), rd::rd_kafka_controllerid(self.rk, 0)) };
+            controller < 0 || brokers.iter().any(|broker| broker.id == controller)
+        })
+    }
+
+    fn metadata<T>(
+        &self,
+        of: MetadataOf,
+        timeout: Duration,
+        read: impl FnOnce(&rd::rd_kafka_metadata) -> T,
+    ) -> Result<T, KafkaError> {
         let mut metadata = ptr::null();
-        // SAFETY: the metadata object is ours once the call succeeded, and destroyed after it was copied.
+        // SAFETY: the metadata object is ours once the call succeeded, and destroyed after it was read.
         unsafe {
             let none = ptr::null_mut();
-            KafkaError::check(rd::rd_kafka_metadata(self.rk, 1, none, &raw mut metadata, millis(timeout)))?;
-            let topics: &[rd::rd_kafka_metadata_topic] = match usize::try_from((*metadata).topic_cnt) {
-                Ok(count) if count > 0 => std::slice::from_raw_parts((*metadata).topics, count),
-                _ => &[],
-            };
-            let names = topics.iter().map(|topic| text(topic.topic)).collect();
+            KafkaError::check(rd::rd_kafka_metadata(self.rk, of as c_int, none, &raw mut metadata, millis(timeout)))?;
+            let value = read(&*metadata);
             rd::rd_kafka_metadata_destroy(metadata);
-            Ok(names)
+            Ok(value)
         }
     }
 
@@ -783,16 +822,32 @@ fn c_string(text: &str) -> Result<CString, KafkaError> {
     })
 }
 
+/// What plain metadata say of a topic: no id.
+///
+/// # Safety
+/// `topic` is live.
+unsafe fn plain(topic: &rd::rd_kafka_metadata_topic) -> (String, Result<TopicInfo, KafkaError>) {
+    // SAFETY: by the contract above.
+    let name = unsafe { text(topic.topic) };
+    let info = TopicInfo { name: name.clone(), id: String::new(), partitions: topic.partition_cnt };
+    (name, KafkaError::check(topic.err).map(|()| info))
+}
+
+/// # Safety
+/// `data` points to `count` values that outlive the slice, or `count` is not positive.
+unsafe fn slice<'a, T>(data: *const T, count: c_int) -> &'a [T] {
+    match usize::try_from(count) {
+        // SAFETY: by the contract above.
+        Ok(count) if count > 0 => unsafe { std::slice::from_raw_parts(data, count) },
+        _ => &[],
+    }
+}
+
 /// # Safety
 /// `list` is null or a live list, which outlives the slice.
 unsafe fn elements<'a>(list: *mut rd::rd_kafka_topic_partition_list_t) -> &'a [rd::rd_kafka_topic_partition_t] {
     // SAFETY: by the contract above.
-    unsafe {
-        if list.is_null() || (*list).cnt <= 0 {
-            return &[];
-        }
-        std::slice::from_raw_parts((*list).elems, (*list).cnt as usize)
-    }
+    unsafe { if list.is_null() { &[] } else { slice((*list).elems, (*list).cnt) } }
 }
 
 /// # Safety
