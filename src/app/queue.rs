@@ -74,8 +74,17 @@ fn row(position: u64, entry: &QueueEntry, max_attempts: u32, now: i64) -> Failur
         parked,
         age_seconds: u64::try_from((now - entry.first_failure) / 1000).unwrap_or(0),
         size: entry.value.len() as u64,
-        head: String::from_utf8_lossy(head).escape_debug().to_string(),
+        head: printable(head),
     }
+}
+
+/// Text with what is not printable escaped.
+fn printable(bytes: &[u8]) -> String {
+    let mut text = String::with_capacity(bytes.len());
+    for letter in String::from_utf8_lossy(bytes).chars() {
+        if letter.is_control() { text.extend(letter.escape_default()) } else { text.push(letter) }
+    }
+    text
 }
 
 impl Pipeline {

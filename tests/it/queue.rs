@@ -142,3 +142,44 @@ fn the_queue_survives_kill_9() {
     home.assert_exactly(&produced);
     home.stop();
 }
+
+#[test]
+fn commands_of_root_leave_nothing_of_roots_in_a_stopped_home() {
+    assert!(nix::unistd::geteuid().is_root(), "the tests run as root");
+    let topic = Topic::create("owner", 1);
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 200);
+    let home = Home::new(&topic);
+    home.start();
+    home.wait_done(&produced);
+    home.stop();
+    // Whoever that is, it is not root.
+    let owner = nix::unistd::Uid::from_raw(65_534);
+    let entries = everything_below(&home.path("."));
+    for path in &entries {
+        nix::unistd::chown(path, Some(owner), None).expect("root may give files away");
+    }
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(home.path("..").canonicalize().expect("a path"), open).expect("permissions");
+    assert!(home.integer("failure_queue_count") > 0);
+    home.mtga(["failure_queue_list"]).code(0);
+    home.mtga(["status"]).code(3);
+    home.mtga(["clear_failure_queue"]).code(0);
+    assert_eq!(home.integer("failure_queue_count"), 0);
+    for path in everything_below(&home.path("tmp/store")) {
+        let uid = std::os::unix::fs::MetadataExt::uid(&path.metadata().expect("a file"));
+        assert_eq!(uid, owner.as_raw(), "{}", path.display());
+    }
+}
+
+fn everything_below(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let mut found = vec![directory.to_owned()];
+    for entry in std::fs::read_dir(directory).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(everything_below(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}
