@@ -522,7 +522,7 @@ impl Ledger for JournalLedger<'_> {
     }
 
     fn made(&mut self, id: u64, inode: u64) -> io::Result<()> {
-        self.note(&Frame::Made { id, inode }, false)
+        self.note(&Frame::Made { id, inode }, true)
     }
 
     fn end(&mut self, id: u64) -> io::Result<()> {

@@ -27,7 +27,7 @@ use crate::msource::journal::{FileIntent, FileState};
 pub trait Ledger {
     /// A file is about to be created. When this returns, that is durable.
     fn intend(&mut self, intent: &FileIntent) -> io::Result<()>;
-    /// It was created.
+    /// It was created. When this returns, that is durable: so no line is ever in a file whose inode is unknown.
     fn made(&mut self, id: u64, inode: u64) -> io::Result<()>;
     /// It gets no further lines.
     fn end(&mut self, id: u64) -> io::Result<()>;
