@@ -12,6 +12,7 @@ use crate::msink::dir::EventDir;
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Block, BlockSource, Contents, FileIntent, Frame, Piece, Position, QueueEntry, State};
 
+mod pipeline;
 mod recovery;
 
 pub(super) fn partition(number: i32) -> TopicPartition {
