@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +14,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::checkpoint::{Checkpointer, Finished, Job};
 use super::{Budget, Error, Finish, Gauges, Inbox};
 use crate::block::{DoneBlock, Source};
-use crate::msink::file::{FileSink, Ledger, Now, RotateReason};
-use crate::msource::journal::{Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueChange, State};
+use crate::msink::file::{FileSink, Ledger, Now, RotateReason, SyncFailed};
+use crate::msource::journal::{Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueCause, QueueChange, State};
 use crate::msource::store::{Store, StoreChange};
 use crate::msource::tracker::{Refusal, Tracker};
 use crate::transform::worker::recycle;
@@ -63,6 +64,9 @@ enum Item {
     Note { frame: Frame, reply: Sender<()> },
 }
 
+/// See [`Inbox::Queue`].
+type Removal = (Vec<(u64, u64)>, QueueCause, Sender<()>);
+
 /// A block at work; what is done already is not done again after a stall.
 struct Writing {
     block: Box<DoneBlock>,
@@ -106,6 +110,8 @@ pub struct Delivery {
     in_checkpoint: bool,
     last_checkpoint: Instant,
     last_tick: Instant,
+    /// Removals from the failure queue that wait until no block is half-written.
+    removals: Vec<Removal>,
     /// Who waits until all before a ticket is durable.
     barriers: Vec<(u64, Finish, Sender<()>)>,
     /// Who waits for the checkpoint that is being made, and for the one after it.
@@ -156,6 +162,7 @@ impl Delivery {
             in_checkpoint: false,
             last_checkpoint: now,
             last_tick: now,
+            removals: Vec::new(),
             barriers: Vec::new(),
             answers: Vec::new(),
             next_answers: Vec::new(),
@@ -201,15 +208,8 @@ impl Delivery {
                 self.serve_barriers()
             }
             Inbox::Queue { removed, cause, reply } => {
-                let keys: Vec<u64> = removed.iter().map(|(key, _)| *key).collect();
-                let frame = Frame::Queue(QueueChange { number: self.state.number + 1, removed, cause });
-                self.append(&frame)?;
-                self.sync_journal()?;
-                self.state.apply(&frame);
-                self.remove.extend(keys);
-                self.dirty = true;
-                self.show_queue();
-                self.answer_after_checkpoint(reply)
+                self.removals.push((removed, cause, reply));
+                self.serve_removals()
             }
             Inbox::End => Ok(()),
             Inbox::Checkpointed(finished) => {
@@ -230,7 +230,7 @@ impl Delivery {
         if self.stall.as_ref().is_some_and(|stall| now >= stall.again) {
             match self.sink.reopen_dir() {
                 Ok(()) => self.advance()?,
-                Err(error) => self.stalled(&error),
+                Err(error) => self.stalled(&may_pass(error)?),
             }
         }
         if now >= self.last_tick + ROTATION_TICK {
@@ -248,13 +248,16 @@ impl Delivery {
 
     /// Takes items in the order of their tickets, as far as they have come and the disk lets them.
     fn advance(&mut self) -> Result<(), Error> {
+        if self.stall.as_ref().is_some_and(|stall| Instant::now() < stall.again) {
+            return Ok(());
+        }
         loop {
             if let Some(mut writing) = self.writing.take() {
                 match self.write(&mut writing)? {
                     Ok(()) => self.settle(writing),
                     Err(error) => {
                         self.writing = Some(writing);
-                        self.stalled(&error);
+                        self.stalled(&may_pass(error)?);
                         return Ok(());
                     }
                 }
@@ -273,7 +276,27 @@ impl Delivery {
                 }
             }
         }
+        self.serve_removals()?;
         self.serve_barriers()
+    }
+
+    /// Takes entries out of the failure queue. A half-written block has the next number already, and a checkpoint of a later
+    /// one would cover it too: so they wait until it is written.
+    fn serve_removals(&mut self) -> Result<(), Error> {
+        if self.writing.as_ref().is_some_and(|writing| writing.frame.is_some()) {
+            return Ok(());
+        }
+        for (removed, cause, reply) in std::mem::take(&mut self.removals) {
+            self.remove.extend(removed.iter().map(|(key, _)| key));
+            let frame = Frame::Queue(QueueChange { number: self.state.number + 1, removed, cause });
+            self.append(&frame)?;
+            self.sync_journal()?;
+            self.state.apply(&frame);
+            self.dirty = true;
+            self.show_queue();
+            self.answer_after_checkpoint(reply)?;
+        }
+        Ok(())
     }
 
     /// Writes a block, going on where a stall stopped it. The outer error ends the process, the inner one stalls.
@@ -402,9 +425,10 @@ impl Delivery {
         }
     }
 
-    /// Errors of rotation stall like those of writing: it is tried again at the next tick.
+    /// Rotation only writes to the journal, in which there is room: an error of it ends the process.
     fn judge(&mut self, result: io::Result<()>) -> Result<(), Error> {
         if let Err(error) = result {
+            let error = may_pass(error)?;
             return Err(Error::Journal(self.checkpointer.journal_dir.clone(), error));
         }
         self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
@@ -509,7 +533,7 @@ impl JournalLedger<'_> {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.append(frame)?;
         if durable {
-            journal.sync()?;
+            journal.sync().map_err(|error| SyncFailed::io("the journal", error))?;
         }
         self.state.apply(frame);
         Ok(())
@@ -530,6 +554,14 @@ impl Ledger for JournalLedger<'_> {
     }
 }
 
+/// Tells what may pass from a failed sync, after which nothing can be relied on.
+fn may_pass(error: io::Error) -> Result<io::Error, Error> {
+    match error.downcast::<SyncFailed>() {
+        Ok(SyncFailed { what, source }) => Err(Error::Sync(what, source)),
+        Err(error) => Ok(error),
+    }
+}
+
 fn now() -> Now {
     let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
     Now { wall, tick: Instant::now() }
@@ -540,7 +572,12 @@ pub fn spawn(delivery: Delivery) -> Result<Receiver<Result<(), Error>>, Error> {
     let (ended, result) = bounded(1);
     thread::Builder::new()
         .name("delivery".into())
-        .spawn(move || drop(ended.send(delivery.run())))
+        .spawn(move || {
+            // A panic is told as what it is: nobody would learn of a thread that is just gone.
+            let outcome = catch_unwind(AssertUnwindSafe(|| delivery.run()));
+            let panicked = |_| Err(Error::Thread("the delivery thread panicked; see the service log".into()));
+            drop(ended.send(outcome.unwrap_or_else(panicked)));
+        })
         .map_err(|error| Error::Thread(format!("cannot start the delivery thread: {error}")))?;
     Ok(result)
 }
