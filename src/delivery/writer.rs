@@ -24,7 +24,11 @@ use crate::transform::worker::recycle;
 const ROTATION_TICK: Duration = Duration::from_millis(250);
 
 /// First and longest pause between attempts while the disk fails.
-const STALL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const STALL_PAUSES: (Duration, Duration) = if cfg!(test) {
+    (Duration::from_millis(1), Duration::from_millis(5))
+} else {
+    (Duration::from_millis(100), Duration::from_secs(5))
+};
 
 /// What the delivery is made of.
 pub struct Parts {

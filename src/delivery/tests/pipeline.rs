@@ -4,6 +4,7 @@
 //! one line in the files, one filtered count or one entry of the failure queue, and above it there is none.
 
 use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -201,6 +202,8 @@ struct Run {
     tracker: Arc<Tracker>,
     gauges: Arc<Gauges>,
     budget: Arc<Budget>,
+    /// Bytes until the disk is full.
+    room: Arc<AtomicU64>,
     ticket: u64,
     /// Sent by the workers in any order.
     done: Vec<Inbox>,
@@ -277,6 +280,7 @@ impl Home {
         let template = NameTemplate::parse("{log_name}.{seq}", 1, "", config::TimeZone::Named(chrono_tz::UTC)).unwrap();
         let now = Now { wall: 0, tick: Instant::now() };
         let sink = FileSink::new(dir, template, &sink_config(&self.data()), &state.files, state.next_file, now);
+        let room = Arc::clone(&sink.room);
         let (inbox, received) = unbounded();
         let (tracker, gauges, budget) =
             (Arc::default(), Arc::new(Gauges::new(state.clone())), Arc::new(Budget::new(1)));
@@ -298,7 +302,7 @@ impl Home {
         });
         let ended = delivery::spawn(delivery.unwrap()).unwrap();
         let mut run =
-            Run { inbox, ended, tracker, gauges, budget, ticket: 0, done: Vec::new(), epochs: HashMap::new() };
+            Run { inbox, ended, tracker, gauges, budget, room, ticket: 0, done: Vec::new(), epochs: HashMap::new() };
         for number in 0..PARTITIONS {
             let next = state.partitions.get(&partition(number)).map_or(0, |state| state.next);
             run.begin(number, next);
@@ -444,7 +448,13 @@ impl Run {
         reply.recv_timeout(PATIENCE).expect("an answer");
     }
 
+    fn fill_disk(&self, room: u64) {
+        self.room.store(room, Ordering::SeqCst);
+    }
+
+    /// Makes everything durable, on a disk that has room again.
     fn barrier(&mut self, finish: Finish) {
+        self.fill_disk(u64::MAX);
         self.send(0);
         let (reply, answered) = bounded(1);
         self.inbox.send(Inbox::Checkpoint { before: self.ticket, finish, reply }).unwrap();
@@ -455,6 +465,7 @@ impl Run {
         match *step {
             Step::Block(number, records) => self.block(number, records),
             Step::Send(random) => self.send(random),
+            Step::Full(room) => self.fill_disk(room),
             Step::Barrier => self.barrier(Finish::No),
             Step::Finish => self.barrier(Finish::Files),
             Step::Lose(number) => {
@@ -490,6 +501,7 @@ impl Run {
 enum Step {
     Block(i32, i64),
     Send(u64),
+    Full(u64),
     Barrier,
     Finish,
     Lose(i32),
@@ -501,6 +513,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => (0..PARTITIONS, 1..30i64).prop_map(|(number, records)| Step::Block(number, records)),
         4 => any::<u64>().prop_map(Step::Send),
+        2 => (0..600u64).prop_map(Step::Full),
         1 => Just(Step::Barrier),
         1 => Just(Step::Finish),
         1 => (0..PARTITIONS).prop_map(Step::Lose),
@@ -544,4 +557,106 @@ proptest! {
             home.check();
         }
     }
+}
+
+#[track_caller]
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "{what}");
+        std::thread::yield_now();
+    }
+}
+
+/// A home with some entries in its failure queue, whose disk is full in the middle of a block.
+fn stalled() -> (Home, Run, Vec<(u64, u64)>) {
+    let home = Home::new();
+    let mut run = home.start();
+    run.block(0, 20);
+    run.barrier(Finish::No);
+    let entries = home.store.last().entries.iter().map(|(key, entry)| (*key, entry.size())).collect();
+    run.fill_disk(30);
+    run.block(0, 20);
+    run.block(1, 20);
+    run.send(0);
+    wait_until("the delivery stalls", || run.gauges.stalled().is_some());
+    (home, run, entries)
+}
+
+#[test]
+fn a_removal_does_not_make_a_half_written_block_durable() {
+    let (home, run, removed) = stalled();
+    let (reply, answered) = bounded(1);
+    run.inbox.send(Inbox::Queue { removed, cause: QueueCause::Cleared, reply }).unwrap();
+    home.kill(run);
+    assert!(answered.try_recv().is_err(), "nobody was told that they are removed");
+    home.check();
+}
+
+#[test]
+fn a_removal_during_a_stall_is_answered_when_the_disk_has_room_again() {
+    let (mut home, run, removed) = stalled();
+    let (reply, answered) = bounded(1);
+    let entries = home.store.last().entries;
+    home.cleared.extend(entries.values().map(|entry| (entry.partition.partition, entry.offset)));
+    run.inbox.send(Inbox::Queue { removed, cause: QueueCause::Cleared, reply }).unwrap();
+    run.fill_disk(u64::MAX);
+    Run::answered(&answered);
+    assert_eq!(run.gauges.stalled(), None);
+    home.kill(run);
+    home.check();
+}
+
+#[test]
+fn a_note_and_a_barrier_wait_for_the_blocks_before_them() {
+    let (home, mut run, _) = stalled();
+    let ticket = run.take();
+    let (reply, noted) = bounded(1);
+    run.inbox.send(Inbox::Note { ticket, frame: Frame::Start(position(7, 5)), reply }).unwrap();
+    let (reply, durable) = bounded(1);
+    run.inbox.send(Inbox::Checkpoint { before: run.ticket, finish: Finish::Files, reply }).unwrap();
+    // An answer to a later message shows that the earlier ones were looked at.
+    let (reply, early) = bounded(1);
+    run.inbox.send(Inbox::Checkpoint { before: 0, finish: Finish::No, reply }).unwrap();
+    Run::answered(&early);
+    assert!(noted.try_recv().is_err() && durable.try_recv().is_err());
+    run.fill_disk(u64::MAX);
+    Run::answered(&noted);
+    Run::answered(&durable);
+    let state = run.gauges.durable().state.clone();
+    assert_eq!((state.partitions[&partition(0)].next, state.partitions[&partition(7)].next), (40, 5));
+    assert!(state.files.is_empty(), "every file was finished");
+    let counts = run.gauges.counts();
+    assert_eq!((counts.in_flight, run.budget.used()), (0, 0));
+    assert_eq!(counts.consumed, counts.written + counts.filtered[0] + counts.rejected.iter().sum::<u64>());
+    home.kill(run);
+}
+
+#[test]
+fn work_of_an_assignment_that_is_over_is_dropped_and_given_back() {
+    let home = Home::new();
+    let mut run = home.start();
+    run.block(0, 20);
+    run.tracker.end(&partition(0));
+    run.barrier(Finish::No);
+    let counts = run.gauges.counts();
+    assert_eq!((counts.consumed, counts.in_flight, run.budget.used()), (0, 0, 0));
+    assert!(!run.gauges.durable().state.partitions.contains_key(&partition(0)));
+    home.kill(run);
+    home.check();
+}
+
+#[test]
+fn a_block_that_leaves_a_hole_ends_the_delivery_before_anything_is_written() {
+    let home = Home::new();
+    let mut run = home.start();
+    run.begin(0, 5);
+    run.epochs.get_mut(&0).unwrap().1 = 6;
+    run.block(0, 3);
+    run.send(0);
+    let error = run.ended.recv_timeout(PATIENCE).unwrap().unwrap_err();
+    assert!(matches!(error, Error::NotNext { from: 6, expected: 5, .. }), "{error}");
+    drop(run);
+    wait_until("the checkpoint thread ends", || Arc::strong_count(&home.store) == 1);
+    home.check();
 }
