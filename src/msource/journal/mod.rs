@@ -29,6 +29,8 @@ use std::time::{Duration, SystemTime};
 
 mod frame;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use frame::{
     Block, BlockSource, FileIntent, Frame, Header, MoveCause, Piece, Position, QueueCause, QueueChange, QueueEntry,
@@ -206,6 +208,7 @@ fn segments(dir: &Path) -> io::Result<Vec<u64>> {
         let name = entry?.file_name();
         if let Some(number) =
             name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|name| name.parse().ok())
+            && *name == *segment_path(Path::new(""), number)
         {
             numbers.push(number);
         }
