@@ -19,7 +19,9 @@ pub(super) fn check(config: &Config, scope: Scope) -> Vec<Failure> {
     let mut failures = Vec::new();
     let mut wrong = |message: String| failures.push(Failure::new(FailureKind::Config, message));
     if let Err(mistakes) = Settings::load(&config.settings, config.app_id) {
-        mistakes.iter().for_each(|mistake| wrong(mistake.to_string()));
+        for mistake in mistakes {
+            wrong(mistake.to_string());
+        }
     }
     if let Err(message) = NameTemplate::parse(&config.sink.file, config.app_id, &instance(config), config.time_zone) {
         wrong(format!("mtga.yml: sink.file: {message}"));

@@ -1,12 +1,13 @@
 //! What a home keeps between runs: store, journal, recipes. Opens them, and brings what a crash left apart together again.
 
 use std::collections::BTreeMap;
-use std::fs::DirBuilder;
+use std::fs::{self, DirBuilder};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use uuid::Uuid;
 
 use crate::config::Config;
@@ -56,6 +57,25 @@ pub(super) fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// Becomes the owner of a stopped home's store, when root asks: no file of another owner may be left in it, or the service
+/// could not go on. For good, since the command ends soon.
+pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
+    let root = &config.store.path;
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    let owner = match fs::metadata(root) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        metadata => metadata.map_err(|error| failed(format!("cannot look at {}: {error}", root.display())))?,
+    };
+    if owner.uid() == 0 {
+        return Ok(());
+    }
+    let (user, group) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
+    let changed = setgroups(&[group]).and_then(|()| setgid(group)).and_then(|()| setuid(user));
+    changed.map_err(|error| failed(format!("cannot become user {user}, the owner of {}: {error}", root.display())))
 }
 
 /// Opens the home of a service that is about to run. A damaged store is set aside; the journal has what counts.

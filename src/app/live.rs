@@ -22,7 +22,7 @@ use crate::record::Reason;
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 
 /// How old a lag may be that `status` shows without asking again.
-const LAG_FRESH: Duration = Duration::from_secs(2);
+const LAG_FRESH: Duration = Duration::from_millis(250);
 
 /// How long `status` waits for the brokers.
 const LAG_TIMEOUT: Duration = Duration::from_secs(1);

@@ -88,10 +88,12 @@ impl Backend for App {
     }
 
     fn local(&self, config: &Config) -> Result<Box<dyn Service>, Failure> {
+        home::become_owner(config)?;
         Ok(Box::new(Stopped { config: config.clone() }))
     }
 
     fn set_offset(&self, config: &Config, what: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
+        home::become_owner(config)?;
         Stopped { config: config.clone() }.with_pipeline(|pipeline| offsets::set(config, pipeline, what, to))
     }
 

@@ -1,7 +1,7 @@
 //! Positions and watermarks: the rows of `offset_checker`, and `set_offset`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
@@ -174,7 +174,7 @@ impl Asker {
     }
 }
 
-/// Moves positions of a stopped service: in the journal, and then in the group.
+/// Moves positions of a stopped service: in the group, and then in the journal.
 pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
     let asker = Asker::new(config, config.rpc.timeout)?;
     let state = pipeline.gauges.durable().state.clone();
@@ -206,28 +206,61 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
         };
         moved.push(standing);
     }
-    let commits = note(pipeline, &moved)?;
-    let after = moved.iter().map(Standing::row).collect();
-    // In a group other instances go by the group's offsets; without one they are there for monitors.
-    let committed =
-        asker.client.commit(&commits).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
-    match committed {
-        Ok(_) => {}
-        Err(error) if config.kafka.assignment == Assignment::All => tracing::warn!(%error, "the group was not told"),
-        Err(error) => {
+    let commits = commits(pipeline, &moved);
+    // In a group other instances go by the group's offsets, so the group comes first: what it refuses is not moved here.
+    // Without a group they are there for monitors.
+    if let Err(error) = commit(config, &asker, &commits) {
+        if config.kafka.assignment == Assignment::Group {
             return Err(failed(format!(
-                "the positions were moved here, but the group did not take them: {error}; stop every member of {} and try again",
+                "nothing was moved: the group {} did not take the offsets: {error}; stop all its members first",
                 config.kafka.group_id
             )));
         }
+        tracing::warn!(%error, "the group was not told");
     }
+    note(pipeline, &moved)?;
+    let after = moved.iter().map(Standing::row).collect();
     Ok(Moved { before, after })
 }
 
-/// Makes the moves durable here; returns what the group is to be told.
-fn note(pipeline: &Pipeline, moved: &[Standing]) -> Result<Vec<Commit>, Failure> {
-    let mut commits = Vec::new();
-    let (home, incarnation) = pipeline.home.clone();
+/// Commits, patiently: the group keeps a static member that has stopped until its session ends, and takes no offsets from
+/// outside meanwhile.
+fn commit(config: &Config, asker: &Asker, commits: &[Commit]) -> Result<(), KafkaError> {
+    let session = config.kafka.librdkafka.get("session.timeout.ms").and_then(|text| text.parse().ok());
+    let patience = match config.kafka.assignment {
+        Assignment::Group => Duration::from_millis(session.unwrap_or(45_000)) + asker.timeout,
+        Assignment::All => Duration::ZERO,
+    };
+    let deadline = Instant::now() + patience;
+    loop {
+        let answer =
+            asker.client.commit(commits).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
+        match answer {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => return Err(error),
+            Err(_) => std::thread::park_timeout(Duration::from_millis(500)),
+        }
+    }
+}
+
+/// What the group is to be told.
+fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
+    let (home, incarnation) = &pipeline.home;
+    let commit = |standing: &Standing| {
+        let owner =
+            Owner { home: home.clone(), incarnation: *incarnation, number: 0, topic_id: standing.topic_id.clone() };
+        Commit {
+            partition: standing.partition.clone(),
+            offset: standing.current,
+            leader_epoch: -1,
+            metadata: owner.to_string(),
+        }
+    };
+    moved.iter().map(commit).collect()
+}
+
+/// Makes the moves durable here.
+fn note(pipeline: &Pipeline, moved: &[Standing]) -> Result<(), Failure> {
     for Standing { partition, topic_id, current, .. } in moved {
         let position =
             Position { partition: partition.clone(), topic_id: topic_id.clone(), next: *current, leader_epoch: -1 };
@@ -236,14 +269,6 @@ fn note(pipeline: &Pipeline, moved: &[Standing]) -> Result<Vec<Commit>, Failure>
         let frame = Frame::Move { to: position, cause: MoveCause::Operator };
         pipeline.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(failed)?;
         answered.recv().map_err(failed)?;
-        let owner = Owner { home: home.clone(), incarnation, number: 0, topic_id: topic_id.clone() };
-        commits.push(Commit {
-            partition: partition.clone(),
-            offset: *current,
-            leader_epoch: -1,
-            metadata: owner.to_string(),
-        });
     }
-    pipeline.barrier(&|_| {})?;
-    Ok(commits)
+    pipeline.barrier(&|_| {})
 }

@@ -1,6 +1,6 @@
 //! The pipeline: every thread of the data plane, started in order and ended front to back.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -9,14 +9,14 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::home::{self, Places, chain, failed};
 use crate::block::RawBlock;
-use crate::config::{Config, Mode};
+use crate::config::{Config, Mode, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
 use crate::delivery::{self, Budget, Delivery, Gauges, Inbox, Tickets};
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
-use crate::msource::journal::Journal;
+use crate::msource::journal::{Journal, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
 use crate::msource::store::Store;
@@ -57,8 +57,8 @@ pub(super) struct Pipeline {
     pub(super) inbox: Sender<Inbox>,
     pub(super) tracker: Arc<Tracker>,
     pub(super) blocks: Mutex<Option<Sender<RawBlock>>>,
-    /// Held by the one command that works on the failure queue.
-    pub(super) queue: Mutex<()>,
+    /// Held by the one that works on the failure queue: an entry must not be in two blocks at once.
+    pub(super) queue: Arc<Mutex<()>>,
     ended: Receiver<Result<(), delivery::Error>>,
     consumer: Mutex<Option<JoinHandle<Result<(), consumer::Error>>>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
@@ -102,9 +102,18 @@ impl Wait for Patience<'_> {
     }
 }
 
-impl Pipeline {
-    /// Opens the home, recovers, and starts every thread.
-    pub(super) fn start(config: &Config, desk: &Arc<Desk>, feed: Feed) -> Result<Arc<Self>, Failure> {
+/// A home that is recovered: everything in its state is durable.
+struct Ready {
+    store: Arc<dyn Store>,
+    journal: Journal,
+    journal_dir: PathBuf,
+    dir: EventDir,
+    state: State,
+}
+
+impl Ready {
+    /// Opens the home and completes what a crash cut short.
+    fn new(config: &Config, desk: &Desk, feed: Feed) -> Result<Self, Failure> {
         let places = Places::of(config);
         let opened = home::open(&places)?;
         let mut change = home::behind(&places, &opened).map_err(failed)?;
@@ -125,12 +134,27 @@ impl Pipeline {
             .map_err(|error| failed(format!("cannot begin the journal in {}: {error}", places.journal.display())))?;
         change.state = state.clone();
         opened.store.apply(&change).map_err(|error| failed(chain(&error)))?;
+        // Old segments are what a lost store is rebuilt from: they go when the store has everything for good.
+        opened.store.sync().map_err(|error| failed(chain(&error)))?;
+        journal.prune(config.store.history, SystemTime::now()).map_err(failed)?;
+        Ok(Self { store: Arc::new(opened.store), journal, journal_dir: places.journal, dir, state })
+    }
+}
 
-        let store: Arc<dyn Store> = Arc::new(opened.store);
+impl Pipeline {
+    /// Opens the home, recovers, and starts every thread.
+    pub(super) fn start(config: &Config, desk: &Arc<Desk>, feed: Feed) -> Result<Arc<Self>, Failure> {
+        let ready = Ready::new(config, desk, feed)?;
+        Self::spawn(config, desk, feed, ready)
+    }
+
+    fn spawn(config: &Config, desk: &Arc<Desk>, feed: Feed, ready: Ready) -> Result<Arc<Self>, Failure> {
+        let Ready { store, journal, journal_dir, dir, state } = ready;
         let gauges = Arc::new(Gauges::new(state.clone()));
         let budget = Arc::new(Budget::new(config.memory / BLOCKS_SHARE));
         let tracker = Arc::new(Tracker::default());
         let tickets = Arc::new(Tickets::default());
+        let queue = Arc::new(Mutex::new(()));
         let (inbox, received) = unbounded();
         let (spare, spares) = bounded(SPARE_BUFFERS);
         let (blocks, to_workers) = bounded(CHANNEL);
@@ -142,7 +166,7 @@ impl Pipeline {
             inbox: received,
             inbox_sender: inbox.clone(),
             journal,
-            journal_dir: places.journal,
+            journal_dir,
             store: Arc::clone(&store),
             sink,
             state,
@@ -153,6 +177,10 @@ impl Pipeline {
             interval: config.store.checkpoint,
             fsync: config.sink.fsync,
             history: config.store.history,
+            sink_dir: config.sink.dir.clone(),
+            queue: Arc::clone(&queue),
+            queue_bound: (config.failure_queue.when_full == WhenFull::DropOldest)
+                .then_some(config.failure_queue.max_bytes),
         })
         .map_err(|error| failed(chain(&error)))?;
         let ended = delivery::spawn(delivery).map_err(|error| failed(chain(&error)))?;
@@ -162,6 +190,7 @@ impl Pipeline {
                 let consumer = Consumer::new(consumer::Parts {
                     config: config.kafka.clone(),
                     properties: properties::consuming(config),
+                    discovery: properties::discovery(&config.kafka),
                     cut: cut(config),
                     queue: (config.failure_queue.max_bytes, config.failure_queue.when_full),
                     blocks: blocks.clone(),
@@ -188,7 +217,7 @@ impl Pipeline {
             inbox,
             tracker,
             blocks: Mutex::new(Some(blocks)),
-            queue: Mutex::new(()),
+            queue,
             ended,
             consumer: Mutex::new(consumer),
             workers: Mutex::new(workers),

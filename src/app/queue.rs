@@ -4,8 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
@@ -83,13 +83,20 @@ impl Pipeline {
         self.store.entries(from, each).map_err(|error| failed(chain(&error)))
     }
 
+    /// Waits until nobody else works on the queue and the store has what they did.
+    fn alone(&self, progress: &dyn Fn(&str)) -> Result<MutexGuard<'_, ()>, Failure> {
+        let alone = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        self.barrier(progress)?;
+        Ok(alone)
+    }
+
     pub(super) fn failure_list(&self, query: &ListQuery, max_attempts: u32) -> Result<Vec<FailureEntry>, Failure> {
         list(query, max_attempts, &|each| self.entries(0, each))
     }
 
-    /// Tries the queue again. One command at a time works on it: an entry must not be in two blocks at once.
+    /// Tries the queue again.
     pub(super) fn retry(&self, reason: Option<Reason>, progress: &dyn Fn(&str)) -> Result<Retried, Failure> {
-        let _alone = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.alone(progress)?;
         let stayed_before = self.gauges.stayed.load(Ordering::Relaxed);
         let end = self.gauges.durable().state.next_key;
         let (mut from, mut tried) = (0, 0);
@@ -170,7 +177,7 @@ impl Pipeline {
 
     /// Removes entries, after they are safely in the export file if there is one.
     pub(super) fn clear(&self, query: &ClearQuery, progress: &dyn Fn(&str)) -> Result<u64, Failure> {
-        let _alone = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let _alone = self.alone(progress)?;
         let end = self.gauges.durable().state.next_key;
         let oldest =
             query.older_than.map(|age| now_millis().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));

@@ -109,7 +109,8 @@ impl Context<'_> {
     pub(super) fn set_offset(&mut self, what: &Selection, to: OffsetTarget) -> Result<Exit, Failure> {
         let config = self.config()?;
         // Keeps a service from starting meanwhile, and refuses when one runs.
-        let _lock = PidFile::acquire(&self.place.home)?;
+        let _lock =
+            PidFile::acquire(&self.place.home).map_err(|failure| Failure::new(FailureKind::Failed, failure.message))?;
         let moved = self.backend.set_offset(&config, what, to)?;
         let Moved { before, after } = &moved;
         self.print(&moved, || format!("before\n{}after\n{}", table::offsets(before), table::offsets(after)))?;

@@ -1,7 +1,8 @@
 //! The control socket's server: lets operators and monitors ask a running [`Service`].
 //!
 //! Promises: a slow, silent or flooding client costs bounded memory and harms nobody else; a request is answered even
-//! while hundreds of others are connected; what one client started is finished although that client goes away.
+//! while hundreds of others are connected; what one client started is finished although that client goes away, but what
+//! would change something is not started for a client that has gone already.
 //! How: one current-thread runtime on the thread `control` does all the socket's I/O and never blocks; calls of the service
 //! run on at most `CALL_THREADS` threads in order of arrival; a connection has one request at a time, is closed after
 //! `rpc.timeout` without a complete request and when it does not take its reply in that time; of more than
@@ -16,10 +17,12 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -320,6 +323,10 @@ impl Shared {
             Err(refused) => return self.send(write, refused.form.reply(&Err(refused.error))).await,
         };
         let is_long = matches!(request.call, Call::RetryFailureQueue(_) | Call::ClearFailureQueue(_) | Call::Stop);
+        // A client that has given up has told its operator so: what it asked for must not be done behind their back.
+        if is_long && request.form != Form::Notification && has_gone(write) {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let mut progress = self.progress.subscribe();
         let mut next_progress = Instant::now();
         let work = self.carry_out(request.call);
@@ -403,6 +410,14 @@ impl Shared {
             sleep(DRAIN_PACE).await;
         }
     }
+}
+
+/// Whether the peer has closed both its sides, not merely said that it sends no more.
+fn has_gone(write: &OwnedWriteHalf) -> bool {
+    let stream: &UnixStream = write.as_ref();
+    let mut fds = [PollFd::new(stream.as_fd(), PollFlags::empty())];
+    let polled = poll(&mut fds, PollTimeout::ZERO);
+    polled.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
 /// Runs a call of the service on one of the threads for that.

@@ -15,8 +15,10 @@ use super::checkpoint::{Checkpointer, Finished, Job};
 use super::{Budget, Error, Finish, Gauges, Inbox};
 use crate::block::{DoneBlock, Source};
 use crate::msink::file::{FileSink, Ledger, Now, RotateReason, SyncFailed};
-use crate::msource::journal::{Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueCause, QueueChange, State};
-use crate::msource::store::{Store, StoreChange};
+use crate::msource::journal::{
+    Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueCause, QueueChange, QueueEntry, State,
+};
+use crate::msource::store::{Store, StoreChange, Walk};
 use crate::msource::tracker::{Refusal, Tracker};
 use crate::transform::worker::recycle;
 
@@ -31,6 +33,7 @@ const STALL_PAUSES: (Duration, Duration) = if cfg!(test) {
 };
 
 /// What the delivery is made of.
+#[expect(missing_debug_implementations, reason = "the store is a trait object")]
 pub struct Parts {
     /// Where everything arrives.
     pub inbox: Receiver<Inbox>,
@@ -60,6 +63,12 @@ pub struct Parts {
     pub fsync: bool,
     /// How long old segments of the journal are kept.
     pub history: Duration,
+    /// The directory of the event files, for messages.
+    pub sink_dir: PathBuf,
+    /// Held by the one that works on the failure queue.
+    pub queue: Arc<Mutex<()>>,
+    /// Bytes of the failure queue above which its oldest entries are dropped, if they are.
+    pub queue_bound: Option<u64>,
 }
 
 /// What waits for its place in the order.
@@ -101,13 +110,16 @@ pub struct Delivery {
     interval: Duration,
     fsync: bool,
     history: Duration,
+    sink_dir: PathBuf,
+    queue: Arc<Mutex<()>>,
+    queue_bound: Option<u64>,
 
     waiting: BTreeMap<u64, Item>,
     next_ticket: u64,
     writing: Option<Writing>,
     stall: Option<Stall>,
     /// What the next checkpoint changes in the queue.
-    insert: Vec<(u64, crate::msource::journal::QueueEntry)>,
+    insert: Vec<(u64, QueueEntry)>,
     remove: Vec<u64>,
     /// Whether there is something that no checkpoint covers.
     dirty: bool,
@@ -156,6 +168,9 @@ impl Delivery {
             interval: parts.interval,
             fsync: parts.fsync,
             history: parts.history,
+            sink_dir: parts.sink_dir,
+            queue: parts.queue,
+            queue_bound: parts.queue_bound,
             waiting: BTreeMap::new(),
             next_ticket: 0,
             writing: None,
@@ -220,13 +235,50 @@ impl Delivery {
                 let Finished { number, took } = finished?;
                 tracing::debug!(number, ?took, "checkpoint");
                 self.in_checkpoint = false;
-                for reply in self.answers.drain(..) {
-                    // Who asked may have given up waiting.
-                    drop(reply.send(()));
-                }
+                self.answers.drain(..).for_each(|reply| answer(&reply));
+                self.drop_oldest()?;
                 if self.next_answers.is_empty() { self.turn_journal() } else { self.checkpoint() }
             }
         }
+    }
+
+    /// Takes entries out of the failure queue; when this returns, that is durable.
+    fn remove_entries(&mut self, removed: Vec<(u64, u64)>, cause: QueueCause) -> Result<(), Error> {
+        let keys: Vec<u64> = removed.iter().map(|(key, _)| *key).collect();
+        let frame = Frame::Queue(QueueChange { number: self.state.number + 1, removed, cause });
+        self.append(&frame)?;
+        self.sync_journal()?;
+        self.state.apply(&frame);
+        self.remove.extend(keys);
+        self.dirty = true;
+        self.show_queue();
+        Ok(())
+    }
+
+    /// Keeps the failure queue below its bound where the oldest entries may go. Looks only at what the store has, right
+    /// after a checkpoint, while nobody else works on the queue.
+    fn drop_oldest(&mut self) -> Result<(), Error> {
+        let Some(bound) = self.queue_bound else { return Ok(()) };
+        let mut excess = self.state.totals.queue_bytes.saturating_sub(bound);
+        let queue = Arc::clone(&self.queue);
+        let Ok(_alone) = queue.try_lock() else { return Ok(()) };
+        if excess == 0 || !self.remove.is_empty() || self.is_halfway() {
+            return Ok(());
+        }
+        let mut removed = Vec::new();
+        self.checkpointer.store.entries(0, &mut |key, entry| {
+            if excess == 0 {
+                return Walk::Stop;
+            }
+            excess = excess.saturating_sub(entry.size());
+            removed.push((key, entry.size()));
+            Walk::On
+        })?;
+        if removed.is_empty() {
+            return Ok(());
+        }
+        tracing::error!(dropped = removed.len(), "the failure queue is full: its oldest entries were dropped");
+        self.remove_entries(removed, QueueCause::Dropped)
     }
 
     fn tick(&mut self) -> Result<(), Error> {
@@ -240,8 +292,11 @@ impl Delivery {
         if now >= self.last_tick + ROTATION_TICK {
             self.last_tick = now;
             if self.stall.is_none() {
-                let rotated = self.with_sink(|sink, ledger, now| sink.rotate_due(now, ledger));
-                self.judge(rotated)?;
+                // Only the journal can fail here; what was not finished is due again at the next tick.
+                if let Err(error) = self.with_sink(|sink, ledger, now| sink.rotate_due(now, ledger)) {
+                    tracing::error!(%error, "cannot finish a file yet");
+                }
+                self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
             }
         }
         if self.dirty && now >= self.last_checkpoint + self.interval {
@@ -275,8 +330,12 @@ impl Delivery {
                     self.append(&frame)?;
                     self.sync_journal()?;
                     self.state.apply(&frame);
+                    if let Frame::Start(_) = &frame {
+                        // Durable, and nothing of the partition can be written and not durable: shown at once.
+                        self.gauges.durable().state.apply(&frame);
+                    }
                     self.dirty = true;
-                    drop(reply.send(()));
+                    answer(&reply);
                 }
             }
         }
@@ -284,20 +343,19 @@ impl Delivery {
         self.serve_barriers()
     }
 
-    /// Takes entries out of the failure queue. A half-written block has the next number already, and a checkpoint of a later
-    /// one would cover it too: so they wait until it is written.
+    /// Whether a block is half-written. It has the next number already, and a checkpoint of a later one would cover it too:
+    /// nothing else may get a number until it is written.
+    fn is_halfway(&self) -> bool {
+        self.writing.as_ref().is_some_and(|writing| writing.frame.is_some())
+    }
+
+    /// Takes out of the failure queue what was asked for.
     fn serve_removals(&mut self) -> Result<(), Error> {
-        if self.writing.as_ref().is_some_and(|writing| writing.frame.is_some()) {
+        if self.is_halfway() {
             return Ok(());
         }
         for (removed, cause, reply) in std::mem::take(&mut self.removals) {
-            self.remove.extend(removed.iter().map(|(key, _)| key));
-            let frame = Frame::Queue(QueueChange { number: self.state.number + 1, removed, cause });
-            self.append(&frame)?;
-            self.sync_journal()?;
-            self.state.apply(&frame);
-            self.dirty = true;
-            self.show_queue();
+            self.remove_entries(removed, cause)?;
             self.answer_after_checkpoint(reply)?;
         }
         Ok(())
@@ -419,7 +477,7 @@ impl Delivery {
         });
         stall.again = now + stall.pause;
         stall.pause = (stall.pause * 2).min(STALL_PAUSES.1);
-        self.gauges.set_stalled(Some(format!("cannot write event files: {error}")));
+        self.gauges.set_stalled(Some(format!("cannot write to {}: {error}", self.sink_dir.display())));
     }
 
     fn recovered(&mut self) {
@@ -429,16 +487,6 @@ impl Delivery {
         }
     }
 
-    /// Rotation only writes to the journal, in which there is room: an error of it ends the process.
-    fn judge(&mut self, result: io::Result<()>) -> Result<(), Error> {
-        if let Err(error) = result {
-            let error = may_pass(error)?;
-            return Err(Error::Journal(self.checkpointer.journal_dir.clone(), error));
-        }
-        self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
-        Ok(())
-    }
-
     fn serve_barriers(&mut self) -> Result<(), Error> {
         // A block that is stalled was taken from the order, but is not written.
         let passed = if self.writing.is_some() { self.next_ticket - 1 } else { self.next_ticket };
@@ -446,8 +494,8 @@ impl Delivery {
         self.barriers = waiting;
         for (_, finish, reply) in reached {
             if finish == Finish::Files {
-                let finished = self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger));
-                self.judge(finished)?;
+                self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger))
+                    .map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
                 self.dirty = true;
             }
             self.answer_after_checkpoint(reply)?;
@@ -458,7 +506,7 @@ impl Delivery {
     /// Answers once everything that is written now is durable.
     fn answer_after_checkpoint(&mut self, reply: Sender<()>) -> Result<(), Error> {
         if !self.dirty && !self.in_checkpoint {
-            drop(reply.send(()));
+            answer(&reply);
             return Ok(());
         }
         self.next_answers.push(reply);
@@ -564,6 +612,11 @@ fn may_pass(error: io::Error) -> Result<io::Error, Error> {
         Ok(SyncFailed { what, source }) => Err(Error::Sync(what, source)),
         Err(error) => Ok(error),
     }
+}
+
+/// Answers; who asked may have given up waiting.
+fn answer(reply: &Sender<()>) {
+    let _ = reply.send(());
 }
 
 fn now() -> Now {

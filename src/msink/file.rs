@@ -108,6 +108,14 @@ struct Active {
     used: u64,
 }
 
+impl Active {
+    /// Whether somebody removed the open file, or shortened it.
+    fn is_foreign(&self) -> bool {
+        let metadata = self.file.as_ref().and_then(|file| file.metadata().ok());
+        metadata.is_some_and(|metadata| metadata.nlink() == 0 || metadata.len() < self.length)
+    }
+}
+
 /// See the module.
 pub struct FileSink {
     dir: EventDir,
@@ -309,7 +317,10 @@ impl FileSink {
             return None;
         }
         let age = u64::try_from(now.wall - active.opened).unwrap_or(0);
-        if active.length >= self.rotate.size {
+        if active.is_foreign() {
+            foreign(&active.name);
+            Some(RotateReason::Foreign)
+        } else if active.length >= self.rotate.size {
             Some(RotateReason::Size)
         } else if self.template.stem(key, now.wall) != active.stem {
             Some(RotateReason::Name)
@@ -398,8 +409,7 @@ impl FileSink {
         active.used = uses;
         let (name, inode, length) = (active.name.clone(), active.inode, active.length);
         if let Some(file) = &active.file {
-            let metadata = file.metadata()?;
-            if metadata.nlink() > 0 && metadata.len() >= length {
+            if !active.is_foreign() {
                 return Ok(Some(Arc::clone(file)));
             }
             foreign(&name);

@@ -121,7 +121,13 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(local: Option<PartitionState>, group: Option<GroupOffset>, topic_known: bool, expected: &Decision) {
+    fn check(
+        local: impl Into<Option<PartitionState>>,
+        group: impl Into<Option<GroupOffset>>,
+        topic_known: bool,
+        expected: &Decision,
+    ) {
+        let (local, group) = (local.into(), group.into());
         let known = Known { home: ("me", 1), local: local.as_ref(), group: group.as_ref(), topic_id: ID, topic_known };
         assert_eq!(decide(&known), *expected);
     }

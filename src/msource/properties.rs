@@ -1,6 +1,7 @@
 //! librdkafka's properties: what the operator set, what we choose, and what we must own.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use crate::config::{Config, Kafka};
 
@@ -66,6 +67,13 @@ pub fn consuming(config: &Config) -> BTreeMap<String, String> {
         properties.get("receive.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(100_000_000);
     properties.insert("receive.message.max.bytes".into(), reply.max(fetch + (1 << 20)).to_string());
     properties
+}
+
+/// How often topics are looked at for new partitions.
+pub fn discovery(kafka: &Kafka) -> Duration {
+    let millis = asking(kafka).get("topic.metadata.refresh.interval.ms").and_then(|text| text.parse().ok());
+    // librdkafka takes -1 for never, which is seldom enough once a day.
+    Duration::from_millis(millis.unwrap_or(86_400_000)).max(Duration::from_millis(100))
 }
 
 /// Whether only committed transactions are read.

@@ -20,8 +20,9 @@ const TYPES: [&str; 10] = [
 ];
 
 /// Whether the receiver takes a value.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Verdict {
+    #[default]
     Good,
     Bad,
 }
@@ -61,7 +62,7 @@ pub(super) fn is_name(text: &str) -> bool {
 }
 
 /// What the standard checks look at, in their order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Subject {
     /// The event name; good where the type has none.
     pub(super) event_name: Verdict,

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::check::{Subject, Verdict, is_user_type};
+use super::check::{Subject, is_user_type};
 use super::members::{self, Noted};
 use super::route::{Compiled, Duty, OutKey, Piece, Route, Source};
 use super::scan::{self, Value};
@@ -26,7 +26,6 @@ enum Found {
 /// Buffers that outlive a record.
 #[derive(Debug, Default)]
 pub(super) struct Workspace {
-    found: Vec<Found>,
     built: String,
     uuid: Vec<u8>,
     pub(super) times: time::Cache,
@@ -56,26 +55,35 @@ impl Draft<'_> {
         work: &mut Workspace,
         out: &mut Vec<u8>,
     ) -> Result<(), Reject> {
+        work.built.clear();
         let time = self.time(options, record, work)?;
-        work.found.clear();
-        for key in &self.route.keys {
-            let found = if key.duty == Duty::Time { Found::Empty } else { self.find(key, work) };
-            work.found.push(found);
-        }
-        let user = self.check(options, work)?;
+        let type_key = &self.route.keys[self.route.event_type];
+        let event_type = self.find(type_key, work);
+        let user = is_user_type(&self.text(type_key, event_type, &work.built));
+        let mut subject = Subject::default();
+        let mut event_name = None;
         out.reserve(self.json.len() + 512);
         let begin = out.len();
-        for (key, &found) in self.route.keys.iter().zip(&work.found) {
+        for key in &self.route.keys {
+            let found = match key.duty {
+                Duty::Time => Found::Empty,
+                Duty::Type => event_type,
+                _ => self.find(key, work),
+            };
             match (key.duty, found) {
                 (Duty::EventName, _) if user => continue,
-                (Duty::Uuid, Found::Empty) if !options.uuid => continue,
                 (Duty::Extra, Found::Empty) => continue,
-                _ if out.len() == begin => {
-                    out.push(b'{');
-                    // Without the quote and comma that end the value before.
-                    out.extend_from_slice(&key.prefix[2..]);
-                }
-                _ => out.extend_from_slice(&key.prefix),
+                (Duty::Uuid, Found::Empty) if !options.uuid => continue,
+                (Duty::EventName, _) => event_name = Some((key, found)),
+                _ => {}
+            }
+            self.judge(key, found, work, &mut subject);
+            if out.len() == begin {
+                out.push(b'{');
+                // Without the quote and comma that end the value before.
+                out.extend_from_slice(&key.prefix[2..]);
+            } else {
+                out.extend_from_slice(&key.prefix);
             }
             match (key.duty, found) {
                 (Duty::Time, _) => out.extend_from_slice(time.as_bytes()),
@@ -86,33 +94,45 @@ impl Draft<'_> {
                 (_, Found::Built(from, to)) => text::escape(&work.built[from..to], out),
             }
         }
+        if options.validation != Validation::Off {
+            subject.check()?;
+        }
         out.extend_from_slice(b"\",\"properties\":");
         self.write_properties(options, out)?;
         out.extend_from_slice(b"}\n");
-        self.name_event(user, work);
+        work.event_name.clear();
+        match event_name {
+            Some((key, found)) => work.event_name.push_str(&self.text(key, found, &work.built)),
+            None => work.event_name.push_str(USER),
+        }
         Ok(())
     }
 
-    /// Tells the caller the event name of the line that was written.
-    fn name_event(&self, user: bool, work: &mut Workspace) {
-        let Workspace { found, built, event_name, .. } = work;
-        event_name.clear();
-        if user {
-            event_name.push_str(USER);
-            return;
-        }
-        let mut keys = self.route.keys.iter().zip(found.iter());
-        if let Some((key, &found)) = keys.find(|(key, _)| key.duty == Duty::EventName) {
-            event_name.push_str(&self.text(key, found, built));
+    /// Notes what the standard checks will say of a value.
+    fn judge(&self, key: &OutKey, found: Found, work: &Workspace, subject: &mut Subject) {
+        let verdict = || match found {
+            Found::Fixed(source) => fixed(key, source).verdict,
+            found => key.duty.judge(&self.text(key, found, &work.built)),
+        };
+        let id = || (!matches!(found, Found::Empty)).then(verdict);
+        match key.duty {
+            Duty::Account => subject.ids[0] = id(),
+            Duty::Distinct => subject.ids[1] = id(),
+            Duty::EventName => subject.event_name = verdict(),
+            Duty::Type => subject.event_type = verdict(),
+            Duty::Ip | Duty::Time | Duty::Uuid | Duty::Extra => {}
         }
     }
 
     /// The first source that gives text.
     fn find(&self, key: &OutKey, work: &mut Workspace) -> Found {
-        (0..key.sources.len())
-            .map(|source| self.look(key, source, work))
-            .find(|found| !matches!(found, Found::Empty))
-            .unwrap_or(Found::Empty)
+        for source in 0..key.sources.len() {
+            let found = self.look(key, source, work);
+            if !matches!(found, Found::Empty) {
+                return found;
+            }
+        }
+        Found::Empty
     }
 
     fn look(&self, key: &OutKey, source: usize, work: &mut Workspace) -> Found {
@@ -156,15 +176,13 @@ impl Draft<'_> {
 
     /// The first source that can be read as a time, else Kafka's timestamp.
     fn time(&self, options: &Options, record: &Record<'_>, work: &mut Workspace) -> Result<time::Text, Reject> {
-        work.built.clear();
         let write = |moment, work: &mut Workspace| work.times.write(moment, options.time_zone);
-        for key in self.route.keys.iter().filter(|key| key.duty == Duty::Time) {
-            for source in 0..key.sources.len() {
-                let found = self.look(key, source, work);
-                let moment = Moment::read(&self.text(key, found, &work.built));
-                if let Some(text) = moment.and_then(|moment| write(moment, work)) {
-                    return Ok(text);
-                }
+        let key = &self.route.keys[self.route.time];
+        for source in 0..key.sources.len() {
+            let found = self.look(key, source, work);
+            let moment = Moment::read(&self.text(key, found, &work.built));
+            if let Some(text) = moment.and_then(|moment| write(moment, work)) {
+                return Ok(text);
             }
         }
         let timestamp = record.timestamp.and_then(Moment::from_millis);
@@ -186,40 +204,12 @@ impl Draft<'_> {
         }
     }
 
-    /// Checks all but the properties and says whether the event is one of a user.
-    fn check(&self, options: &Options, work: &Workspace) -> Result<bool, Reject> {
-        let mut subject = Subject { event_name: Verdict::Good, ids: [None; 2], event_type: Verdict::Good };
-        let mut user = false;
-        for (key, &found) in self.route.keys.iter().zip(&work.found) {
-            let verdict = || match found {
-                Found::Fixed(source) => fixed(key, source).verdict,
-                found => key.duty.judge(&self.text(key, found, &work.built)),
-            };
-            let id = || (!matches!(found, Found::Empty)).then(verdict);
-            match key.duty {
-                Duty::Account => subject.ids[0] = id(),
-                Duty::Distinct => subject.ids[1] = id(),
-                Duty::EventName => subject.event_name = verdict(),
-                Duty::Type => {
-                    subject.event_type = verdict();
-                    user = is_user_type(&self.text(key, found, &work.built));
-                }
-                Duty::Ip | Duty::Time | Duty::Uuid | Duty::Extra => {}
-            }
-        }
-        if user {
-            subject.event_name = Verdict::Good;
-        }
-        if options.validation != Validation::Off {
-            subject.check()?;
-        }
-        Ok(user)
-    }
-
     fn write_properties(&self, options: &Options, out: &mut Vec<u8>) -> Result<(), Reject> {
         let begin = out.len();
         let logs = self.logs.of(self.json);
-        if self.noted.omit {
+        if !self.noted.omitted.is_empty() && !self.white {
+            members::write_between(self.json, self.logs, self.noted, out);
+        } else if !self.noted.omitted.is_empty() {
             // The text was validated: a fault cannot come, and would be one of the JSON.
             members::write_kept(logs, self.route, out).map_err(|fault| Reject::new(Reason::BadJson, fault.what))?;
         } else if self.white {

@@ -13,8 +13,8 @@ use super::text;
 /// `logs` lies inside the record's object, its members one deeper.
 const DEPTH: u32 = 2;
 
-/// What a member is to a route.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What a member is to a route; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Role {
     /// Where its value is noted.
     pub(super) slot: usize,
@@ -32,12 +32,13 @@ impl Role {
 pub(super) struct Noted {
     /// The last value of each wanted member, by slot.
     pub(super) values: Vec<Value>,
-    /// Whether a member has to be left out.
-    pub(super) omit: bool,
+    /// Where the members lie that are left out: from the separator before to the end of the value.
+    pub(super) omitted: Vec<(usize, usize)>,
 }
 
-/// One member that is expected: `,"name":`, or with `{` for the first.
+/// One member that is expected: `,"name":`, or with `{` for the first. It fills a cache line.
 #[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
 struct Expected {
     text: [u8; Self::LONGEST],
     /// The bits of the bytes that `text` does not use.
@@ -94,18 +95,25 @@ pub(super) struct Shape {
 
 impl Shape {
     /// Bounds the memory of a shape; further members are read in the plain way.
-    const LONGEST: usize = 1024;
+    const LONGEST: usize = 256;
     /// So many unexpected keys pay for learning anew.
     const PATIENCE: usize = 256;
     /// How many members that are left out of a record are looked over.
     const REACH: usize = 16;
 
-    /// The position behind `key`, which is not the expected one at `next`: behind the same key when the record leaves
-    /// out a few of the expected ones, else unchanged. Never the first one, whose `{` must not match again.
-    fn behind(&self, next: usize, key: Option<Expected>) -> usize {
-        let reach = self.expected.get(next..).unwrap_or_default().iter().take(Self::REACH);
-        let same = |expected: &Expected| key.is_some_and(|key| key.is_same(expected));
-        reach.into_iter().position(same).map_or(next.max(1), |skipped| next + skipped + 1)
+    /// Counts a key that is not the expected one at `next`, and returns the position to go on with: behind the same key
+    /// when the record leaves out a few of the expected ones, else unchanged. Never the first one, whose `{` must not match
+    /// again. Members that a full shape has no room for do not count: learning anew would not help.
+    fn miss(&mut self, next: usize, separator: u8, key: &str) -> usize {
+        let rest = self.expected.get(next..).unwrap_or_default();
+        if !rest.is_empty() || self.expected.len() < Self::LONGEST {
+            self.misses += 1;
+        }
+        let mut reach = rest.iter().take(Self::REACH);
+        let found = (!rest.is_empty()).then(|| Expected::new(separator, key.as_bytes(), Role::default())).flatten();
+        found
+            .and_then(|key| reach.position(|expected| key.is_same(expected)))
+            .map_or(next.max(1), |skipped| next + skipped + 1)
     }
 }
 
@@ -113,7 +121,7 @@ impl Shape {
 pub(super) fn scan(cursor: &mut Cursor<'_>, json: &str, route: &mut Route, noted: &mut Noted) -> Result<(), Fault> {
     noted.values.clear();
     noted.values.resize(route.slots(), Value::default());
-    noted.omit = false;
+    noted.omitted.clear();
     // Taken out while it is read, so that the route can be asked for roles.
     let mut shape = std::mem::take(&mut route.shape);
     if !shape.learned || shape.misses > Shape::PATIENCE {
@@ -148,13 +156,15 @@ fn follow(
     noted: &mut Noted,
     shape: &mut Shape,
 ) -> Result<(), Fault> {
+    // What the usual way needs stays in registers.
+    let (bytes, mut at) = (cursor.bytes, cursor.at);
+    let values = &mut noted.values[..];
     let mut next = 0;
     let mut separator = b'{';
-    // The position stays in a register on the usual way.
-    let mut at = cursor.at;
     loop {
+        let begin = at;
         let role = match shape.expected.get(next) {
-            Some(expected) if expected.is_at(cursor.bytes, at) => {
+            Some(expected) if expected.is_at(bytes, at) => {
                 at += usize::from(expected.len);
                 next += 1;
                 expected.role
@@ -164,13 +174,11 @@ fn follow(
                 let Some(key) = cursor.key(separator)? else { return Ok(()) };
                 at = cursor.at;
                 let role = route.role(&text::decoded(json, key));
-                shape.misses += 1;
-                next = shape.behind(next, Expected::new(separator, key.of(json).as_bytes(), role));
+                next = shape.miss(next, separator, key.of(json));
                 role
             }
         };
         separator = b',';
-        noted.omit |= role.omit;
         let mut step = cursor.step(at, DEPTH);
         while step.kind == Kind::White {
             at = step.end;
@@ -179,14 +187,31 @@ fn follow(
         if step.kind == Kind::Invalid {
             return Err(cursor.fault(step));
         }
-        if let Some(slot) = noted.values.get_mut(role.slot) {
+        if let Some(slot) = values.get_mut(role.slot) {
             *slot = Value::stepped(at, step);
         }
         at = step.end;
+        if role.omit {
+            noted.omitted.push((begin, at));
+        }
     }
 }
 
-/// Appends the members of `logs`, which is valid, without those that are left out.
+/// Appends the members of `logs`, which has no white space between its tokens, without those that were noted as left out.
+pub(super) fn write_between(json: &str, logs: Value, noted: &Noted, out: &mut Vec<u8>) {
+    out.push(b'{');
+    let begin = out.len();
+    let mut from = logs.start + 1;
+    for &(to, behind) in noted.omitted.iter().chain([&(logs.end, logs.end)]) {
+        // The first member that stays has no comma before it; the first of all may be one that goes.
+        let kept = json.as_bytes().get(from..to).unwrap_or_default();
+        let comma = usize::from(out.len() == begin && kept.first() == Some(&b','));
+        out.extend_from_slice(&kept[comma..]);
+        from = behind;
+    }
+}
+
+/// The same for `logs` with white space between its tokens, which is valid.
 pub(super) fn write_kept(logs: &str, route: &Route, out: &mut Vec<u8>) -> Result<(), Fault> {
     let mut cursor = Cursor::new(logs, 0);
     let mut separator = b'{';
@@ -195,6 +220,7 @@ pub(super) fn write_kept(logs: &str, route: &Route, out: &mut Vec<u8>) -> Result
     while let Some(key) = cursor.key(separator)? {
         separator = b',';
         let value = cursor.at;
+        cursor.white = false;
         cursor.value(DEPTH)?;
         if route.omits(&text::decoded(logs, key)) {
             continue;
@@ -202,10 +228,13 @@ pub(super) fn write_kept(logs: &str, route: &Route, out: &mut Vec<u8>) -> Result
         if out.len() > begin {
             out.push(b',');
         }
-        out.push(b'"');
-        out.extend_from_slice(key.of(logs).as_bytes());
-        out.extend_from_slice(b"\":");
-        super::scan::compact(&logs[value..cursor.at], out);
+        out.extend_from_slice(&logs.as_bytes()[key.start - 1..=key.end]);
+        out.push(b':');
+        if cursor.white {
+            super::scan::compact(&logs[value..cursor.at], out);
+        } else {
+            out.extend_from_slice(&logs.as_bytes()[value..cursor.at]);
+        }
     }
     out.push(b'}');
     Ok(())

@@ -1,7 +1,7 @@
 //! The transform: one record in, one line out.
 //!
 //! A record is one JSON object in UTF-8, `{"headers":{"app_id":24,"log_name":"log_item"},"logs":{…}}`; its line is one
-//! ThinkingData event: every `#` key in byte order, then `properties`, then `\n`. What comes out depends on the record, the
+//! `ThinkingData` event: every `#` key in byte order, then `properties`, then `\n`. What comes out depends on the record, the
 //! [`Settings`] and the [`Options`] alone: no clock, no random, no input or output, and no trace of earlier records.
 //!
 //! **What it promises.** Each record gives exactly one line or exactly one [`Discard`], never a panic, whatever its bytes are.
@@ -18,9 +18,9 @@
 //!
 //! **What it does not do.** It does not decompress, does not read settings, does not judge types of properties.
 //!
-//! **How it is fast.** One pass over the bytes ([`scan`]) notes wanted members on the way; `properties` is copied as one
-//! slice. What depends only on the log name is worked out once a thread ([`route`]), and the order of members is foretold by
-//! the records before ([`members`]). Nothing is allocated for a record on this way. `tests::oracle` is the same transform written
+//! **How it is fast.** One pass over the bytes (`scan`) notes wanted members on the way; `properties` is copied as one
+//! slice. What depends only on the log name is worked out once a thread (`route`), and the order of members is foretold by
+//! the records before (`members`). Nothing is allocated for a record on this way. `tests::oracle` is the same transform written
 //! plainly on `serde_json`; the two are held together by property tests.
 
 mod check;
@@ -151,8 +151,7 @@ impl Transform {
 
     fn write(&self, scratch: &mut Scratch, record: &Record<'_>, out: &mut Vec<u8>) -> Result<(), Discard> {
         let value = record.value.ok_or(Discard::Filtered(Filter::Tombstone))?;
-        let json = std::str::from_utf8(value)
-            .map_err(|error| reject(Reason::BadJson, format!("not UTF-8 at byte {}", error.valid_up_to())))?;
+        let json = simdutf8::basic::from_utf8(value).map_err(|_| not_utf8(value))?;
         let Scratch { routes, frame, noted, work, log_name, .. } = scratch;
         let mut envelope = Envelope::default();
         envelope.read(json, self, frame, routes, noted).map_err(bad_json)?;
@@ -202,7 +201,13 @@ fn reject(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Discard {
     Discard::Rejected(Reject::new(reason, detail))
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "it is the argument of `map_err`")]
+/// The fast check does not tell the place.
+#[cold]
+fn not_utf8(value: &[u8]) -> Discard {
+    let place = std::str::from_utf8(value).map_or_else(|error| error.valid_up_to(), str::len);
+    reject(Reason::BadJson, format!("not UTF-8 at byte {place}"))
+}
+
 fn bad_json(fault: Fault) -> Discard {
     reject(Reason::BadJson, format!("{} at byte {}", fault.what, fault.at))
 }

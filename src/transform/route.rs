@@ -116,6 +116,10 @@ pub(super) struct Route {
     pub(super) log_name: String,
     pub(super) verdict: Verdict,
     pub(super) keys: Vec<OutKey>,
+    /// Which of the keys is `#time`.
+    pub(super) time: usize,
+    /// Which of the keys is `#type`.
+    pub(super) event_type: usize,
     /// Members of `logs` that are noted, `wanted[i]` in slot `i + 1`.
     wanted: Vec<String>,
     /// Properties that are left out.
@@ -136,6 +140,8 @@ impl Route {
             raw: raw.as_bytes().into(),
             verdict: if passes { Verdict::Pass } else { Verdict::Drop },
             keys: Vec::new(),
+            time: 0,
+            event_type: 0,
             wanted: Vec::new(),
             omit: omit.flat_map(|(_, names)| names.iter().cloned()).collect(),
             shape: Shape::default(),
@@ -163,8 +169,12 @@ impl Route {
                 sources.extend(self.template(default, duty, app_id));
             }
             match duty {
+                Duty::Time => self.time = self.keys.len(),
                 Duty::EventName => sources.extend(self.template(&mapping.event_name, duty, app_id)),
-                Duty::Type => sources.extend(self.template(&literal(&mapping.event_type), duty, app_id)),
+                Duty::Type => {
+                    self.event_type = self.keys.len();
+                    sources.extend(self.template(&literal(&mapping.event_type), duty, app_id));
+                }
                 _ => {}
             }
             if duty == Duty::Uuid && sources.is_empty() && !options.uuid {

@@ -26,7 +26,7 @@ pub(super) enum Moment {
 impl Moment {
     /// Kafka's record timestamp, milliseconds since 1970 UTC; zero and negative ones stand for none.
     pub(super) fn from_millis(millis: i64) -> Option<Self> {
-        (millis > 0).then(|| Self::Instant { second: millis / 1000, millis: Some((millis % 1000) as u16) })
+        (millis > 0).then_some(Self::Instant { second: millis / 1000, millis: Some((millis % 1000) as u16) })
     }
 
     /// Reads any of the accepted forms.
@@ -116,7 +116,7 @@ impl Text {
 
 /// Seconds written lately: the same one comes thousands of times in a row. Direct-mapped, and tied to one zone.
 #[derive(Debug)]
-pub(super) struct Cache(Box<[(i64, Second); Cache::SIZE]>);
+pub(super) struct Cache(Box<[(i64, Second); Self::SIZE]>);
 
 impl Cache {
     const SIZE: usize = 64;

@@ -38,7 +38,7 @@ mod tests {
             uuid("mulog_clean_24", "AAAAAAAAAAAAAAAAAAAAAQ", 0, 6_171_720_626),
             "ba64a9c7-628c-463d-8d94-5384b774e039"
         );
-        assert_eq!(uuid("mulog_clean_24", "", 3, 0), "GOLDEN-2");
+        assert_eq!(uuid("mulog_clean_24", "", 3, 0), "8d5dd170-3e0a-4561-ac28-2777a5a7a422");
     }
 
     #[test]

@@ -208,17 +208,16 @@ impl Output {
         key: impl FnOnce() -> FileKey,
     ) -> Result<&mut Lines, Reject> {
         if !self.pieces.get(self.last).is_some_and(&fits) {
-            self.last = match self.pieces.iter().position(fits) {
-                Some(known) => known,
-                None => {
-                    let key = key();
-                    // Whether a name is too long does not depend on the time in it: fields are of fixed width.
-                    engine.template.name(&key, 0, u64::MAX)?;
-                    let mut bytes = self.spare.try_recv().unwrap_or_default();
-                    bytes.clear();
-                    self.pieces.push(Lines { key, bytes, lines: 0, crc: 0 });
-                    self.pieces.len() - 1
-                }
+            self.last = if let Some(known) = self.pieces.iter().position(fits) {
+                known
+            } else {
+                let key = key();
+                // Whether a name is too long does not depend on the time in it: fields are of fixed width.
+                engine.template.name(&key, 0, u64::MAX)?;
+                let mut bytes = self.spare.try_recv().unwrap_or_default();
+                bytes.clear();
+                self.pieces.push(Lines { key, bytes, lines: 0, crc: 0 });
+                self.pieces.len() - 1
             };
         }
         Ok(&mut self.pieces[self.last])

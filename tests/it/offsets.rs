@@ -1,7 +1,7 @@
 //! `set_offset`: only while stopped; locally and in the group.
 
 use crate::harness::topic::committed;
-use crate::harness::{Codec, Home, Mix, Topic};
+use crate::harness::{Codec, Home, Mix, SOON, Topic, holds, wait_until};
 
 /// A stopped home that has read 100 records of one partition, timestamps 7 ms apart.
 fn read_and_stopped(purpose: &str, in_group: bool) -> (Topic, Home) {
@@ -44,7 +44,7 @@ fn a_moved_service_reads_from_there() {
     assert_eq!(group.get(&0), Some(&90), "the group is told as well");
     home.start();
     home.wait_written(110);
-    assert_eq!(home.integer("kafka_lag"), 0);
+    wait_until("no lag", SOON, || holds(home.integer("kafka_lag") == 0, ()));
     let lines: usize = home.events().iter().map(|file| file.lines.len()).sum();
     assert_eq!(lines, 110, "the last ten were asked for again");
     home.stop();

@@ -299,6 +299,9 @@ impl Home {
             interval: Duration::from_millis(5),
             fsync: true,
             history: Duration::from_secs(3600),
+            sink_dir: self.data(),
+            queue: Arc::default(),
+            queue_bound: None,
         });
         let ended = delivery::spawn(delivery.unwrap()).unwrap();
         let mut run =

@@ -19,10 +19,10 @@
 //! **Failure.** Every I/O error goes to the caller and leaves the position where it was, so that the same frame can be
 //! written again.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -229,8 +229,16 @@ pub struct Journal {
 impl Journal {
     /// Begins a new segment with the image of a state in which everything is durable.
     pub fn begin(dir: &Path, contents: &Contents, image: &State) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
-        Self::segment(dir, contents.last_segment + 1, contents.end, image)
+        DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
+        let journal = Self::segment(dir, contents.last_segment + 1, contents.end, image)?;
+        journal.trim(contents.end)?;
+        Ok(journal)
+    }
+
+    /// Gives back the room that was reserved for a segment and is not needed any more.
+    fn trim(&self, ended: Option<(u64, u64)>) -> io::Result<()> {
+        let Some((segment, end)) = ended else { return Ok(()) };
+        OpenOptions::new().write(true).open(segment_path(&self.dir, segment))?.set_len(end)
     }
 
     fn segment(dir: &Path, segment: u64, previous: Option<(u64, u64)>, image: &State) -> io::Result<Self> {
@@ -272,8 +280,9 @@ impl Journal {
     /// Goes on in a new segment. Everything in `image` must be durable and nothing else be pending.
     pub fn turn(&mut self, image: &State) -> io::Result<()> {
         self.sync()?;
-        *self = Self::segment(&self.dir, self.segment + 1, Some((self.segment, self.position)), image)?;
-        Ok(())
+        let ended = Some((self.segment, self.position));
+        *self = Self::segment(&self.dir, self.segment + 1, ended, image)?;
+        self.trim(ended)
     }
 
     /// Removes segments that ended before `now - keep`. The store's own files must have been fsynced since they ended.

@@ -57,6 +57,8 @@ impl Decoder {
     /// The JSON of a value: the value itself when it is plain, else its decompressed bytes.
     pub fn decode<'a>(&'a mut self, value: &'a [u8]) -> Result<&'a [u8], Reject> {
         let codec = match self.payload {
+            // No codec makes nothing of something: what is empty was never compressed.
+            _ if value.is_empty() => None,
             Payload::None => None,
             Payload::Auto => detect(value),
             Payload::Snappy => Some(Codec::Snappy(snappy::Format::detect(value).unwrap_or(snappy::Format::Raw))),

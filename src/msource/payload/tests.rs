@@ -152,9 +152,10 @@ fn none_hands_compressed_values_through() {
 fn a_named_codec_does_not_take_plain_json() {
     for payload in [Payload::Snappy, Payload::Gzip, Payload::Zstd, Payload::Lz4] {
         let mut decoder = Decoder::new(payload, LIMIT);
-        for value in [RECORD, b"{}", b""] {
+        for value in [RECORD, b"{}"] {
             detail(decoder.decode(value));
         }
+        assert_eq!(decoder.decode(b""), Ok(&b""[..]), "what is empty was never compressed");
     }
 }
 

@@ -73,7 +73,7 @@ fn run(case: &Path) -> String {
             Ok(()) => {}
             Err(Discard::Filtered(filter)) => out.extend(format!("filtered {filter}\n").bytes()),
             Err(Discard::Rejected(reject)) => {
-                out.extend(format!("rejected {}: {}\n", reject.reason, reject.detail).bytes())
+                out.extend(format!("rejected {}: {}\n", reject.reason, reject.detail).bytes());
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod allocations;
 mod golden;
+mod grammar;
 mod oracle;
 mod properties;
 mod rules;

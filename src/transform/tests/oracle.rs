@@ -274,9 +274,10 @@ fn event(
         }
     }
     keys.sort();
-    let keys: String =
-        keys.iter().map(|(name, text)| format!("{}:\"{text}\",", serde_json::to_string(name).unwrap())).collect();
-    Ok(format!("{{{keys}\"properties\":{properties}}}\n"))
+    let mut members: Vec<_> =
+        keys.iter().map(|(name, text)| format!("{}:\"{text}\"", serde_json::to_string(name).unwrap())).collect();
+    members.push(format!("\"properties\":{properties}"));
+    Ok(format!("{{{}}}\n", members.join(",")))
 }
 
 fn properties(settings: &Settings, context: &Context<'_>) -> String {

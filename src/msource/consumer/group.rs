@@ -1,0 +1,207 @@
+//! The group's side of the consumer: assignments, revocations and commits.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{RecvTimeoutError, bounded};
+
+use super::{Consumer, Error, REVOKE_DEADLINE, Slot};
+use crate::config::Assignment;
+use crate::delivery::{Finish, Inbox};
+use crate::msource::TopicPartition;
+use crate::msource::assignment::Owner;
+use crate::msource::journal::{PartitionState, State};
+use crate::msource::native::{Client, Commit, Event, KafkaError, Protocol};
+
+impl Consumer {
+    pub(super) fn events(&mut self) -> Result<(), Error> {
+        while let Some(event) = self.client.next_event() {
+            match event {
+                Event::Assign(partitions) => self.assigned(partitions),
+                Event::Revoke(partitions) => self.revoked(&partitions)?,
+                Event::Error { error, fatal: true } => self.replace_client(&error)?,
+                Event::Error { error, fatal: false } => self.in_trouble(error.to_string()),
+                Event::Committed(Ok(())) => {
+                    self.commit_answered = Instant::now();
+                    self.commit_warned = false;
+                }
+                Event::Committed(Err(error)) => {
+                    tracing::debug!(%error, "the group refused a commit; it is sent again");
+                    for slot in &mut self.slots {
+                        slot.committed = -1;
+                    }
+                }
+            }
+        }
+        if self.parts.config.assignment == Assignment::All && Instant::now() >= self.discover_at {
+            self.discover();
+        }
+        Ok(())
+    }
+
+    fn assigned(&mut self, partitions: Vec<TopicPartition>) {
+        tracing::info!(count = partitions.len(), "the group assigned partitions");
+        let none = partitions.is_empty();
+        self.pending.extend(partitions);
+        self.retry_at = Instant::now();
+        if none {
+            let answer = match self.client.protocol() {
+                Protocol::Cooperative => self.client.incremental_assign(&[]),
+                Protocol::Eager => self.client.assign(&[]),
+            };
+            Self::log_answer(answer);
+            self.trouble = Some("the group has no partition for this instance".into());
+        }
+    }
+
+    /// Gives partitions back: finished, checkpointed and committed, unless they were lost already.
+    fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
+        let lost = self.client.assignment_lost();
+        tracing::info!(count = partitions.len(), lost, "the group revoked partitions");
+        self.pending.retain(|partition| !partitions.contains(partition));
+        let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
+        if lost {
+            self.release(&ours);
+        } else if !ours.is_empty() {
+            for number in 0..self.slots.len() {
+                self.cut(number)?;
+            }
+            if self.barrier(Finish::No, REVOKE_DEADLINE)? {
+                self.commit_now(&ours);
+            } else {
+                tracing::error!(
+                    "could not finish the revoked partitions' blocks in time; the next owner may repeat them"
+                );
+            }
+            self.release(&ours);
+        }
+        let answer = match self.client.protocol() {
+            Protocol::Cooperative => self.client.incremental_unassign(&ours),
+            Protocol::Eager => self.client.unassign(),
+        };
+        Self::log_answer(answer);
+        Ok(())
+    }
+
+    pub(super) fn log_answer(answer: Result<(), KafkaError>) {
+        if let Err(error) = answer {
+            tracing::error!(%error, "librdkafka refused the answer to a rebalance");
+        }
+    }
+
+    /// Ends the assignment of partitions; what is open of them is dropped.
+    pub(super) fn release(&mut self, partitions: &[TopicPartition]) {
+        for partition in partitions {
+            self.parts.tracker.end(partition);
+        }
+        let (gauges, budget) = (&self.parts.gauges, &self.parts.budget);
+        self.slots.retain(|slot| {
+            let goes = partitions.contains(&slot.partition);
+            if goes {
+                gauges.returned(slot.open.len() as u64);
+                budget.give_back(slot.cost);
+            }
+            !goes
+        });
+        self.index.clear();
+        self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
+    }
+
+    /// Waits until everything sent so far is durable; returns whether it became so in time.
+    pub(super) fn barrier(&mut self, finish: Finish, deadline: Duration) -> Result<bool, Error> {
+        let (reply, answered) = bounded(1);
+        let before = self.parts.tickets.next();
+        self.parts.inbox.send(Inbox::Checkpoint { before, finish, reply }).map_err(|_| Error::Closed)?;
+        match answered.recv_timeout(deadline) {
+            Ok(()) => Ok(true),
+            Err(RecvTimeoutError::Timeout) => Ok(false),
+            Err(RecvTimeoutError::Disconnected) => Err(Error::Closed),
+        }
+    }
+
+    /// Replaces a client that can do nothing any more.
+    fn replace_client(&mut self, error: &KafkaError) -> Result<(), Error> {
+        tracing::error!(%error, "the Kafka client failed for good; making a new one");
+        let ours = self.partitions();
+        self.release(&ours);
+        self.pending.clear();
+        self.batch.clear();
+        self.paused = false;
+        self.client = Client::new(&self.parts.properties).map_err(Error::Client)?;
+        self.discover_at = Instant::now();
+        self.trouble = Some(error.to_string());
+        self.join()
+    }
+
+    /// Tells the group what became durable since the last time.
+    pub(super) fn commit_durable(&mut self) {
+        let commits = {
+            let durable = self.parts.gauges.durable();
+            if durable.version == self.version && self.slots.iter().all(|slot| slot.committed >= 0) {
+                return;
+            }
+            self.version = durable.version;
+            self.commits(&durable.state, |slot, next| slot.committed < next)
+        };
+        if commits.is_empty() {
+            return;
+        }
+        match self.client.commit_async(&commits) {
+            Ok(()) => {
+                for commit in commits {
+                    if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == commit.partition) {
+                        slot.committed = commit.offset;
+                    }
+                }
+            }
+            Err(error) => tracing::debug!(%error, "cannot send a commit; it is sent again"),
+        }
+        if !self.commit_warned && self.commit_answered.elapsed() > Duration::from_mins(1) {
+            self.commit_warned = true;
+            tracing::warn!(
+                "the group has acknowledged no commit for a minute; another owner would repeat what was written since"
+            );
+        }
+    }
+
+    fn commits(&self, state: &State, wanted: impl Fn(&Slot, i64) -> bool) -> Vec<Commit> {
+        self.slots
+            .iter()
+            .filter_map(|slot| {
+                let durable = state.partitions.get(&slot.partition)?;
+                wanted(slot, durable.next).then(|| self.commit_of(&slot.partition, durable, state.number))
+            })
+            .collect()
+    }
+
+    pub(super) fn commit_of(&self, partition: &TopicPartition, durable: &PartitionState, number: u64) -> Commit {
+        let (home, incarnation) = self.parts.home.clone();
+        let owner = Owner { home, incarnation, number, topic_id: durable.topic_id.clone() };
+        Commit {
+            partition: partition.clone(),
+            offset: durable.next,
+            leader_epoch: durable.leader_epoch,
+            metadata: owner.to_string(),
+        }
+    }
+
+    /// Commits the durable offsets of these partitions and waits for the answer, a few times if need be.
+    pub(super) fn commit_now(&mut self, partitions: &[TopicPartition]) {
+        let commits = {
+            let durable = self.parts.gauges.durable();
+            self.commits(&durable.state, |slot, _| partitions.contains(&slot.partition))
+        };
+        for attempt in 1..=5 {
+            match self.client.commit(&commits).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) {
+                Ok(_) => return,
+                Err(error) if attempt == 5 => {
+                    tracing::warn!(%error, "the group did not take the last commit; the next owner may repeat what was written since");
+                }
+                Err(error) => {
+                    tracing::debug!(%error, attempt, "the group did not take a commit");
+                    std::thread::park_timeout(Duration::from_millis(200));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,550 @@
+//! The consumer thread: takes records from Kafka in batches, cuts them into blocks, and answers the group.
+//!
+//! **Promise.** No partition is fetched before its start is durable (and, in a group, acknowledged by the group). A block
+//! begins where the one before it ended: offsets without a record of their own (control records, aborted and
+//! compacted-away ones) belong to the block around them, so that lag reaches 0. When a partition is taken away, its blocks are
+//! finished, checkpointed and committed first; when it was lost, what was read of it is dropped.
+//!
+//! **Memory.** Records are counted against the [`Budget`] from the moment they are taken. Without room the thread takes
+//! nothing; after [`PATIENCE`] of that it pauses its partitions, so that it can serve the group meanwhile.
+//!
+//! **How it fails.** What may pass (no broker, no topic yet, a coordinator that is loading) is shown and waited for. A fatal
+//! error of the client makes a new one. Only `out_of_range: stop` and a broken delivery end the thread.
+
+mod group;
+mod starts;
+
+pub use starts::topic_names;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crossbeam_channel::Sender;
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::TopicPartition;
+use super::journal::Position;
+use super::native::{Client, KafkaError, Message, OffsetSpec};
+use super::tracker::{Epoch, Tracker};
+use crate::block::{RawBlock, Records, Source};
+use crate::config::{Assignment, Kafka, WhenFull};
+use crate::control;
+use crate::delivery::{Budget, Finish, Gauges, Inbox, Tickets};
+use crate::transform::recipe::Engine;
+
+/// How long the thread waits for room before it pauses its partitions.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Longest wait for records: how soon an idle thread notices anything else.
+const IDLE_WAIT: Duration = Duration::from_millis(200);
+
+/// Messages taken at once.
+const BATCH: usize = 2048;
+
+/// Bound on one request to a broker.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Pause after a request that failed, and between looks at what is waited for.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// How long a revoked partition's blocks may take. Well below `max.poll.interval.ms`, whose default is five minutes.
+const REVOKE_DEADLINE: Duration = Duration::from_mins(1);
+
+/// What a record costs besides its bytes: librdkafka's and our bookkeeping.
+const RECORD_COST: u64 = 300;
+
+/// Why the consumer cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The client cannot be made.
+    #[error("cannot make a Kafka client; check `kafka.librdkafka`")]
+    Client(#[source] KafkaError),
+    /// `out_of_range: stop`.
+    #[error(
+        "{partition}: the stored offset {offset} is out of the range {low}..{high} that the broker has, and `kafka.out_of_range` is `stop`; move it with `set_offset`"
+    )]
+    OutOfRange {
+        /// The partition.
+        partition: TopicPartition,
+        /// Where it stands.
+        offset: i64,
+        /// Low watermark.
+        low: i64,
+        /// High watermark.
+        high: i64,
+    },
+    /// The delivery or the workers are gone; they tell why.
+    #[error("the delivery ended")]
+    Closed,
+}
+
+/// How blocks are cut.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    /// Most records in a block.
+    pub lines: usize,
+    /// Most bytes in a block; one record may be larger.
+    pub bytes: u64,
+    /// How long a block waits for company.
+    pub linger: Duration,
+}
+
+/// What the thread shows and is told; shared with the control plane.
+#[derive(Debug)]
+pub struct Desk {
+    /// What it is doing, and why it waits.
+    state: Mutex<(control::State, Option<String>)>,
+    /// Assigned partitions.
+    pub partitions: AtomicUsize,
+    /// Set once: to finish and end.
+    stop: AtomicBool,
+    /// What turns records into lines from now on.
+    engine: RwLock<Arc<Engine>>,
+}
+
+impl Desk {
+    /// A desk for a thread that is about to start.
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self {
+            state: Mutex::new((control::State::Starting, None)),
+            partitions: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            engine: RwLock::new(engine),
+        }
+    }
+
+    /// What the thread is doing, and why it waits.
+    pub fn state(&self) -> (control::State, Option<String>) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows what is being done.
+    pub fn show(&self, state: control::State, reason: Option<String>) {
+        let mut shown = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if shown.0 != state || shown.1 != reason {
+            tracing::info!(?state, reason = reason.as_deref().unwrap_or(""), "state");
+            *shown = (state, reason);
+        }
+    }
+
+    /// Asks the thread to finish and end.
+    pub fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+    }
+
+    /// Whether it was asked to.
+    pub fn stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    /// What turns records into lines now.
+    pub fn engine(&self) -> Arc<Engine> {
+        Arc::clone(&self.engine.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Blocks from now on are made by this engine.
+    pub fn set_engine(&self, engine: Arc<Engine>) {
+        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = engine;
+    }
+}
+
+/// What the thread works with.
+#[derive(Debug)]
+pub struct Parts {
+    /// `kafka` of the configuration.
+    pub config: Kafka,
+    /// librdkafka's properties, complete.
+    pub properties: BTreeMap<String, String>,
+    /// How often `assignment: all` looks for new partitions.
+    pub discovery: Duration,
+    /// How blocks are cut.
+    pub cut: Cut,
+    /// `failure_queue.max_bytes` and `when_full`.
+    pub queue: (u64, WhenFull),
+    /// Takes blocks to the workers.
+    pub blocks: Sender<RawBlock>,
+    /// Takes notes and barriers to the delivery.
+    pub inbox: Sender<Inbox>,
+    /// Order of blocks and notes.
+    pub tickets: Arc<Tickets>,
+    /// Whose partitions are whose.
+    pub tracker: Arc<Tracker>,
+    /// The memory bound.
+    pub budget: Arc<Budget>,
+    /// What the delivery shows.
+    pub gauges: Arc<Gauges>,
+    /// What we show.
+    pub desk: Arc<Desk>,
+    /// Our home and incarnation.
+    pub home: (String, u64),
+}
+
+/// A partition that is read.
+struct Slot {
+    partition: TopicPartition,
+    topic_id: String,
+    epoch: Epoch,
+    /// The next offset to be taken from Kafka.
+    next: i64,
+    /// The offset that the group has acknowledged or been sent.
+    committed: i64,
+    open: Vec<Message>,
+    /// First offset of the open block.
+    from: i64,
+    bytes: u64,
+    cost: u64,
+    since: Instant,
+    leader_epoch: i32,
+}
+
+impl Slot {
+    /// Whether anything waits to become a block: records, or offsets without any.
+    fn is_open(&self) -> bool {
+        self.next > self.from
+    }
+}
+
+/// See the module.
+pub struct Consumer {
+    parts: Parts,
+    slots: Vec<Slot>,
+    /// By topic key of the client and partition number; rebuilt when the assignment changes.
+    index: HashMap<(usize, i32), Option<usize>>,
+    /// Assigned, but their start is not known yet.
+    pending: BTreeSet<TopicPartition>,
+    retry_at: Instant,
+    discover_at: Instant,
+    batch: Vec<Message>,
+    paused: bool,
+    no_room_since: Option<Instant>,
+    /// Why there are no records: shown until some come.
+    trouble: Option<String>,
+    probe_at: Instant,
+    version: u64,
+    commit_answered: Instant,
+    commit_warned: bool,
+    /// Last, so that it is dropped last: it waits until every message is gone.
+    client: Client,
+}
+
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer").field("slots", &self.slots.len()).finish_non_exhaustive()
+    }
+}
+
+impl Consumer {
+    /// Makes the client; it connects in the background.
+    pub fn new(parts: Parts) -> Result<Self, Error> {
+        let client = Client::new(&parts.properties).map_err(Error::Client)?;
+        let now = Instant::now();
+        Ok(Self {
+            parts,
+            client,
+            slots: Vec::new(),
+            index: HashMap::new(),
+            pending: BTreeSet::new(),
+            retry_at: now,
+            discover_at: now,
+            batch: Vec::with_capacity(BATCH),
+            paused: false,
+            no_room_since: None,
+            trouble: None,
+            probe_at: now,
+            version: 0,
+            commit_answered: now,
+            commit_warned: false,
+        })
+    }
+
+    /// Works until it is told to stop; then finishes every block and file, commits, and leaves the group.
+    pub fn run(mut self, stop_deadline: Duration) -> Result<(), Error> {
+        self.join()?;
+        while !self.parts.desk.stopping() {
+            self.events()?;
+            self.resolve()?;
+            self.commit_durable();
+            self.show();
+            if self.has_room() {
+                self.take()?;
+            } else {
+                self.wait_for_room()?;
+            }
+            self.cut_due(Instant::now())?;
+        }
+        self.parts.desk.show(control::State::Stopping, None);
+        self.finish(stop_deadline)
+    }
+
+    fn join(&mut self) -> Result<(), Error> {
+        self.parts.desk.show(control::State::Waiting, Some(format!("connecting to {}", self.parts.config.brokers)));
+        match self.parts.config.assignment {
+            Assignment::Group => self.client.subscribe(&self.parts.config.topics).map_err(Error::Client),
+            Assignment::All => Ok(()),
+        }
+    }
+
+    fn take(&mut self) -> Result<(), Error> {
+        let mut batch = std::mem::take(&mut self.batch);
+        self.client.consume(&mut batch, BATCH, Duration::ZERO);
+        if batch.is_empty() {
+            self.client.consume(&mut batch, 1, self.idle_wait());
+            if !batch.is_empty() {
+                self.client.consume(&mut batch, BATCH - 1, Duration::ZERO);
+            }
+        }
+        let routed = self.route(&mut batch);
+        batch.clear();
+        self.batch = batch;
+        routed
+    }
+
+    fn idle_wait(&self) -> Duration {
+        let linger = self.parts.cut.linger;
+        let due = self.slots.iter().filter(|slot| slot.is_open()).map(|slot| slot.since + linger).min();
+        let now = Instant::now();
+        due.map_or(IDLE_WAIT, |due| due.saturating_duration_since(now).min(IDLE_WAIT))
+    }
+
+    /// Puts messages into the open blocks of their partitions; those of partitions that are not ours are dropped.
+    fn route(&mut self, batch: &mut Vec<Message>) -> Result<(), Error> {
+        let now = Instant::now();
+        let (mut records, mut cost) = (0, 0);
+        let mut current = ((0, -1), None);
+        for message in batch.drain(..) {
+            let key = (message.topic_key(), message.partition());
+            if current.0 != key {
+                current = (key, self.slot_of(key, &message));
+            }
+            let Some(number) = current.1 else {
+                if !message.is_record() {
+                    self.trouble(&message);
+                }
+                continue;
+            };
+            if !message.is_record() {
+                self.account(&mut records, &mut cost);
+                self.partition_event(number, &message, now)?;
+                continue;
+            }
+            let slot = &mut self.slots[number];
+            let offset = message.offset();
+            // After a seek, librdkafka may still hand out a record from before it.
+            if offset < slot.next {
+                continue;
+            }
+            if !slot.is_open() {
+                slot.since = now;
+            }
+            let size = message.size() as u64;
+            slot.next = offset + 1;
+            slot.bytes += size;
+            slot.cost += size + RECORD_COST;
+            slot.open.push(message);
+            (records, cost) = (records + 1, cost + size + RECORD_COST);
+            if slot.open.len() >= self.parts.cut.lines || slot.bytes >= self.parts.cut.bytes {
+                self.account(&mut records, &mut cost);
+                self.cut(number)?;
+            }
+        }
+        if records > 0 {
+            self.trouble = None;
+        }
+        self.account(&mut records, &mut cost);
+        Ok(())
+    }
+
+    /// Counts what was taken, before it can be counted as anything else.
+    fn account(&self, records: &mut u64, cost: &mut u64) {
+        if *records > 0 {
+            self.parts.gauges.consumed(std::mem::take(records));
+            self.parts.budget.take(std::mem::take(cost));
+        }
+    }
+
+    fn slot_of(&mut self, key: (usize, i32), message: &Message) -> Option<usize> {
+        if let Some(known) = self.index.get(&key) {
+            return *known;
+        }
+        let topic = message.topic();
+        let found =
+            self.slots.iter().position(|slot| slot.partition.partition == key.1 && *slot.partition.topic == *topic);
+        self.index.insert(key, found);
+        found
+    }
+
+    fn partition_event(&mut self, number: usize, message: &Message, now: Instant) -> Result<(), Error> {
+        let Some(error) = message.error() else { return Ok(()) };
+        match error.code {
+            Code::PartitionEOF => {
+                self.trouble = None;
+                let slot = &mut self.slots[number];
+                if message.offset() > slot.next {
+                    if !slot.is_open() {
+                        slot.since = now;
+                    }
+                    slot.next = message.offset();
+                }
+            }
+            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(number)?,
+            _ => self.trouble(message),
+        }
+        Ok(())
+    }
+
+    fn trouble(&mut self, message: &Message) {
+        let Some(error) = message.error() else { return };
+        if error.code == Code::PartitionEOF {
+            return;
+        }
+        let topic = message.topic();
+        let text =
+            if topic.is_empty() || error.text.contains(&topic) { error.text } else { format!("{topic}: {error}") };
+        self.in_trouble(text);
+    }
+
+    fn in_trouble(&mut self, text: String) {
+        if self.trouble.as_ref() != Some(&text) {
+            tracing::warn!(reason = text, "Kafka gives no records");
+            self.trouble = Some(text);
+            self.probe_at = Instant::now() + RETRY;
+        }
+    }
+
+    fn cut_due(&mut self, now: Instant) -> Result<(), Error> {
+        for number in 0..self.slots.len() {
+            let slot = &self.slots[number];
+            if slot.is_open() && now >= slot.since + self.parts.cut.linger {
+                self.cut(number)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the open block of a partition to the workers.
+    fn cut(&mut self, number: usize) -> Result<(), Error> {
+        let slot = &mut self.slots[number];
+        if !slot.is_open() {
+            return Ok(());
+        }
+        let records = std::mem::replace(&mut slot.open, Vec::with_capacity(self.parts.cut.lines.min(BATCH)));
+        if let Some(last) = records.last() {
+            slot.leader_epoch = last.leader_epoch();
+        }
+        let to = Position {
+            partition: slot.partition.clone(),
+            topic_id: slot.topic_id.clone(),
+            next: slot.next,
+            leader_epoch: slot.leader_epoch,
+        };
+        let block = RawBlock {
+            ticket: self.parts.tickets.take(),
+            source: Source::Partition { epoch: slot.epoch, from: slot.from, to },
+            records: Records::Kafka(records),
+            engine: self.parts.desk.engine(),
+            now: now_millis(),
+            cost: std::mem::take(&mut slot.cost),
+        };
+        slot.bytes = 0;
+        slot.from = slot.next;
+        self.parts.blocks.send(block).map_err(|_| Error::Closed)
+    }
+
+    /// Whether records may be taken now.
+    fn has_room(&mut self) -> bool {
+        let blocked = self.parts.gauges.stalled().is_some() || self.queue_is_full();
+        let room = !blocked && self.parts.budget.wait_for_room(Duration::ZERO);
+        if room {
+            self.no_room_since = None;
+            if std::mem::take(&mut self.paused) {
+                let partitions = self.partitions();
+                if let Err(error) = self.client.resume(&partitions) {
+                    tracing::warn!(%error, "cannot resume the partitions");
+                }
+            }
+        }
+        room
+    }
+
+    fn queue_is_full(&self) -> bool {
+        let (most, when_full) = self.parts.queue;
+        when_full == WhenFull::Pause && self.parts.gauges.queue_bytes.load(Ordering::Relaxed) >= most
+    }
+
+    /// Waits a moment for room. When that lasts, the partitions are paused, and the group is served by taking nothing.
+    fn wait_for_room(&mut self) -> Result<(), Error> {
+        let since = *self.no_room_since.get_or_insert_with(Instant::now);
+        if !self.paused {
+            // Blocks that wait for company would be the ones that are waited for.
+            for number in 0..self.slots.len() {
+                self.cut(number)?;
+            }
+            if since.elapsed() < PATIENCE {
+                self.parts.budget.wait_for_room(IDLE_WAIT);
+                if self.parts.gauges.stalled().is_some() || self.queue_is_full() {
+                    std::thread::park_timeout(IDLE_WAIT);
+                }
+                return Ok(());
+            }
+            let partitions = self.partitions();
+            match self.client.pause(&partitions) {
+                Ok(()) => self.paused = true,
+                Err(error) => tracing::warn!(%error, "cannot pause the partitions"),
+            }
+        }
+        let mut batch = std::mem::take(&mut self.batch);
+        self.client.consume(&mut batch, 1, IDLE_WAIT);
+        let routed = self.route(&mut batch);
+        self.batch = batch;
+        routed
+    }
+
+    fn partitions(&self) -> Vec<TopicPartition> {
+        self.slots.iter().map(|slot| slot.partition.clone()).collect()
+    }
+
+    fn show(&mut self) {
+        if self.trouble.is_some() && !self.slots.is_empty() && Instant::now() >= self.probe_at {
+            // No record comes from an idle topic after the brokers are back: ask them.
+            self.probe_at = Instant::now() + RETRY * 5;
+            let queries = [(self.slots[0].partition.clone(), OffsetSpec::Earliest)];
+            if self.client.list_offsets(&queries, false, RETRY).is_ok_and(|found| found.iter().all(Result::is_ok)) {
+                self.trouble = None;
+            }
+        }
+        let desk = &self.parts.desk;
+        if let Some(stalled) = self.parts.gauges.stalled() {
+            desk.show(control::State::Paused, Some(stalled));
+        } else if self.queue_is_full() {
+            desk.show(control::State::Paused, Some("the failure queue is full: retry or clear it".into()));
+        } else if let Some(trouble) = &self.trouble {
+            desk.show(control::State::Waiting, Some(trouble.clone()));
+        } else if !self.slots.is_empty() {
+            desk.show(control::State::Consuming, None);
+        }
+    }
+
+    fn finish(mut self, deadline: Duration) -> Result<(), Error> {
+        for number in 0..self.slots.len() {
+            self.cut(number)?;
+        }
+        if self.barrier(Finish::Files, deadline)? {
+            let ours = self.partitions();
+            if !ours.is_empty() {
+                self.commit_now(&ours);
+            }
+        } else {
+            tracing::error!("the drain took too long: what is in flight is completed at the next start");
+        }
+        let ours = self.partitions();
+        self.release(&ours);
+        Ok(())
+    }
+}
+
+/// Wall clock, milliseconds since 1970 UTC.
+pub fn now_millis() -> i64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as i64)
+}

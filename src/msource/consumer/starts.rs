@@ -1,0 +1,355 @@
+//! Where partitions begin: found out, made durable, and then read.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+
+use super::{Code, Consumer, Error, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot};
+use crate::config::{Assignment, OutOfRange, Start};
+use crate::delivery::{Finish, Inbox};
+use crate::msource::TopicPartition;
+use crate::msource::assignment::{Decision, Known, decide};
+use crate::msource::journal::{Frame, MoveCause, PartitionState, Position};
+use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
+
+impl Consumer {
+    /// Finds the partitions of the topics without the help of a group.
+    pub(super) fn discover(&mut self) {
+        self.discover_at = Instant::now() + self.parts.discovery;
+        match self.all_partitions() {
+            Ok(found) => {
+                for partition in found {
+                    if !self.slots.iter().any(|slot| slot.partition == partition) {
+                        self.pending.insert(partition);
+                    }
+                }
+            }
+            Err(error) => {
+                self.discover_at = Instant::now() + RETRY;
+                self.in_trouble(error.to_string());
+            }
+        }
+    }
+
+    fn all_partitions(&self) -> Result<Vec<TopicPartition>, KafkaError> {
+        let names = topic_names(&self.client, &self.parts.config.topics, REQUEST_TIMEOUT)?;
+        let mut partitions = Vec::new();
+        for (name, info) in names.iter().zip(self.client.describe_topics(&names, REQUEST_TIMEOUT)?) {
+            let info = info.map_err(|error| KafkaError { text: format!("topic {name}: {}", error.text), ..error })?;
+            partitions.extend(
+                (0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition }),
+            );
+        }
+        Ok(partitions)
+    }
+
+    /// Finds out where pending partitions begin, makes that durable, and begins to read them.
+    pub(super) fn resolve(&mut self) -> Result<(), Error> {
+        if self.pending.is_empty() || Instant::now() < self.retry_at {
+            return Ok(());
+        }
+        // Where a partition goes on is read from the last checkpoint. What an assignment before this one wrote must be in it, or
+        // it would be written again.
+        if !self.settled()? {
+            return Ok(());
+        }
+        let pending: Vec<_> = self.pending.iter().cloned().collect();
+        match self.starts(&pending) {
+            Ok(starts) => {
+                let started = self.pin(starts)?;
+                // The commits that follow come from the checkpoint too: one from before the starts would take them back.
+                if self.settled()? {
+                    self.begin(started);
+                }
+            }
+            Err(error) => {
+                self.retry_at = Instant::now() + RETRY;
+                self.in_trouble(format!("cannot find out where to start: {error}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything durable that was sent so far; if that takes long, it is tried again later.
+    fn settled(&mut self) -> Result<bool, Error> {
+        let settled = self.parts.gauges.stalled().is_none() && self.barrier(Finish::No, PATIENCE)?;
+        if !settled {
+            self.retry_at = Instant::now() + RETRY;
+        }
+        Ok(settled)
+    }
+
+    /// Asks brokers and group, and decides.
+    fn starts(&self, pending: &[TopicPartition]) -> Result<Vec<(Position, Option<Frame>)>, KafkaError> {
+        let topics: BTreeSet<String> = pending.iter().map(|partition| partition.topic.to_string()).collect();
+        let topics: Vec<String> = topics.into_iter().collect();
+        let infos: Vec<TopicInfo> =
+            self.client.describe_topics(&topics, REQUEST_TIMEOUT)?.into_iter().collect::<Result<_, _>>()?;
+        let infos: HashMap<&str, &TopicInfo> = infos.iter().map(|info| (info.name.as_str(), info)).collect();
+        let local = self.parts.gauges.durable().state.partitions.clone();
+        let group = self.group_offsets(&infos)?;
+        let known = |topic: &str| {
+            local.keys().any(|partition| &*partition.topic == topic)
+                || group.iter().any(|(partition, offset)| &*partition.topic == topic && offset.is_some())
+        };
+        let (mut decided, mut open) = (Vec::new(), Vec::new());
+        for partition in pending {
+            let topic_id = infos.get(&*partition.topic).map_or("", |info| info.id.as_str());
+            let decision = decide(&Known {
+                home: (&self.parts.home.0, self.parts.home.1),
+                local: local.get(partition),
+                group: group.get(partition).and_then(Option::as_ref),
+                topic_id,
+                topic_known: known(&partition.topic),
+            });
+            let at = |next, leader_epoch| Position {
+                partition: partition.clone(),
+                topic_id: topic_id.to_owned(),
+                next,
+                leader_epoch,
+            };
+            let earliest = (partition.clone(), OffsetSpec::Earliest);
+            match decision {
+                Decision::Continue => {
+                    let (next, leader_epoch) =
+                        local.get(partition).map_or((0, -1), |local| (local.next, local.leader_epoch));
+                    // Noted once more, it changes nothing here and is committed.
+                    let position = at(next, leader_epoch);
+                    let unknown = matches!(group.get(partition), Some(None));
+                    let frame = unknown.then(|| Frame::Start(position.clone()));
+                    decided.push((position, frame));
+                }
+                Decision::Move { to, cause } => {
+                    tracing::warn!(%partition, to, "another instance has read on, or the group's offset was reset: going on there");
+                    decided.push((at(to, -1), Some(Frame::Move { to: at(to, -1), cause })));
+                }
+                Decision::Adopt { at: next } => decided.push((at(next, -1), Some(Frame::Start(at(next, -1))))),
+                Decision::Added => open.push((earliest, at(0, -1), None)),
+                Decision::Recreated => open.push((earliest, at(0, -1), Some(MoveCause::Recreated))),
+                Decision::New => {
+                    let spec = match self.parts.config.start {
+                        Start::Earliest => OffsetSpec::Earliest,
+                        Start::Latest => OffsetSpec::Latest,
+                        Start::Time(time) => OffsetSpec::Time(time),
+                    };
+                    open.push(((partition.clone(), spec), at(0, -1), None));
+                }
+            }
+        }
+        let queries: Vec<_> = open.iter().map(|(query, ..)| query.clone()).collect();
+        for (offset, (query, mut position, cause)) in offsets_at(&self.client, &queries)?.into_iter().zip(open) {
+            position.next = offset;
+            tracing::info!(partition = %query.0, offset, from = ?query.1, "a partition starts");
+            let frame = match cause {
+                Some(cause) => Frame::Move { to: position.clone(), cause },
+                None => Frame::Start(position.clone()),
+            };
+            decided.push((position, Some(frame)));
+        }
+        Ok(decided)
+    }
+
+    /// What the group has for every partition of these topics.
+    fn group_offsets(
+        &self,
+        infos: &HashMap<&str, &TopicInfo>,
+    ) -> Result<HashMap<TopicPartition, Option<GroupOffset>>, KafkaError> {
+        if self.parts.config.assignment == Assignment::All {
+            return Ok(HashMap::new());
+        }
+        let all: Vec<TopicPartition> = infos
+            .values()
+            .flat_map(|info| {
+                (0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition })
+            })
+            .collect();
+        let offsets = self.client.committed(&all, REQUEST_TIMEOUT)?;
+        Ok(all.into_iter().zip(offsets).collect())
+    }
+
+    /// Makes starts durable here and known to the group; returns those that are.
+    fn pin(&mut self, starts: Vec<(Position, Option<Frame>)>) -> Result<Vec<Position>, Error> {
+        let mut answers = Vec::new();
+        let mut fresh = Vec::new();
+        for (position, frame) in &starts {
+            let Some(frame) = frame else { continue };
+            if let Frame::Move { to, cause: MoveCause::Recreated } = frame {
+                tracing::error!(partition = %to.partition, at = to.next, "the topic was deleted and created anew: starting at its first record");
+            }
+            let (reply, answered) = bounded(1);
+            let ticket = self.parts.tickets.take();
+            let note = Inbox::Note { ticket, frame: frame.clone(), reply };
+            self.parts.inbox.send(note).map_err(|_| Error::Closed)?;
+            answers.push(answered);
+            let durable = PartitionState {
+                topic_id: position.topic_id.clone(),
+                next: position.next,
+                leader_epoch: position.leader_epoch,
+            };
+            fresh.push(self.commit_of(&position.partition, &durable, 0));
+        }
+        for answered in answers {
+            answered.recv().map_err(|_| Error::Closed)?;
+        }
+        if self.parts.config.assignment == Assignment::Group && !fresh.is_empty() {
+            // Unless the group knows the start, the next owner would resolve it once more and might find another one.
+            let acknowledged =
+                self.client.commit(&fresh).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
+            if let Err(error) = acknowledged {
+                self.retry_at = Instant::now() + RETRY;
+                self.in_trouble(format!("the group did not take the starts: {error}"));
+                return Ok(Vec::new());
+            }
+        }
+        Ok(starts.into_iter().map(|(position, _)| position).collect())
+    }
+
+    /// Begins to read partitions whose start is durable.
+    fn begin(&mut self, started: Vec<Position>) {
+        if started.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let assigned: Vec<_> = started.iter().map(|position| (position.partition.clone(), position.next)).collect();
+        for position in started {
+            self.pending.remove(&position.partition);
+            let epoch = self.parts.tracker.begin(position.partition.clone(), position.next);
+            self.slots.push(Slot {
+                partition: position.partition,
+                topic_id: position.topic_id,
+                epoch,
+                next: position.next,
+                committed: -1,
+                open: Vec::new(),
+                from: position.next,
+                bytes: 0,
+                cost: 0,
+                since: now,
+                leader_epoch: position.leader_epoch,
+            });
+        }
+        self.index.clear();
+        let answer = match self.client.protocol() {
+            Protocol::Cooperative => self.client.incremental_assign(&assigned),
+            Protocol::Eager => {
+                let all: Vec<_> = self.slots.iter().map(|slot| (slot.partition.clone(), slot.next)).collect();
+                self.client.assign(&all)
+            }
+        };
+        Self::log_answer(answer);
+        if self.paused {
+            // All of them are resumed together, when there is room.
+            let all = self.partitions();
+            if let Err(error) = self.client.pause(&all) {
+                tracing::warn!(%error, "cannot pause the partitions");
+            }
+        }
+        self.trouble = None;
+        self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
+    }
+
+    /// The broker does not have the offset at which a partition is to be read.
+    pub(super) fn out_of_range(&mut self, number: usize) -> Result<(), Error> {
+        self.cut(number)?;
+        let slot = &self.slots[number];
+        let (partition, offset) = (slot.partition.clone(), slot.next);
+        let queries = [(partition.clone(), OffsetSpec::Earliest), (partition.clone(), OffsetSpec::Latest)];
+        let (low, high) = match offsets_at(&self.client, &queries).map(|found| (found[0], found[1])) {
+            Ok(range) => range,
+            Err(error) => {
+                self.in_trouble(format!(
+                    "{partition}: offset {offset} is out of range, and the watermarks are unknown: {error}"
+                ));
+                return Ok(());
+            }
+        };
+        if (low..=high).contains(&offset) {
+            // The broker that answered was behind for a moment: nothing is lost.
+            tracing::warn!(%partition, offset, low, high, "the broker refused an offset that it has: reading it again");
+            if let Err(error) = self.client.seek(&[(partition, offset)], REQUEST_TIMEOUT) {
+                self.in_trouble(format!("cannot read on: {error}"));
+            }
+            return Ok(());
+        }
+        if self.parts.config.out_of_range == OutOfRange::Stop {
+            return Err(Error::OutOfRange { partition, offset, low, high });
+        }
+        let below = offset < low;
+        let to = match self.parts.config.out_of_range {
+            OutOfRange::Earliest if below => low,
+            // Past the end, the log was truncated: its end is where the records go on, not the whole retention again.
+            _ => high,
+        };
+        let cause = if below { MoveCause::Gap { from: offset } } else { MoveCause::Reset };
+        if below {
+            tracing::error!(%partition, from = offset, to, lost = to - offset, "a gap: retention took records before they were read");
+        } else {
+            tracing::error!(%partition, from = offset, to, "the broker's log ends before the stored offset: it was truncated; going on at its end");
+        }
+        let slot = &self.slots[number];
+        let position =
+            Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
+        let frame = Frame::Move { to: position, cause };
+        let (reply, answered) = bounded(1);
+        let ticket = self.parts.tickets.take();
+        self.parts.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(|_| Error::Closed)?;
+        answered.recv().map_err(|_| Error::Closed)?;
+        let epoch = self.parts.tracker.begin(partition.clone(), to);
+        let slot = &mut self.slots[number];
+        (slot.epoch, slot.next, slot.from) = (epoch, to, to);
+        if let Err(error) = self.client.seek(&[(partition, to)], REQUEST_TIMEOUT) {
+            tracing::warn!(%error, "cannot seek past the gap yet");
+        }
+        Ok(())
+    }
+}
+
+/// The topics that are meant: names as they are, regular expressions matched against all topics of the cluster.
+pub fn topic_names(client: &Client, topics: &[String], timeout: Duration) -> Result<Vec<String>, KafkaError> {
+    let (patterns, mut names): (Vec<&String>, Vec<String>) = {
+        let (patterns, names): (Vec<_>, Vec<_>) = topics.iter().partition(|topic| topic.starts_with('^'));
+        (patterns, names.into_iter().cloned().collect())
+    };
+    if !patterns.is_empty() {
+        let invalid = |error: regex_lite::Error| KafkaError { code: Code::InvalidArgument, text: error.to_string() };
+        let patterns = patterns.iter().map(|text| regex_lite::Regex::new(text)).collect::<Result<Vec<_>, _>>();
+        let patterns = patterns.map_err(invalid)?;
+        let all = client.topic_names(timeout)?;
+        names.extend(all.into_iter().filter(|name| patterns.iter().any(|pattern| pattern.is_match(name))));
+        names.sort();
+        names.dedup();
+    }
+    Ok(names)
+}
+
+/// Asks the brokers for offsets; a time after the last record is the end.
+fn offsets_at(client: &Client, queries: &[(TopicPartition, OffsetSpec)]) -> Result<Vec<i64>, KafkaError> {
+    if queries.is_empty() {
+        return Ok(Vec::new());
+    }
+    // One partition must not be asked about twice in a request, so each kind of question is a request of its own.
+    let mut found = vec![-1; queries.len()];
+    let kinds: Vec<OffsetSpec> = queries.iter().map(|(_, spec)| *spec).collect();
+    let mut asked: Vec<OffsetSpec> = Vec::new();
+    for kind in kinds {
+        if asked.contains(&kind) {
+            continue;
+        }
+        asked.push(kind);
+        let which: Vec<usize> = (0..queries.len()).filter(|index| queries[*index].1 == kind).collect();
+        let batch: Vec<_> = which.iter().map(|index| queries[*index].clone()).collect();
+        for (index, offset) in which.into_iter().zip(client.list_offsets(&batch, true, REQUEST_TIMEOUT)?) {
+            found[index] = offset?;
+        }
+    }
+    let late: Vec<usize> = (0..queries.len()).filter(|index| found[*index] < 0).collect();
+    let ends: Vec<_> = late.iter().map(|index| (queries[*index].0.clone(), OffsetSpec::Latest)).collect();
+    if !ends.is_empty() {
+        for (index, offset) in late.into_iter().zip(client.list_offsets(&ends, true, REQUEST_TIMEOUT)?) {
+            found[index] = offset?;
+        }
+    }
+    Ok(found)
+}
