@@ -55,7 +55,7 @@ impl World {
             dir: scratch.path().join("data"),
             file: TEMPLATE.into(),
             batch: config::Batch { lines: 1, bytes: 1, linger: Duration::ZERO },
-            rotate: config::Rotate { size: 30, age: Duration::from_secs(600), idle: Duration::from_secs(60) },
+            rotate: config::Rotate { size: 30, age: Duration::from_mins(10), idle: Duration::from_mins(1) },
             fsync: true,
             visibility: config::Visibility::Live,
             compression: config::Compression::None,

@@ -216,7 +216,7 @@ fn sink_config(dir: &std::path::Path) -> config::Sink {
         dir: dir.to_owned(),
         file: "{log_name}.{seq}".into(),
         batch: config::Batch { lines: 1, bytes: 1, linger: Duration::ZERO },
-        rotate: config::Rotate { size: 400, age: Duration::from_secs(3600), idle: Duration::from_secs(3600) },
+        rotate: config::Rotate { size: 400, age: Duration::from_hours(1), idle: Duration::from_hours(1) },
         fsync: true,
         visibility: config::Visibility::Live,
         compression: config::Compression::None,
@@ -255,7 +255,7 @@ impl Home {
             let (mut frames, mut change) = (Vec::new(), StoreChange::default());
             let durable = state.number;
             journal::history(&self.journal(), |frame| {
-                frames.extend(Some(frame).filter(|frame| numbered(frame).is_some_and(|number| number <= durable)))
+                frames.extend(Some(frame).filter(|frame| numbered(frame).is_some_and(|number| number <= durable)));
             })
             .unwrap();
             delivery::recovery::queue_changes(frames, number, &mut change);
@@ -298,7 +298,7 @@ impl Home {
             spare: bounded(1).0,
             interval: Duration::from_millis(5),
             fsync: true,
-            history: Duration::from_secs(3600),
+            history: Duration::from_hours(1),
             sink_dir: self.data(),
             queue: Arc::default(),
             queue_bound: None,
@@ -353,7 +353,7 @@ impl Home {
                 let Some(name) = durable.get(&piece.file).map(|file| file.name.clone()).or(name) else { continue };
                 let mut content = fs::read(self.data().join(&name)).unwrap();
                 let (from, to) = (piece.position as usize, (piece.position + piece.length) as usize);
-                match (random >> (block.number + index as u64) % 60) % 4 {
+                match (random >> ((block.number + index as u64) % 60)) % 4 {
                     0 => content.truncate(from + (random % piece.length) as usize),
                     1 if content.len() >= to => content[from + (random % piece.length) as usize..to].fill(0),
                     _ => {}

@@ -191,7 +191,8 @@ fn a_newer_format_is_an_error_and_other_files_are_none_of_ours() {
 
 #[test]
 fn the_bytes_of_a_frame_never_change() {
-    let hex = |frame: &Frame| encode(3, frame).unwrap().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let hex =
+        |frame: &Frame| encode(3, frame).unwrap().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let header = Frame::Header(Header { version: 1, segment: 3, previous: Some((2, 300)) });
     assert_eq!(hex(&header), GOLDEN[0]);
     assert_eq!(hex(&block(1, 10)), GOLDEN[1]);
@@ -344,7 +345,9 @@ proptest! {
     #[test]
     fn the_fold_adds_up_and_a_checkpoint_covers_a_prefix(steps in prop::collection::vec(step(), 0..60)) {
         let mut simple = Simple::default();
-        steps.iter().for_each(|step| simple.take(step));
+        for step in &steps {
+            simple.take(step);
+        }
         let mut all = state();
         simple.frames.iter().for_each(|frame| all.apply(frame));
         let totals = &all.totals;
