@@ -613,6 +613,8 @@ fn a_removal_during_a_stall_is_answered_when_the_disk_has_room_again() {
 #[test]
 fn a_note_and_a_barrier_wait_for_the_blocks_before_them() {
     let (home, mut run, _) = stalled();
+    let (reply, halfway) = bounded(1);
+    run.inbox.send(Inbox::Checkpoint { before: run.ticket - 1, finish: Finish::No, reply }).unwrap();
     let ticket = run.take();
     let (reply, noted) = bounded(1);
     run.inbox.send(Inbox::Note { ticket, frame: Frame::Start(position(7, 5)), reply }).unwrap();
@@ -622,10 +624,12 @@ fn a_note_and_a_barrier_wait_for_the_blocks_before_them() {
     let (reply, early) = bounded(1);
     run.inbox.send(Inbox::Checkpoint { before: 0, finish: Finish::No, reply }).unwrap();
     Run::answered(&early);
-    assert!(noted.try_recv().is_err() && durable.try_recv().is_err());
+    let unanswered = [&halfway, &noted, &durable].iter().all(|answer| answer.try_recv().is_err());
+    assert!(unanswered, "the block before them is half-written");
     run.fill_disk(u64::MAX);
-    Run::answered(&noted);
-    Run::answered(&durable);
+    for answer in [&halfway, &noted, &durable] {
+        Run::answered(answer);
+    }
     let state = run.gauges.durable().state.clone();
     assert_eq!((state.partitions[&partition(0)].next, state.partitions[&partition(7)].next), (40, 5));
     assert!(state.files.is_empty(), "every file was finished");
