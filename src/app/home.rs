@@ -92,7 +92,43 @@ pub(super) fn open(places: &Places) -> Result<Opened, Failure> {
         }
         opened => opened.map_err(|error| failed(chain(&error)))?,
     };
-    look(places, store)
+    let mut opened = look(places, store)?;
+    catch_up(places, &mut opened)?;
+    Ok(opened)
+}
+
+/// Gives the store what a checkpoint covers and it lost: the recovery makes lines again from the queue's entries in it.
+fn catch_up(places: &Places, opened: &mut Opened) -> Result<(), Failure> {
+    let Some(state) = opened.contents.state.as_ref().filter(|state| state.number > opened.store_number) else {
+        return Ok(());
+    };
+    tracing::warn!(store = opened.store_number, journal = state.number, "the store is behind the journal: catching up");
+    let mut frames = numbered(places).map_err(failed)?;
+    frames.retain(|frame| number_of(frame).is_some_and(|number| number <= state.number));
+    let mut change = StoreChange { state: state.clone(), ..StoreChange::default() };
+    queue_changes(frames, opened.store_number, &mut change);
+    opened.store.apply(&change).map_err(|error| failed(chain(&error)))?;
+    opened.store_number = state.number;
+    Ok(())
+}
+
+fn number_of(frame: &Frame) -> Option<u64> {
+    match frame {
+        Frame::Block(block) => Some(block.number),
+        Frame::Queue(change) => Some(change.number),
+        _ => None,
+    }
+}
+
+/// The blocks and queue changes of every kept segment.
+fn numbered(places: &Places) -> io::Result<Vec<Frame>> {
+    let mut frames = Vec::new();
+    journal::history(&places.journal, |frame| {
+        if number_of(&frame).is_some() {
+            frames.push(frame);
+        }
+    })?;
+    Ok(frames)
 }
 
 /// Opens a store and reads from it, so that damage shows.
@@ -128,14 +164,7 @@ pub(super) fn behind(places: &Places, opened: &Opened) -> io::Result<StoreChange
     if opened.store_number >= durable {
         queue_changes(opened.contents.tail.iter().cloned(), opened.store_number, &mut change);
     } else {
-        tracing::warn!(store = opened.store_number, journal = durable, "the store is behind the journal: catching up");
-        let mut frames = Vec::new();
-        journal::history(&places.journal, |frame| {
-            if matches!(frame, Frame::Block(_) | Frame::Queue(_)) {
-                frames.push(frame);
-            }
-        })?;
-        queue_changes(frames, opened.store_number, &mut change);
+        queue_changes(numbered(places)?, opened.store_number, &mut change);
     }
     Ok(change)
 }
@@ -199,5 +228,63 @@ impl View {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::msource::TopicPartition;
+    use crate::msource::journal::{Block, BlockSource, Journal, Position};
+    use crate::record::{Reason, Reject};
+
+    fn reject(number: u64, key: u64, partition: &TopicPartition) -> Frame {
+        let entry = QueueEntry {
+            partition: partition.clone(),
+            topic_id: String::new(),
+            offset: number as i64,
+            timestamp: None,
+            key: None,
+            headers: Vec::new(),
+            value: b"{}".to_vec(),
+            reject: Reject::new(Reason::NoHeaders, "none"),
+            attempts: 1,
+            first_failure: 0,
+            last_failure: 0,
+        };
+        let to = Position {
+            partition: partition.clone(),
+            topic_id: String::new(),
+            next: number as i64 + 1,
+            leader_epoch: -1,
+        };
+        Frame::Block(Box::new(Block {
+            number,
+            source: BlockSource::Offsets { from: number as i64, to },
+            recipe: String::new(),
+            pieces: Vec::new(),
+            records: 1,
+            filtered: [0; 3],
+            rejects: vec![(key, entry)],
+        }))
+    }
+
+    #[test]
+    fn what_the_store_lost_of_the_queue_is_there_before_recovery_begins() {
+        let scratch = tempfile::TempDir::new().unwrap();
+        let root = scratch.path().to_owned();
+        let places =
+            Places { sled: root.join("sled"), journal: root.join("journal"), recipes: root.join("recipes"), root };
+        let partition = TopicPartition { topic: "t".into(), partition: 0 };
+        let mut journal = Journal::begin(&places.journal, &Contents::default(), &State::default()).unwrap();
+        journal.append(&reject(1, 0, &partition)).unwrap();
+        journal.append(&Frame::Checkpoint { number: 1 }).unwrap();
+        journal.append(&reject(2, 1, &partition)).unwrap();
+        let opened = open(&places).unwrap();
+        assert_eq!(opened.store_number, 1);
+        assert!(opened.store.entry(0).unwrap().is_some(), "covered by the checkpoint");
+        assert!(opened.store.entry(1).unwrap().is_none(), "not covered: for the recovery to judge");
+        let rest = behind(&places, &opened).unwrap();
+        assert_eq!(rest.insert.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [1]);
     }
 }

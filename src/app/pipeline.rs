@@ -227,7 +227,11 @@ impl Pipeline {
     /// Whether a thread of the data plane has ended, which outside of a stop is a failure.
     pub(super) fn has_ended(&self) -> bool {
         let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
-        consumer.as_ref().is_some_and(JoinHandle::is_finished) || !self.ended.is_empty()
+        let workers = self.workers.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without one worker, its block is missing for ever and everything waits behind it.
+        consumer.as_ref().is_some_and(JoinHandle::is_finished)
+            || workers.iter().any(JoinHandle::is_finished)
+            || !self.ended.is_empty()
     }
 
     /// Ends every thread front to back and returns the first failure. The consumer has been told to stop.

@@ -1,6 +1,7 @@
 //! The checkpoint thread: makes a prefix of the blocks durable while the next ones are written.
 
 use std::fs::File;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -65,7 +66,10 @@ impl Checkpointer {
     pub(super) fn spawn(self: Arc<Self>, jobs: Receiver<Job>, inbox: Sender<Inbox>) -> std::io::Result<JoinHandle<()>> {
         thread::Builder::new().name("checkpoint".into()).spawn(move || {
             for job in jobs {
-                if inbox.send(Inbox::Checkpointed(self.run(job))).is_err() {
+                // The store is known to panic. Without an answer the delivery would wait for this checkpoint for ever.
+                let outcome = catch_unwind(AssertUnwindSafe(|| self.run(job)));
+                let panicked = |_| Err(Error::Thread("the checkpoint thread panicked; see the service log".into()));
+                if inbox.send(Inbox::Checkpointed(outcome.unwrap_or_else(panicked))).is_err() {
                     break;
                 }
             }

@@ -34,6 +34,9 @@ use crate::record::Filter;
 
 mod checkpoint;
 pub mod recovery;
+mod refit;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 pub use writer::{Delivery, Parts, spawn};

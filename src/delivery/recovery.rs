@@ -9,7 +9,8 @@
 //!   only a power cut leaves, is written over in place.
 //! - Bytes that no block covers: only a power cut leaves them, or a stranger. They are cut off, and that is said.
 //! - Not to be had again (retention took the records, or a newer transform makes other lines): complete lines stay, a torn
-//!   one is ended, and the rest is what it is now, or a gap; reported.
+//!   one is ended, and the rest is what it is now, or a gap; reported. The pieces behind stay where they are: what is new
+//!   gets exactly the place that there was, and what does not fit goes to the end of the file.
 //! - A file that somebody removed, or shortened below what a checkpoint covers, is left alone and reported.
 //!
 //! It ends with a sync of every file it looked at, since "all there" may be true in memory only. Killed at any moment, it
@@ -20,6 +21,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::refit::{Behind, refit};
 use crate::msink::dir::EventDir;
 use crate::msource::journal::{Block, BlockSource, Contents, Frame, Piece, QueueEntry, State};
 use crate::msource::store::StoreChange;
@@ -76,7 +78,11 @@ pub fn recover(
         dir,
         source,
         durable,
+        last_ends: last_ends(&contents.tail),
         opened: BTreeMap::new(),
+        names: BTreeMap::new(),
+        ends: BTreeMap::new(),
+        overflow: BTreeMap::new(),
         change: StoreChange { state, ..StoreChange::default() },
         repaired: 0,
     };
@@ -94,9 +100,20 @@ pub fn recover(
             frame => work.change.state.apply(frame),
         }
     }
-    work.ends()?;
+    work.append_overflow()?;
+    work.cut_ends()?;
     work.sync()?;
     Ok(Some(Recovered { blocks, repaired: work.repaired, change: work.change }))
+}
+
+/// Where the last piece of each file ends.
+fn last_ends(tail: &[Frame]) -> BTreeMap<u64, u64> {
+    let mut ends = BTreeMap::new();
+    let blocks = tail.iter().filter_map(|frame| if let Frame::Block(block) = frame { Some(block) } else { None });
+    for piece in blocks.flat_map(|block| &block.pieces) {
+        ends.insert(piece.file, piece.position + piece.length);
+    }
+    ends
 }
 
 /// What an event file turned out to be.
@@ -112,7 +129,15 @@ struct Work<'a> {
     source: &'a mut dyn Regenerate,
     /// The length of each file at the last checkpoint.
     durable: BTreeMap<u64, u64>,
+    /// Where the last piece of each file ended before the crash.
+    last_ends: BTreeMap<u64, u64>,
     opened: BTreeMap<u64, Found>,
+    /// Names of the files that were looked for: one that has ended is not in the state any more.
+    names: BTreeMap<u64, String>,
+    /// Where each file ends by the blocks that were gone through.
+    ends: BTreeMap<u64, u64>,
+    /// Lines that go behind that, since they are longer than those in whose place they should be.
+    overflow: BTreeMap<u64, Vec<u8>>,
     change: StoreChange,
     repaired: u64,
 }
@@ -125,6 +150,10 @@ impl Work<'_> {
     /// Opens a file once.
     fn file(&mut self, id: u64) -> Result<Option<&File>, RecoveryError> {
         if !self.opened.contains_key(&id) {
+            if let Some(state) = self.state().files.get(&id) {
+                let name = state.name.clone();
+                self.names.insert(id, name);
+            }
             let found = self.find(id)?;
             self.opened.insert(id, found);
         }
@@ -138,8 +167,9 @@ impl Work<'_> {
         let Some(state) = self.state().files.get(&id) else { return Ok(Found::Foreign) };
         let failed = |error| RecoveryError::File(state.name.clone(), error);
         match self.dir.open_existing(&state.name) {
-            // The inode is unknown when the crash came between the creation and its note.
-            Ok((file, inode)) if inode == state.inode || state.inode == 0 => {
+            // No line is written before the note of the creation is durable: without it the file is empty, or a stranger's.
+            Ok(_) if state.inode == 0 => Ok(Found::Foreign),
+            Ok((file, inode)) if inode == state.inode => {
                 let length = file.metadata().map_err(failed)?.len();
                 let durable = self.durable.get(&id).copied().unwrap_or(0);
                 if length >= durable {
@@ -176,6 +206,7 @@ impl Work<'_> {
         if let BlockSource::Queue(taken) = &block.source {
             self.change.remove.extend(taken.iter().map(|(key, _)| key));
         }
+        self.ends.extend(block.pieces.iter().map(|piece| (piece.file, piece.position + piece.length)));
         let frame = Frame::Block(Box::new(block));
         self.change.state.apply(&frame);
         if let Frame::Block(block) = frame {
@@ -187,9 +218,8 @@ impl Work<'_> {
     /// Whether every piece of the block is there.
     fn complete(&mut self, block: &Block) -> Result<bool, RecoveryError> {
         for piece in &block.pieces {
-            let name = self.name(piece.file);
             let Some(file) = self.file(piece.file)? else { continue };
-            let bytes = read(file, piece).map_err(|error| RecoveryError::File(name, error))?;
+            let bytes = read(file, piece).map_err(|error| RecoveryError::File(self.name(piece.file), error))?;
             if bytes.len() as u64 != piece.length || crc32c::crc32c(&bytes) != piece.crc {
                 return Ok(false);
             }
@@ -198,7 +228,7 @@ impl Work<'_> {
     }
 
     fn name(&self, id: u64) -> String {
-        self.state().files.get(&id).map_or_else(|| format!("file {id}"), |file| file.name.clone())
+        self.names.get(&id).cloned().unwrap_or_else(|| format!("file {id}"))
     }
 
     fn repair(&mut self, block: &mut Block) -> Result<(), RecoveryError> {
@@ -228,22 +258,30 @@ impl Work<'_> {
             let good = there.iter().zip(lines).take_while(|(there, line)| there == line).count();
             return file.write_all_at(&lines[good..], piece.position + good as u64).map_err(failed);
         }
-        // Other bytes than before: complete lines stay, as many records follow as they do not stand for.
-        let kept = there.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-        let kept_lines = memchr::memchr_iter(b'\n', &there[..kept]).count();
-        let mut bytes = there;
-        end_line(&mut bytes);
-        let torn = usize::from(bytes.len() > kept);
-        let rest =
-            memchr::memchr_iter(b'\n', lines).nth((kept_lines + torn).saturating_sub(1)).map_or(0, |end| end + 1);
-        let rest = if kept_lines + torn == 0 { lines } else { &lines[rest.min(lines.len())..] };
-        bytes.extend_from_slice(rest);
-        file.write_all_at(&bytes, piece.position).map_err(failed)?;
+        self.replace(piece, &there, lines)?;
         tracing::error!(
             file = name,
             "lines that a crash cut short are different now: whole ones were kept, the rest was written anew"
         );
-        adjust(piece, &bytes);
+        Ok(())
+    }
+
+    /// Writes other lines in the place of a piece.
+    fn replace(&mut self, piece: &mut Piece, there: &[u8], lines: &[u8]) -> Result<(), RecoveryError> {
+        let failed = |error| RecoveryError::File(format!("file {}", piece.file), error);
+        let length = usize::try_from(piece.length).map_err(|error| failed(io::Error::other(error)))?;
+        let last = self.last_ends.get(&piece.file) == Some(&(piece.position + piece.length));
+        let behind = if last && !self.overflow.contains_key(&piece.file) { Behind::Nothing } else { Behind::Pieces };
+        let fit = refit(there, lines, length, behind);
+        if let Some(file) = self.file(piece.file)? {
+            file.write_all_at(&fit.bytes[fit.kept..], piece.position + fit.kept as u64).map_err(failed)?;
+        }
+        if !fit.overflow.is_empty() {
+            self.overflow.entry(piece.file).or_default().extend(fit.overflow);
+        }
+        piece.length = fit.bytes.len() as u64;
+        piece.crc = crc32c::crc32c(&fit.bytes);
+        piece.lines = fit.lines;
         Ok(())
     }
 
@@ -251,13 +289,9 @@ impl Work<'_> {
     fn give_up(&mut self, block: &mut Block, reason: &str) -> Result<(), RecoveryError> {
         let wanted: u64 = block.pieces.iter().map(|piece| piece.lines).sum();
         for piece in &mut block.pieces {
-            let name = self.name(piece.file);
-            let failed = |error| RecoveryError::File(name.clone(), error);
             let Some(file) = self.file(piece.file)? else { continue };
-            let mut bytes = read(file, piece).map_err(failed)?;
-            end_line(&mut bytes);
-            file.write_all_at(&bytes, piece.position).map_err(failed)?;
-            adjust(piece, &bytes);
+            let there = read(file, piece).map_err(|error| RecoveryError::File(self.name(piece.file), error))?;
+            self.replace(piece, &there, b"")?;
         }
         let lost = wanted.saturating_sub(block.pieces.iter().map(|piece| piece.lines).sum());
         self.change.state.totals.gaps += lost;
@@ -273,27 +307,46 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Looks at the end of every file that may get further lines.
-    fn ends(&mut self) -> Result<(), RecoveryError> {
-        let files: Vec<_> = self.state().files.iter().map(|(id, file)| (*id, file.length, file.name.clone())).collect();
-        for (id, length, name) in files {
-            let failed = |error| RecoveryError::File(name.clone(), error);
-            let Some(file) = self.file(id)? else {
+    /// Writes the lines that were longer than their place.
+    fn append_overflow(&mut self) -> Result<(), RecoveryError> {
+        for (id, lines) in std::mem::take(&mut self.overflow) {
+            let end = self.ends.get(&id).copied().unwrap_or(0);
+            let name = self.name(id);
+            if let Some(file) = self.file(id)? {
+                file.write_all_at(&lines, end).map_err(|error| RecoveryError::File(name, error))?;
+            }
+            let end = end + lines.len() as u64;
+            self.ends.insert(id, end);
+            if let Some(file) = self.change.state.files.get_mut(&id) {
+                file.length = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at the end of every file that may get further lines, or that got some.
+    fn cut_ends(&mut self) -> Result<(), RecoveryError> {
+        let going_on: BTreeMap<u64, u64> = self.state().files.iter().map(|(id, file)| (*id, file.length)).collect();
+        for (&id, &length) in &going_on {
+            self.ends.insert(id, length);
+        }
+        for (id, length) in self.ends.clone() {
+            if self.file(id)?.is_none() {
                 self.change.state.apply(&Frame::End { id });
                 continue;
-            };
-            let metadata = file.metadata().map_err(failed)?;
-            if metadata.len() > length {
-                let stray = metadata.len() - length;
+            }
+            let name = self.name(id);
+            let failed = |error| RecoveryError::File(name.clone(), error);
+            let Some(file) = self.file(id)? else { continue };
+            let found = file.metadata().map_err(failed)?.len();
+            if found > length {
+                file.set_len(length).map_err(failed)?;
                 tracing::error!(
                     file = name,
-                    stray,
+                    stray = found - length,
                     "cut off bytes that no block covers: a power cut left them, or a stranger"
                 );
-                file.set_len(length).map_err(failed)?;
             }
-            let inode = std::os::unix::fs::MetadataExt::ino(&metadata);
-            self.change.state.apply(&Frame::Made { id, inode });
         }
         Ok(())
     }
@@ -314,19 +367,6 @@ fn read(file: &File, piece: &Piece) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(there).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, piece.position)?;
     Ok(bytes)
-}
-
-/// Ends a torn line: a collector refuses the fragment, and the next line stays whole.
-fn end_line(bytes: &mut Vec<u8>) {
-    if bytes.last().is_some_and(|byte| *byte != b'\n') {
-        bytes.push(b'\n');
-    }
-}
-
-fn adjust(piece: &mut Piece, bytes: &[u8]) {
-    piece.length = bytes.len() as u64;
-    piece.crc = crc32c::crc32c(bytes);
-    piece.lines = memchr::memchr_iter(b'\n', bytes).count() as u64;
 }
 
 /// The queue entries and removals of numbered frames above `number`, for a store that is behind the journal.

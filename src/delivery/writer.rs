@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +14,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::checkpoint::{Checkpointer, Finished, Job};
 use super::{Budget, Error, Finish, Gauges, Inbox};
 use crate::block::{DoneBlock, Source};
-use crate::msink::file::{FileSink, Ledger, Now, RotateReason};
+use crate::msink::file::{FileSink, Ledger, Now, RotateReason, SyncFailed};
 use crate::msource::journal::{
     Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueCause, QueueChange, QueueEntry, State,
 };
@@ -25,7 +26,11 @@ use crate::transform::worker::recycle;
 const ROTATION_TICK: Duration = Duration::from_millis(250);
 
 /// First and longest pause between attempts while the disk fails.
-const STALL_PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+const STALL_PAUSES: (Duration, Duration) = if cfg!(test) {
+    (Duration::from_millis(1), Duration::from_millis(5))
+} else {
+    (Duration::from_millis(100), Duration::from_secs(5))
+};
 
 /// What the delivery is made of.
 #[expect(missing_debug_implementations, reason = "the store is a trait object")]
@@ -71,6 +76,9 @@ enum Item {
     Block(Box<DoneBlock>),
     Note { frame: Frame, reply: Sender<()> },
 }
+
+/// See [`Inbox::Queue`].
+type Removal = (Vec<(u64, u64)>, QueueCause, Sender<()>);
 
 /// A block at work; what is done already is not done again after a stall.
 struct Writing {
@@ -118,6 +126,8 @@ pub struct Delivery {
     in_checkpoint: bool,
     last_checkpoint: Instant,
     last_tick: Instant,
+    /// Removals from the failure queue that wait until no block is half-written.
+    removals: Vec<Removal>,
     /// Who waits until all before a ticket is durable.
     barriers: Vec<(u64, Finish, Sender<()>)>,
     /// Who waits for the checkpoint that is being made, and for the one after it.
@@ -171,6 +181,7 @@ impl Delivery {
             in_checkpoint: false,
             last_checkpoint: now,
             last_tick: now,
+            removals: Vec::new(),
             barriers: Vec::new(),
             answers: Vec::new(),
             next_answers: Vec::new(),
@@ -216,8 +227,8 @@ impl Delivery {
                 self.serve_barriers()
             }
             Inbox::Queue { removed, cause, reply } => {
-                self.remove_entries(removed, cause)?;
-                self.answer_after_checkpoint(reply)
+                self.removals.push((removed, cause, reply));
+                self.serve_removals()
             }
             Inbox::End => Ok(()),
             Inbox::Checkpointed(finished) => {
@@ -251,7 +262,7 @@ impl Delivery {
         let mut excess = self.state.totals.queue_bytes.saturating_sub(bound);
         let queue = Arc::clone(&self.queue);
         let Ok(_alone) = queue.try_lock() else { return Ok(()) };
-        if excess == 0 || !self.remove.is_empty() {
+        if excess == 0 || !self.remove.is_empty() || self.is_halfway() {
             return Ok(());
         }
         let mut removed = Vec::new();
@@ -275,7 +286,7 @@ impl Delivery {
         if self.stall.as_ref().is_some_and(|stall| now >= stall.again) {
             match self.sink.reopen_dir() {
                 Ok(()) => self.advance()?,
-                Err(error) => self.stalled(&error),
+                Err(error) => self.stalled(&may_pass(error)?),
             }
         }
         if now >= self.last_tick + ROTATION_TICK {
@@ -296,13 +307,16 @@ impl Delivery {
 
     /// Takes items in the order of their tickets, as far as they have come and the disk lets them.
     fn advance(&mut self) -> Result<(), Error> {
+        if self.stall.as_ref().is_some_and(|stall| Instant::now() < stall.again) {
+            return Ok(());
+        }
         loop {
             if let Some(mut writing) = self.writing.take() {
                 match self.write(&mut writing)? {
                     Ok(()) => self.settle(writing),
                     Err(error) => {
                         self.writing = Some(writing);
-                        self.stalled(&error);
+                        self.stalled(&may_pass(error)?);
                         return Ok(());
                     }
                 }
@@ -325,7 +339,26 @@ impl Delivery {
                 }
             }
         }
+        self.serve_removals()?;
         self.serve_barriers()
+    }
+
+    /// Whether a block is half-written. It has the next number already, and a checkpoint of a later one would cover it too:
+    /// nothing else may get a number until it is written.
+    fn is_halfway(&self) -> bool {
+        self.writing.as_ref().is_some_and(|writing| writing.frame.is_some())
+    }
+
+    /// Takes out of the failure queue what was asked for.
+    fn serve_removals(&mut self) -> Result<(), Error> {
+        if self.is_halfway() {
+            return Ok(());
+        }
+        for (removed, cause, reply) in std::mem::take(&mut self.removals) {
+            self.remove_entries(removed, cause)?;
+            self.answer_after_checkpoint(reply)?;
+        }
+        Ok(())
     }
 
     /// Writes a block, going on where a stall stopped it. The outer error ends the process, the inner one stalls.
@@ -552,7 +585,7 @@ impl JournalLedger<'_> {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.append(frame)?;
         if durable {
-            journal.sync()?;
+            journal.sync().map_err(|error| SyncFailed::io("the journal", error))?;
         }
         self.state.apply(frame);
         Ok(())
@@ -565,11 +598,19 @@ impl Ledger for JournalLedger<'_> {
     }
 
     fn made(&mut self, id: u64, inode: u64) -> io::Result<()> {
-        self.note(&Frame::Made { id, inode }, false)
+        self.note(&Frame::Made { id, inode }, true)
     }
 
     fn end(&mut self, id: u64) -> io::Result<()> {
         self.note(&Frame::End { id }, false)
+    }
+}
+
+/// Tells what may pass from a failed sync, after which nothing can be relied on.
+fn may_pass(error: io::Error) -> Result<io::Error, Error> {
+    match error.downcast::<SyncFailed>() {
+        Ok(SyncFailed { what, source }) => Err(Error::Sync(what, source)),
+        Err(error) => Ok(error),
     }
 }
 
@@ -588,7 +629,12 @@ pub fn spawn(delivery: Delivery) -> Result<Receiver<Result<(), Error>>, Error> {
     let (ended, result) = bounded(1);
     thread::Builder::new()
         .name("delivery".into())
-        .spawn(move || drop(ended.send(delivery.run())))
+        .spawn(move || {
+            // A panic is told as what it is: nobody would learn of a thread that is just gone.
+            let outcome = catch_unwind(AssertUnwindSafe(|| delivery.run()));
+            let panicked = |_| Err(Error::Thread("the delivery thread panicked; see the service log".into()));
+            drop(ended.send(outcome.unwrap_or_else(panicked)));
+        })
         .map_err(|error| Error::Thread(format!("cannot start the delivery thread: {error}")))?;
     Ok(result)
 }

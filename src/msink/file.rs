@@ -27,10 +27,27 @@ use crate::msource::journal::{FileIntent, FileState};
 pub trait Ledger {
     /// A file is about to be created. When this returns, that is durable.
     fn intend(&mut self, intent: &FileIntent) -> io::Result<()>;
-    /// It was created.
+    /// It was created. When this returns, that is durable: so no line is ever in a file whose inode is unknown.
     fn made(&mut self, id: u64, inode: u64) -> io::Result<()>;
     /// It gets no further lines.
     fn end(&mut self, id: u64) -> io::Result<()>;
+}
+
+/// A sync failed: what it covered may be gone although a later one succeeds. Comes inside an [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("cannot sync {what} to disk")]
+pub struct SyncFailed {
+    /// What was synced.
+    pub what: String,
+    /// The system's error.
+    pub source: io::Error,
+}
+
+impl SyncFailed {
+    /// The error that carries it.
+    pub fn io(what: &str, source: io::Error) -> io::Error {
+        io::Error::other(Self { what: what.to_owned(), source })
+    }
 }
 
 /// Why a file was finished.
@@ -110,10 +127,15 @@ pub struct FileSink {
     keys: BTreeMap<u64, FileKey>,
     /// Finished files whose last lines are not synced yet.
     unsynced: Vec<Arc<File>>,
+    /// A file that is in the ledger and could not be created yet.
+    intended: Option<FileIntent>,
     next_id: u64,
     uses: u64,
     /// Files finished, by reason.
     pub rotated: [u64; 6],
+    /// Bytes until the disk is full.
+    #[cfg(test)]
+    pub(crate) room: Arc<std::sync::atomic::AtomicU64>,
 }
 
 impl std::fmt::Debug for FileSink {
@@ -141,20 +163,26 @@ impl FileSink {
             active: HashMap::new(),
             keys: BTreeMap::new(),
             unsynced: Vec::new(),
+            intended: None,
             next_id,
             uses: 0,
             rotated: [0; 6],
+            #[cfg(test)]
+            room: Arc::new(u64::MAX.into()),
         };
         for (id, state) in files {
             // Two files of one key are left behind only by a crash between an intent and the end of the file before it: the
             // later one goes on, the earlier one has its lines.
             sink.keys.insert(*id, state.key.clone());
+            // A name of another template is not the right one any more.
+            let named = sink.template.name(&state.key, state.opened, *id).is_ok_and(|name| name == state.name);
+            let stem = if named { sink.template.stem(&state.key, state.opened) } else { String::new() };
             sink.active.insert(
                 state.key.clone(),
                 Active {
                     id: *id,
                     name: state.name.clone(),
-                    stem: sink.template.stem(&state.key, state.opened),
+                    stem,
                     opened: state.opened,
                     last_line: now.tick,
                     inode: state.inode,
@@ -168,8 +196,10 @@ impl FileSink {
         sink
     }
 
-    /// The file for the lines of a key and the position where the next of them go. Opens, reopens or rotates as needed.
+    /// The file for the lines of a key and the position where the next of them go. Opens, reopens or rotates as needed. Fails
+    /// while the directory is gone: open files would still take lines, but nobody would find them.
     pub fn target(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<(u64, u64)> {
+        self.dir.check()?;
         if let Some(reason) = self.active.get(key).and_then(|active| self.due(active, key, now)) {
             self.finish(key, reason, ledger)?;
         }
@@ -189,17 +219,21 @@ impl FileSink {
     pub fn write(&mut self, id: u64, position: u64, bytes: &[u8], done: &mut usize, now: Now) -> io::Result<()> {
         let key = self.keys.get(&id).cloned().ok_or_else(|| io::Error::other(format!("file {id} is finished")))?;
         let Some(file) = self.open(&key)? else {
-            return Err(io::Error::new(
-                io::ErrorKind::NotFound,
-                "the file was removed or replaced while it was written",
-            ));
+            // Its place is in the journal. Waiting for the file to come back would hold up everything for ever.
+            tracing::error!(
+                file = id,
+                bytes = bytes.len() - *done,
+                "the lines that were being written are gone with their file"
+            );
+            *done = bytes.len();
+            return Ok(());
         };
         if let Some(active) = self.active.get_mut(&key) {
             active.dirty = true;
             active.last_line = now.tick;
         }
         while *done < bytes.len() {
-            match file.write_at(&bytes[*done..], position + *done as u64) {
+            match self.write_some(&file, &bytes[*done..], position + *done as u64) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(count) => *done += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -210,6 +244,27 @@ impl FileSink {
             active.length = position + bytes.len() as u64;
         }
         Ok(())
+    }
+
+    #[cfg(not(test))]
+    #[expect(clippy::unused_self, reason = "tests have a disk that fills")]
+    fn write_some(&self, file: &File, bytes: &[u8], position: u64) -> io::Result<usize> {
+        file.write_at(bytes, position)
+    }
+
+    #[cfg(test)]
+    fn write_some(&self, file: &File, bytes: &[u8], position: u64) -> io::Result<usize> {
+        use std::sync::atomic::Ordering;
+        let room = self.room.load(Ordering::SeqCst);
+        let count = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
+        if count == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        file.write_all_at(&bytes[..count], position)?;
+        if room < u64::MAX {
+            self.room.fetch_sub(count as u64, Ordering::SeqCst);
+        }
+        Ok(count)
     }
 
     /// Finishes every file that is due.
@@ -238,7 +293,18 @@ impl FileSink {
 
     /// Looks for the directory again, after something failed: it may have been removed and made anew meanwhile.
     pub fn reopen_dir(&mut self) -> io::Result<()> {
-        self.dir.reopen()
+        let same = self.dir.check().is_ok();
+        self.dir.reopen()?;
+        if !same {
+            // What is open lies in the directory that is gone.
+            for active in self.active.values_mut() {
+                let file = active.file.take();
+                if std::mem::take(&mut active.dirty) {
+                    self.unsynced.extend(file);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Files open for writing.
@@ -252,7 +318,7 @@ impl FileSink {
         }
         let age = u64::try_from(now.wall - active.opened).unwrap_or(0);
         if active.is_foreign() {
-            tracing::error!(file = active.name, "somebody removed or shortened this file; going on in a new one");
+            foreign(&active.name);
             Some(RotateReason::Foreign)
         } else if active.length >= self.rotate.size {
             Some(RotateReason::Size)
@@ -283,31 +349,28 @@ impl FileSink {
 
     fn create(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<()> {
         self.make_room()?;
-        let (id, name, file, inode) = loop {
-            let id = self.next_id;
-            let name = self.template.name(key, now.wall, id).map_err(|reject| io::Error::other(reject.detail))?;
-            let intent = FileIntent { id, name: name.clone(), key: key.clone(), opened: now.wall };
-            ledger.intend(&intent)?;
-            self.next_id += 1;
-            match self.dir.create(&name, self.permissions) {
-                Ok((file, inode)) => break (id, name, file, inode),
-                Err(error) => {
-                    ledger.end(id)?;
-                    if error.kind() != io::ErrorKind::AlreadyExists {
-                        return Err(error);
-                    }
-                    tracing::warn!(file = name, "a stranger's file has this name, taking the next one");
+        let (FileIntent { id, name, opened, .. }, file, inode) = loop {
+            let intent = self.intend(key, now, ledger)?;
+            match self.dir.create(&intent.name, self.permissions) {
+                Ok((file, inode)) => break (intent, file, inode),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    tracing::warn!(file = intent.name, "a stranger's file has this name, taking the next one");
+                    self.intended = None;
+                    ledger.end(intent.id)?;
                 }
+                // The next attempt is for the same file: each that is intended costs room in the journal.
+                Err(error) => return Err(error),
             }
         };
         ledger.made(id, inode)?;
-        let stem = self.template.stem(key, now.wall);
+        self.intended = None;
+        let stem = self.template.stem(key, opened);
         self.uses += 1;
         let active = Active {
             id,
             name,
             stem,
-            opened: now.wall,
+            opened,
             last_line: now.tick,
             inode,
             length: 0,
@@ -320,16 +383,38 @@ impl FileSink {
         Ok(())
     }
 
+    /// What is in the ledger for the next file of a key.
+    fn intend(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<FileIntent> {
+        let name = |id| self.template.name(key, now.wall, id).map_err(|reject| io::Error::other(reject.detail));
+        if let Some(intent) = &self.intended {
+            if intent.key == *key && intent.name == name(intent.id)? {
+                return Ok(intent.clone());
+            }
+            ledger.end(intent.id)?;
+            self.intended = None;
+        }
+        let id = self.next_id;
+        let intent = FileIntent { id, name: name(id)?, key: key.clone(), opened: now.wall };
+        ledger.intend(&intent)?;
+        self.next_id += 1;
+        self.intended = Some(intent.clone());
+        Ok(intent)
+    }
+
     /// The open file of a key, reopened if it was closed; `None` when it is not what it was left as.
     fn open(&mut self, key: &FileKey) -> io::Result<Option<Arc<File>>> {
         self.uses += 1;
         let uses = self.uses;
         let Some(active) = self.active.get_mut(key) else { return Ok(None) };
         active.used = uses;
-        if let Some(file) = &active.file {
-            return Ok(Some(Arc::clone(file)));
-        }
         let (name, inode, length) = (active.name.clone(), active.inode, active.length);
+        if let Some(file) = &active.file {
+            if !active.is_foreign() {
+                return Ok(Some(Arc::clone(file)));
+            }
+            foreign(&name);
+            return Ok(None);
+        }
         self.make_room()?;
         match self.dir.open_existing(&name) {
             Ok((file, found)) if found == inode && file.metadata()?.len() >= length => {
@@ -341,10 +426,7 @@ impl FileSink {
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => {
-                tracing::error!(
-                    file = name,
-                    "somebody removed, replaced or shortened this file; going on in a new one"
-                );
+                foreign(&name);
                 Ok(None)
             }
         }
@@ -359,11 +441,15 @@ impl FileSink {
             if active.dirty
                 && let Some(file) = &active.file
             {
-                file.sync_data()?;
+                file.sync_data().map_err(|error| SyncFailed::io("an event file", error))?;
                 active.dirty = false;
             }
             active.file = None;
         }
         Ok(())
     }
+}
+
+fn foreign(name: &str) {
+    tracing::error!(file = name, "somebody removed, replaced or shortened this file; going on in a new one");
 }

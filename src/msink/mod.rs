@@ -3,5 +3,7 @@
 pub mod dir;
 pub mod file;
 pub mod name;
+#[cfg(test)]
+mod tests;
 
 pub use name::FileKey;

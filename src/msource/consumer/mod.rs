@@ -209,7 +209,6 @@ impl Slot {
 /// See the module.
 pub struct Consumer {
     parts: Parts,
-    client: Client,
     slots: Vec<Slot>,
     /// By topic key of the client and partition number; rebuilt when the assignment changes.
     index: HashMap<(usize, i32), Option<usize>>,
@@ -226,6 +225,8 @@ pub struct Consumer {
     version: u64,
     commit_answered: Instant,
     commit_warned: bool,
+    /// Last, so that it is dropped last: it waits until every message is gone.
+    client: Client,
 }
 
 impl std::fmt::Debug for Consumer {
@@ -324,6 +325,7 @@ impl Consumer {
                 continue;
             };
             if !message.is_record() {
+                self.account(&mut records, &mut cost);
                 self.partition_event(number, &message, now)?;
                 continue;
             }

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::{Code, Consumer, Error, REQUEST_TIMEOUT, RETRY, Slot};
+use super::{Code, Consumer, Error, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot};
 use crate::config::{Assignment, OutOfRange, Start};
-use crate::delivery::Inbox;
+use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, decide};
 use crate::msource::journal::{Frame, MoveCause, PartitionState, Position};
@@ -50,11 +50,19 @@ impl Consumer {
         if self.pending.is_empty() || Instant::now() < self.retry_at {
             return Ok(());
         }
+        // Where a partition goes on is read from the last checkpoint. What an assignment before this one wrote must be in it, or
+        // it would be written again.
+        if !self.settled()? {
+            return Ok(());
+        }
         let pending: Vec<_> = self.pending.iter().cloned().collect();
         match self.starts(&pending) {
             Ok(starts) => {
                 let started = self.pin(starts)?;
-                self.begin(started);
+                // The commits that follow come from the checkpoint too: one from before the starts would take them back.
+                if self.settled()? {
+                    self.begin(started);
+                }
             }
             Err(error) => {
                 self.retry_at = Instant::now() + RETRY;
@@ -62,6 +70,15 @@ impl Consumer {
             }
         }
         Ok(())
+    }
+
+    /// Makes everything durable that was sent so far; if that takes long, it is tried again later.
+    fn settled(&mut self) -> Result<bool, Error> {
+        let settled = self.parts.gauges.stalled().is_none() && self.barrier(Finish::No, PATIENCE)?;
+        if !settled {
+            self.retry_at = Instant::now() + RETRY;
+        }
+        Ok(settled)
     }
 
     /// Asks brokers and group, and decides.
@@ -98,7 +115,11 @@ impl Consumer {
                 Decision::Continue => {
                     let (next, leader_epoch) =
                         local.get(partition).map_or((0, -1), |local| (local.next, local.leader_epoch));
-                    decided.push((at(next, leader_epoch), None));
+                    // Noted once more, it changes nothing here and is committed.
+                    let position = at(next, leader_epoch);
+                    let unknown = matches!(group.get(partition), Some(None));
+                    let frame = unknown.then(|| Frame::Start(position.clone()));
+                    decided.push((position, frame));
                 }
                 Decision::Move { to, cause } => {
                     tracing::warn!(%partition, to, "another instance has read on, or the group's offset was reset: going on there");
@@ -219,8 +240,11 @@ impl Consumer {
         };
         Self::log_answer(answer);
         if self.paused {
-            self.paused = false;
-            self.no_room_since = None;
+            // All of them are resumed together, when there is room.
+            let all = self.partitions();
+            if let Err(error) = self.client.pause(&all) {
+                tracing::warn!(%error, "cannot pause the partitions");
+            }
         }
         self.trouble = None;
         self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
@@ -241,6 +265,14 @@ impl Consumer {
                 return Ok(());
             }
         };
+        if (low..=high).contains(&offset) {
+            // The broker that answered was behind for a moment: nothing is lost.
+            tracing::warn!(%partition, offset, low, high, "the broker refused an offset that it has: reading it again");
+            if let Err(error) = self.client.seek(&[(partition, offset)], REQUEST_TIMEOUT) {
+                self.in_trouble(format!("cannot read on: {error}"));
+            }
+            return Ok(());
+        }
         if self.parts.config.out_of_range == OutOfRange::Stop {
             return Err(Error::OutOfRange { partition, offset, low, high });
         }

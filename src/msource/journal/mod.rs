@@ -29,6 +29,8 @@ use std::time::{Duration, SystemTime};
 
 mod frame;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub use frame::{
     Block, BlockSource, FileIntent, Frame, Header, MoveCause, Piece, Position, QueueCause, QueueChange, QueueEntry,
@@ -38,8 +40,9 @@ pub use state::{FileState, PartitionState, State, Totals};
 /// Version of the format.
 pub const VERSION: u32 = 1;
 
-/// Bytes allocated for a segment, and its usual length: one holds some hundred million records' worth of blocks.
-const SEGMENT_BYTES: u64 = 16 << 20;
+/// Bytes allocated for a segment, and its usual length: one holds some hundred million records' worth of blocks. Small in
+/// tests, so that they see segments follow each other.
+const SEGMENT_BYTES: u64 = if cfg!(test) { 16 << 10 } else { 16 << 20 };
 
 /// A length field above this is damage, not a frame: a block's rejects are bounded by the block.
 const FRAME_MAX: usize = 1 << 30;
@@ -205,6 +208,7 @@ fn segments(dir: &Path) -> io::Result<Vec<u64>> {
         let name = entry?.file_name();
         if let Some(number) =
             name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|name| name.parse().ok())
+            && *name == *segment_path(Path::new(""), number)
         {
             numbers.push(number);
         }

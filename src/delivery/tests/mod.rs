@@ -1,0 +1,24 @@
+//! Delivery as a whole: what it leaves behind, after any crash, against what it should.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::recovery::{Recovered, RecoveryError, Regenerate, Regenerated, recover};
+use crate::msink::FileKey;
+use crate::msink::dir::EventDir;
+use crate::msource::TopicPartition;
+use crate::msource::journal::{Block, BlockSource, Contents, FileIntent, Frame, Piece, Position, QueueEntry, State};
+
+mod pipeline;
+mod recovery;
+
+pub(super) fn partition(number: i32) -> TopicPartition {
+    TopicPartition { topic: "t".into(), partition: number }
+}
+
+pub(super) fn position(number: i32, next: i64) -> Position {
+    Position { partition: partition(number), topic_id: "id".into(), next, leader_epoch: 3 }
+}

@@ -1,0 +1,379 @@
+//! The journal's bytes: torn, damaged, continued and pruned; and the fold over its frames.
+
+use proptest::prelude::*;
+use tempfile::TempDir;
+
+use super::*;
+use crate::msink::FileKey;
+use crate::msource::TopicPartition;
+
+fn position(partition: i32, next: i64) -> Position {
+    let partition = TopicPartition { topic: "t".into(), partition };
+    Position { partition, topic_id: "id".into(), next, leader_epoch: -1 }
+}
+
+fn block(number: u64, to: i64) -> Frame {
+    Frame::Block(Box::new(Block {
+        number,
+        source: BlockSource::Offsets { from: 0, to: position(0, to) },
+        recipe: "r".into(),
+        pieces: vec![Piece { file: 0, position: number * 10, length: 10, crc: 1, lines: 2 }],
+        records: 3,
+        filtered: [1, 0, 0],
+        rejects: Vec::new(),
+    }))
+}
+
+fn state() -> State {
+    State { home: "h".into(), incarnation: 1, ..State::default() }
+}
+
+/// A journal with these frames; returns where each of them ends.
+fn write(dir: &Path, frames: &[Frame]) -> (Journal, Vec<u64>) {
+    let mut journal = Journal::begin(dir, &read(dir).unwrap(), &state()).unwrap();
+    let mut ends = vec![journal.position];
+    for frame in frames {
+        journal.append(frame).unwrap();
+        ends.push(journal.position);
+    }
+    (journal, ends)
+}
+
+fn some_frames() -> Vec<Frame> {
+    vec![
+        Frame::Start(position(0, 5)),
+        block(1, 10),
+        block(2, 20),
+        Frame::Checkpoint { number: 1 },
+        Frame::Move { to: position(1, 7), cause: MoveCause::Gap { from: 3 } },
+        block(3, 30),
+        Frame::Checkpoint { number: 3 },
+        block(4, 40),
+    ]
+}
+
+/// What a reader should make of frames: independent of the order in which it goes about it.
+fn model(frames: &[Frame]) -> (State, Vec<Frame>) {
+    let number = |frame: &Frame| match frame {
+        Frame::Block(block) => block.number,
+        Frame::Queue(change) => change.number,
+        _ => 0,
+    };
+    let mut durable = 0;
+    for (index, frame) in frames.iter().enumerate() {
+        if let Frame::Checkpoint { number: covered } = frame {
+            let prefix = frames[..index].iter().take_while(|frame| number(frame) <= *covered).count();
+            durable = durable.max(prefix);
+        }
+    }
+    let mut folded = state();
+    frames[..durable].iter().for_each(|frame| folded.apply(frame));
+    let tail = frames[durable..].iter().filter(|frame| !matches!(frame, Frame::Checkpoint { .. })).cloned().collect();
+    (folded, tail)
+}
+
+#[test]
+fn a_journal_torn_at_any_byte_is_read_up_to_there() {
+    let scratch = TempDir::new().unwrap();
+    let frames = some_frames();
+    let (_, ends) = write(scratch.path(), &frames);
+    let path = segment_path(scratch.path(), 1);
+    let whole = fs::read(&path).unwrap();
+    for cut in 0..=whole.len().min(*ends.last().unwrap() as usize + 20) {
+        let mut torn = whole.clone();
+        torn.truncate(cut);
+        for filled in [false, true] {
+            if filled {
+                torn.resize(whole.len(), 0);
+            }
+            fs::write(&path, &torn).unwrap();
+            let contents = read(scratch.path()).unwrap();
+            // A frame of which only zeros are missing is whole when zeros follow.
+            let there = |end: &u64| torn.get(..*end as usize) == Some(&whole[..*end as usize]);
+            match ends.iter().rposition(there) {
+                None => assert_eq!(contents.state, None, "cut at {cut}"),
+                Some(count) => {
+                    let (state, tail) = model(&frames[..count]);
+                    assert_eq!((contents.state, contents.tail), (Some(state), tail), "cut at {cut}");
+                    assert_eq!(contents.end, Some((1, ends[count])), "cut at {cut}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_damaged_byte_ends_the_journal_at_its_frame() {
+    let scratch = TempDir::new().unwrap();
+    let frames = some_frames();
+    let (_, ends) = write(scratch.path(), &frames);
+    let path = segment_path(scratch.path(), 1);
+    let whole = fs::read(&path).unwrap();
+    for at in ends[0]..*ends.last().unwrap() {
+        let mut damaged = whole.clone();
+        damaged[at as usize] ^= 1 << (at % 8);
+        fs::write(&path, &damaged).unwrap();
+        let count = ends.iter().rposition(|end| *end <= at).unwrap();
+        assert_eq!(read(scratch.path()).unwrap().end, Some((1, ends[count])), "damaged at {at}");
+    }
+}
+
+#[test]
+fn what_lies_behind_the_end_that_the_next_segment_names_is_void() {
+    let scratch = TempDir::new().unwrap();
+    let (_, ends) = write(scratch.path(), &[block(1, 10), block(2, 20)]);
+    // The second block is not in the file when it is read, and comes back later: pages of a disk do that.
+    let path = segment_path(scratch.path(), 1);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..ends[1] as usize]).unwrap();
+    let (mut journal, _) = write(scratch.path(), &[block(2, 15)]);
+    fs::write(&path, &whole).unwrap();
+    journal.append(&Frame::Checkpoint { number: 2 }).unwrap();
+    assert_eq!(read(scratch.path()).unwrap().end.unwrap().0, 2);
+    let mut blocks = Vec::new();
+    history(scratch.path(), |frame| blocks.extend(Some(frame).filter(|frame| matches!(frame, Frame::Block(_)))))
+        .unwrap();
+    assert_eq!(blocks, [block(1, 10), block(2, 15)]);
+}
+
+#[test]
+fn a_segment_of_another_number_is_no_segment() {
+    let scratch = TempDir::new().unwrap();
+    write(scratch.path(), &[block(1, 10)]);
+    fs::rename(segment_path(scratch.path(), 1), segment_path(scratch.path(), 2)).unwrap();
+    let contents = read(scratch.path()).unwrap();
+    assert_eq!((contents.state, contents.last_segment), (None, 2));
+}
+
+#[test]
+fn a_turn_that_was_cut_short_leaves_the_segment_before_it() {
+    let scratch = TempDir::new().unwrap();
+    let (mut journal, _) = write(scratch.path(), &[block(1, 10)]);
+    let mut image = state();
+    image.apply(&block(1, 10));
+    journal.turn(&image).unwrap();
+    let path = segment_path(scratch.path(), 2);
+    let (whole, end) = (fs::read(&path).unwrap(), journal.position as usize);
+    for cut in 0..=end {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let contents = read(scratch.path()).unwrap();
+        assert_eq!(contents.end.unwrap().0, if cut == end { 2 } else { 1 }, "cut at {cut}");
+        assert_eq!(contents.last_segment, 2, "its number is not used again");
+    }
+    let contents = read(scratch.path()).unwrap();
+    assert_eq!((contents.state, contents.tail), (Some(image), Vec::new()));
+}
+
+#[test]
+fn old_segments_are_pruned_and_the_current_one_never_is() {
+    let scratch = TempDir::new().unwrap();
+    let (mut journal, _) = write(scratch.path(), &[]);
+    journal.turn(&state()).unwrap();
+    journal.turn(&state()).unwrap();
+    let later = SystemTime::now() + Duration::from_secs(100);
+    journal.prune(Duration::from_secs(200), later).unwrap();
+    assert_eq!(segments(scratch.path()).unwrap(), [1, 2, 3]);
+    journal.prune(Duration::from_secs(50), later).unwrap();
+    assert_eq!(segments(scratch.path()).unwrap(), [3]);
+}
+
+#[test]
+fn a_newer_format_is_an_error_and_other_files_are_none_of_ours() {
+    let scratch = TempDir::new().unwrap();
+    for name in ["7.log", "notes.txt", "x.log", "0000000000000000000x.log"] {
+        fs::write(scratch.path().join(name), "?").unwrap();
+    }
+    assert_eq!(read(scratch.path()).unwrap().last_segment, 0);
+    let newer = Header { version: VERSION + 1, segment: 1, previous: None };
+    fs::write(segment_path(scratch.path(), 1), encode(1, &Frame::Header(newer)).unwrap()).unwrap();
+    assert_eq!(read(scratch.path()).unwrap_err().kind(), io::ErrorKind::Unsupported);
+}
+
+#[test]
+fn the_bytes_of_a_frame_never_change() {
+    let hex =
+        |frame: &Frame| encode(3, frame).unwrap().iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    let header = Frame::Header(Header { version: 1, segment: 3, previous: Some((2, 300)) });
+    assert_eq!(hex(&header), GOLDEN[0]);
+    assert_eq!(hex(&block(1, 10)), GOLDEN[1]);
+    assert_eq!(hex(&Frame::Checkpoint { number: 300 }), GOLDEN[2]);
+}
+
+const GOLDEN: [&str; 3] = [
+    "07000000e17897120001030102ac02",
+    "190000009392eb74060100000174000269641401017201000a0a01020301000000",
+    "0300000098c1656809ac02",
+];
+
+#[derive(Clone, Debug)]
+enum Step {
+    Place(i32, i64),
+    Gap(i32, i64, i64),
+    File,
+    Made(u64),
+    End(u64),
+    Block(i32, u64, u64),
+    Retry(u64, u64),
+    Clear(u64),
+    Checkpoint(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        (0..3, 0..99i64).prop_map(|(partition, next)| Step::Place(partition, next)),
+        (0..3, 0..50i64, 0..50i64).prop_map(|(partition, from, lost)| Step::Gap(partition, from, lost)),
+        Just(Step::File),
+        (0..6u64).prop_map(Step::Made),
+        (0..6u64).prop_map(Step::End),
+        (0..3, 0..6u64, 0..4u64).prop_map(|(partition, file, rejects)| Step::Block(partition, file, rejects)),
+        (0..4u64, 0..4u64).prop_map(|(taken, again)| Step::Retry(taken, again)),
+        (0..4u64).prop_map(Step::Clear),
+        (0..4u64).prop_map(Step::Checkpoint),
+    ]
+}
+
+fn entry() -> QueueEntry {
+    QueueEntry {
+        partition: position(0, 0).partition,
+        topic_id: String::new(),
+        offset: 1,
+        timestamp: None,
+        key: Some(b"k".to_vec()),
+        headers: vec![("h".into(), b"v".to_vec())],
+        value: b"value".to_vec(),
+        reject: crate::record::Reject::new(crate::record::Reason::NoTime, "none"),
+        attempts: 1,
+        first_failure: 0,
+        last_failure: 0,
+    }
+}
+
+/// Turns steps into frames as the delivery would number them, and keeps the sums in the simplest way.
+#[derive(Default)]
+struct Simple {
+    frames: Vec<Frame>,
+    number: u64,
+    covered: u64,
+    next_file: u64,
+    offsets: std::collections::BTreeMap<i32, i64>,
+    lengths: std::collections::BTreeMap<u64, u64>,
+    /// Written, consumed, retried, rejected, lost, in the queue, cleared.
+    sums: [i64; 7],
+}
+
+impl Simple {
+    fn take(&mut self, step: &Step) {
+        let entries = |count: u64| (0..count).map(|key| (key, entry())).collect::<Vec<_>>();
+        let taken = |count: u64| (0..count).map(|key| (key, entry().size())).collect::<Vec<_>>();
+        let queued = self.sums[5] as u64;
+        let frame = match *step {
+            Step::Place(partition, next) => {
+                self.offsets.insert(partition, next);
+                Frame::Start(position(partition, next))
+            }
+            Step::Gap(partition, from, lost) => {
+                self.offsets.insert(partition, from + lost);
+                self.sums[4] += lost;
+                Frame::Move { to: position(partition, from + lost), cause: MoveCause::Gap { from } }
+            }
+            Step::File => {
+                self.next_file += 1;
+                self.lengths.insert(self.next_file - 1, 0);
+                let id = self.next_file - 1;
+                Frame::File(FileIntent { id, name: format!("f{id}"), key: FileKey::default(), opened: 9 })
+            }
+            Step::Made(id) => Frame::Made { id, inode: id + 100 },
+            Step::End(id) => {
+                self.lengths.remove(&id);
+                Frame::End { id }
+            }
+            Step::Block(partition, file, rejects) => {
+                self.number += 1;
+                let from = self.offsets.get(&partition).copied().unwrap_or(0);
+                self.offsets.insert(partition, from + 10);
+                let begin = self.lengths.get(&file).copied().unwrap_or(0);
+                self.lengths.entry(file).and_modify(|length| *length += 7);
+                for (sum, count) in [(0, 10 - rejects), (1, 10), (3, rejects), (5, rejects)] {
+                    self.sums[sum] += count as i64;
+                }
+                Frame::Block(Box::new(Block {
+                    number: self.number,
+                    source: BlockSource::Offsets { from, to: position(partition, from + 10) },
+                    recipe: String::new(),
+                    pieces: vec![Piece { file, position: begin, length: 7, crc: 0, lines: 10 - rejects }],
+                    records: 10,
+                    filtered: [0; 3],
+                    rejects: entries(rejects),
+                }))
+            }
+            Step::Retry(count, again) => {
+                self.number += 1;
+                let count = count.min(queued);
+                let again = again.min(count);
+                for (sum, change) in [(0, count - again), (2, count), (3, again)] {
+                    self.sums[sum] += change as i64;
+                }
+                self.sums[5] -= (count - again) as i64;
+                Frame::Block(Box::new(Block {
+                    number: self.number,
+                    source: BlockSource::Queue(taken(count)),
+                    recipe: String::new(),
+                    pieces: vec![Piece { file: 99, position: 0, length: 1, crc: 0, lines: count - again }],
+                    records: count,
+                    filtered: [0; 3],
+                    rejects: entries(again),
+                }))
+            }
+            Step::Clear(count) => {
+                self.number += 1;
+                let count = count.min(queued);
+                self.sums[5] -= count as i64;
+                self.sums[6] += count as i64;
+                Frame::Queue(QueueChange { number: self.number, removed: taken(count), cause: QueueCause::Cleared })
+            }
+            Step::Checkpoint(behind) => {
+                self.covered = self.covered.max(self.number.saturating_sub(behind));
+                Frame::Checkpoint { number: self.covered }
+            }
+        };
+        self.frames.push(frame);
+    }
+}
+
+proptest! {
+    /// The sums of the fold are those of a model that adds up steps, and what is read back is cut where checkpoints say.
+    #[test]
+    fn the_fold_adds_up_and_a_checkpoint_covers_a_prefix(steps in prop::collection::vec(step(), 0..60)) {
+        let mut simple = Simple::default();
+        for step in &steps {
+            simple.take(step);
+        }
+        let mut all = state();
+        simple.frames.iter().for_each(|frame| all.apply(frame));
+        let totals = &all.totals;
+        let sums = [totals.written, totals.consumed, totals.retried, totals.rejected.iter().sum(), totals.gaps, totals.queue_records, totals.cleared];
+        prop_assert_eq!(sums.map(|sum| sum as i64), simple.sums);
+        prop_assert_eq!(totals.queue_bytes, totals.queue_records * entry().size());
+        prop_assert_eq!(all.number, simple.number);
+        prop_assert_eq!(all.next_file, simple.next_file);
+        let offsets: Vec<_> = all.partitions.iter().map(|(of, state)| (of.partition, state.next)).collect();
+        prop_assert_eq!(offsets, simple.offsets.into_iter().collect::<Vec<_>>());
+        let lengths: Vec<_> = all.files.iter().map(|(id, file)| (*id, file.length)).collect();
+        prop_assert_eq!(lengths, simple.lengths.into_iter().collect::<Vec<_>>());
+
+        let mut fold = Fold { state: state(), tail: Vec::new() };
+        simple.frames.iter().for_each(|frame| fold.take(frame.clone()));
+        let (durable, tail) = model(&simple.frames);
+        prop_assert_eq!(&fold.state, &durable);
+        prop_assert_eq!(&fold.tail, &tail);
+        fold.tail.iter().for_each(|frame| fold.state.apply(frame));
+        prop_assert_eq!(fold.state, all);
+    }
+
+    #[test]
+    fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), valid in any::<bool>()) {
+        let mut segment = if valid { encode(1, &block(1, 2)).unwrap() } else { Vec::new() };
+        segment.extend(bytes);
+        prop_assert!(Frames::new(1, &segment).count() <= segment.len());
+    }
+}
