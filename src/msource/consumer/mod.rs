@@ -6,7 +6,7 @@
 //! finished, checkpointed and committed first; when it was lost, what was read of it is dropped.
 //!
 //! **Memory.** Records are counted against the [`Budget`] from the moment they are taken. Without room the thread takes
-//! nothing; after [`PATIENCE`] of that it pauses its partitions, so that it can serve the group meanwhile.
+//! nothing; after five seconds of that it pauses its partitions, so that it can serve the group meanwhile.
 //!
 //! **How it fails.** What may pass (no broker, no topic yet, a coordinator that is loading) is shown and waited for. A fatal
 //! error of the client makes a new one. Only `out_of_range: stop` and a broken delivery end the thread.
