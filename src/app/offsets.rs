@@ -233,8 +233,10 @@ fn commit(config: &Config, asker: &Asker, commits: &[Commit]) -> Result<(), Kafk
     };
     let deadline = Instant::now() + patience;
     loop {
-        let answer =
-            asker.client.commit(commits).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
+        let answer = asker
+            .client
+            .commit(commits, asker.timeout)
+            .and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
         match answer {
             Ok(_) => return Ok(()),
             Err(error) if Instant::now() >= deadline => return Err(error),

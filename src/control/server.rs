@@ -10,7 +10,7 @@
 //!
 //! Retry and clear work on the same queue, so only one of them runs at a time; those that wait see its progress.
 //! Progress is what the service itself reports, never a timer's, so that a client's timeout notices a service that hangs.
-//! Watermarks are asked of Kafka at most once a second, however many ask.
+//! Watermarks are asked of Kafka at most four times a second, however many ask.
 //!
 //! It does not decide what the answers are, and does not end the process: `Stop` drains, the owner then calls
 //! [`Server::close`].
@@ -45,7 +45,7 @@ const CALL_THREADS: usize = 8;
 /// An over-long request is skipped up to this, then its connection is closed.
 const MAX_SKIPPED: usize = 16 * 1024 * 1024;
 /// How long an answer of the brokers is used again.
-const OFFSETS_FRESH: Duration = Duration::from_secs(1);
+const OFFSETS_FRESH: Duration = Duration::from_millis(250);
 /// Shortest time between two progress lines of a connection.
 const PROGRESS_PACE: Duration = Duration::from_millis(250);
 /// How often a drain is asked whether it is over.

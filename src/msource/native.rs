@@ -17,7 +17,7 @@ use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::bindings as rd;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
@@ -36,7 +36,7 @@ pub struct KafkaError {
 
 impl fmt::Display for KafkaError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({:?})", self.text, self.code)
+        f.write_str(&self.text)
     }
 }
 
@@ -330,27 +330,45 @@ impl Client {
     }
 
     /// Commits and waits for the group's answer, which is given for each partition in the order asked.
-    pub fn commit(&self, commits: &[Commit]) -> Result<Vec<Result<(), KafkaError>>, KafkaError> {
+    pub fn commit(&self, commits: &[Commit], timeout: Duration) -> Result<Vec<Result<(), KafkaError>>, KafkaError> {
+        type Answers = Mutex<Option<BTreeMap<(String, i32), RDKafkaRespErr>>>;
         unsafe extern "C" fn answered(
             _: *mut rd::rd_kafka_t,
             _: RDKafkaRespErr,
             offsets: *mut rd::rd_kafka_topic_partition_list_t,
             answers: *mut c_void,
         ) {
-            // SAFETY: `answers` is the map below, which outlives the call; the list is live during the callback.
+            // SAFETY: `answers` was made by `Arc::into_raw` below and is given to exactly one callback; the list is live
+            // during the callback.
             unsafe {
-                let answers = &mut *answers.cast::<BTreeMap<(String, i32), RDKafkaRespErr>>();
-                for element in elements(offsets) {
-                    answers.insert((text(element.topic), element.partition), element.err);
-                }
+                let answers = Arc::from_raw(answers.cast::<Answers>());
+                let found =
+                    elements(offsets).iter().map(|element| ((text(element.topic), element.partition), element.err));
+                *answers.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.collect());
             }
         }
         let list = commit_list(commits)?;
-        let mut answers: BTreeMap<(String, i32), RDKafkaRespErr> = BTreeMap::new();
-        // SAFETY: without a queue the call itself serves the callback before it returns, so the map is live.
-        KafkaError::check(unsafe {
-            rd::rd_kafka_commit_queue(self.rk, list.ptr(), ptr::null_mut(), Some(answered), (&raw mut answers).cast())
-        })?;
+        let answers = Arc::new(Answers::default());
+        let deadline = Instant::now() + timeout;
+        // SAFETY: the callback owns a reference of its own. When no answer comes in time, the queue goes with the answer in it
+        // unread, and that reference is never given back: some bytes for a commit that was lost.
+        unsafe {
+            let queue = rd::rd_kafka_queue_new(self.rk);
+            let theirs = Arc::into_raw(Arc::clone(&answers)).cast_mut().cast();
+            let sent = KafkaError::check(rd::rd_kafka_commit_queue(self.rk, list.ptr(), queue, Some(answered), theirs));
+            if sent.is_err() {
+                drop(Arc::from_raw(theirs.cast::<Answers>()));
+            } else {
+                while answers.lock().unwrap_or_else(PoisonError::into_inner).is_none() && Instant::now() < deadline {
+                    rd::rd_kafka_queue_poll_callback(queue, millis(deadline.saturating_duration_since(Instant::now())));
+                }
+            }
+            rd::rd_kafka_queue_destroy(queue);
+            sent?;
+        }
+        let Some(answers) = answers.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+            return Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT));
+        };
         let answer = |commit: &Commit| {
             let key = (commit.partition.topic.to_string(), commit.partition.partition);
             KafkaError::check(answers.get(&key).copied().unwrap_or(RDKafkaRespErr::RD_KAFKA_RESP_ERR__NO_OFFSET))
@@ -713,11 +731,11 @@ unsafe extern "C" fn on_error(rk: *mut rd::rd_kafka_t, err: c_int, reason: *cons
         let mut message = [0 as c_char; 512];
         let cause = rd::rd_kafka_fatal_error(rk, message.as_mut_ptr(), message.len());
         let fatal = err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__FATAL as c_int;
+        // The code of what is not fatal is any number, and nothing is decided by it.
         let error = if fatal {
             KafkaError { code: cause.into(), text: text(message.as_ptr()) }
         } else {
-            let code: RDKafkaRespErr = std::mem::transmute(err);
-            KafkaError { code: code.into(), text: text(reason) }
+            KafkaError { code: RDKafkaErrorCode::Unknown, text: text(reason) }
         };
         shared.push(Event::Error { error, fatal });
     }

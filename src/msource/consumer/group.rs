@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
-use super::{Consumer, Error, REVOKE_DEADLINE, Slot};
+use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
@@ -21,15 +21,13 @@ impl Consumer {
                 Event::Revoke(partitions) => self.revoked(&partitions)?,
                 Event::Error { error, fatal: true } => self.replace_client(&error)?,
                 Event::Error { error, fatal: false } => self.in_trouble(error.to_string()),
-                Event::Committed(Ok(())) => {
-                    self.commit_answered = Instant::now();
-                    self.commit_warned = false;
-                }
+                Event::Committed(Ok(())) => self.unanswered_since = None,
                 Event::Committed(Err(error)) => {
                     tracing::debug!(%error, "the group refused a commit; it is sent again");
                     for slot in &mut self.slots {
                         slot.committed = -1;
                     }
+                    self.commit_at = Instant::now() + RETRY;
                 }
             }
         }
@@ -67,7 +65,7 @@ impl Consumer {
                 self.cut(number)?;
             }
             if self.barrier(Finish::No, REVOKE_DEADLINE)? {
-                self.commit_now(&ours);
+                self.commit_now(&ours, REQUEST_TIMEOUT);
             } else {
                 tracing::error!(
                     "could not finish the revoked partitions' blocks in time; the next owner may repeat them"
@@ -135,6 +133,9 @@ impl Consumer {
 
     /// Tells the group what became durable since the last time.
     pub(super) fn commit_durable(&mut self) {
+        if Instant::now() < self.commit_at {
+            return;
+        }
         let commits = {
             let durable = self.parts.gauges.durable();
             if durable.version == self.version && self.slots.iter().all(|slot| slot.committed >= 0) {
@@ -148,6 +149,7 @@ impl Consumer {
         }
         match self.client.commit_async(&commits) {
             Ok(()) => {
+                self.unanswered_since.get_or_insert_with(|| (Instant::now(), Said::No));
                 for commit in commits {
                     if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == commit.partition) {
                         slot.committed = commit.offset;
@@ -156,8 +158,10 @@ impl Consumer {
             }
             Err(error) => tracing::debug!(%error, "cannot send a commit; it is sent again"),
         }
-        if !self.commit_warned && self.commit_answered.elapsed() > Duration::from_mins(1) {
-            self.commit_warned = true;
+        if let Some((since, said @ Said::No)) = &mut self.unanswered_since
+            && since.elapsed() > Duration::from_mins(1)
+        {
+            *said = Said::Yes;
             tracing::warn!(
                 "the group has acknowledged no commit for a minute; another owner would repeat what was written since"
             );
@@ -185,21 +189,25 @@ impl Consumer {
         }
     }
 
-    /// Commits the durable offsets of these partitions and waits for the answer, a few times if need be.
-    pub(super) fn commit_now(&mut self, partitions: &[TopicPartition]) {
+    /// Commits the durable offsets of these partitions and waits for the answer; asks again until there is no time left.
+    pub(super) fn commit_now(&mut self, partitions: &[TopicPartition], patience: Duration) {
         let commits = {
             let durable = self.parts.gauges.durable();
             self.commits(&durable.state, |slot, _| partitions.contains(&slot.partition))
         };
-        for attempt in 1..=5 {
-            match self.client.commit(&commits).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) {
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let answers = self.client.commit(&commits, left);
+            match answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) {
                 Ok(_) => return,
-                Err(error) if attempt == 5 => {
+                Err(error) if left.is_zero() => {
                     tracing::warn!(%error, "the group did not take the last commit; the next owner may repeat what was written since");
+                    return;
                 }
                 Err(error) => {
-                    tracing::debug!(%error, attempt, "the group did not take a commit");
-                    std::thread::park_timeout(Duration::from_millis(200));
+                    tracing::debug!(%error, "the group did not take a commit");
+                    std::thread::park_timeout(left.min(Duration::from_millis(200)));
                 }
             }
         }

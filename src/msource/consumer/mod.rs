@@ -46,6 +46,9 @@ const BATCH: usize = 2048;
 /// Bound on one request to a broker.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a service that stops waits for the group to take its offsets. They are saved here already.
+const LAST_COMMIT: Duration = Duration::from_secs(5);
+
 /// Pause after a request that failed, and between looks at what is waited for.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -206,6 +209,13 @@ impl Slot {
     }
 }
 
+/// Whether a warning was given.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Said {
+    No,
+    Yes,
+}
+
 /// See the module.
 pub struct Consumer {
     parts: Parts,
@@ -223,8 +233,12 @@ pub struct Consumer {
     trouble: Option<String>,
     probe_at: Instant,
     version: u64,
-    commit_answered: Instant,
-    commit_warned: bool,
+    /// When commits may be sent again, after one was refused.
+    commit_at: Instant,
+    /// Since when commits are sent and none is answered, and whether that was told.
+    unanswered_since: Option<(Instant, Said)>,
+    /// Partitions that are to be read from where they stand, since librdkafka has stopped fetching them.
+    reseek: BTreeSet<TopicPartition>,
     /// Last, so that it is dropped last: it waits until every message is gone.
     client: Client,
 }
@@ -254,8 +268,9 @@ impl Consumer {
             trouble: None,
             probe_at: now,
             version: 0,
-            commit_answered: now,
-            commit_warned: false,
+            commit_at: now,
+            unanswered_since: None,
+            reseek: BTreeSet::new(),
         })
     }
 
@@ -265,6 +280,7 @@ impl Consumer {
         while !self.parts.desk.stopping() {
             self.events()?;
             self.resolve()?;
+            self.read_again();
             self.commit_durable();
             self.show();
             if self.has_room() {
@@ -533,7 +549,7 @@ impl Consumer {
         if self.barrier(Finish::Files, deadline)? {
             let ours = self.partitions();
             if !ours.is_empty() {
-                self.commit_now(&ours);
+                self.commit_now(&ours, LAST_COMMIT);
             }
         } else {
             tracing::error!("the drain took too long: what is in flight is completed at the next start");

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::{Code, Consumer, Error, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot};
 use crate::config::{Assignment, OutOfRange, Start};
@@ -191,12 +191,16 @@ impl Consumer {
             fresh.push(self.commit_of(&position.partition, &durable, 0));
         }
         for answered in answers {
-            answered.recv().map_err(|_| Error::Closed)?;
+            if !self.wait(&answered)? {
+                return Ok(Vec::new());
+            }
         }
         if self.parts.config.assignment == Assignment::Group && !fresh.is_empty() {
             // Unless the group knows the start, the next owner would resolve it once more and might find another one.
-            let acknowledged =
-                self.client.commit(&fresh).and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
+            let acknowledged = self
+                .client
+                .commit(&fresh, REQUEST_TIMEOUT)
+                .and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
             if let Err(error) = acknowledged {
                 self.retry_at = Instant::now() + RETRY;
                 self.in_trouble(format!("the group did not take the starts: {error}"));
@@ -262,15 +266,14 @@ impl Consumer {
                 self.in_trouble(format!(
                     "{partition}: offset {offset} is out of range, and the watermarks are unknown: {error}"
                 ));
+                self.read_again_later(partition);
                 return Ok(());
             }
         };
         if (low..=high).contains(&offset) {
             // The broker that answered was behind for a moment: nothing is lost.
             tracing::warn!(%partition, offset, low, high, "the broker refused an offset that it has: reading it again");
-            if let Err(error) = self.client.seek(&[(partition, offset)], REQUEST_TIMEOUT) {
-                self.in_trouble(format!("cannot read on: {error}"));
-            }
+            self.read_again_later(partition);
             return Ok(());
         }
         if self.parts.config.out_of_range == OutOfRange::Stop {
@@ -295,14 +298,55 @@ impl Consumer {
         let (reply, answered) = bounded(1);
         let ticket = self.parts.tickets.take();
         self.parts.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(|_| Error::Closed)?;
-        answered.recv().map_err(|_| Error::Closed)?;
+        if !self.wait(&answered)? {
+            return Ok(());
+        }
         let epoch = self.parts.tracker.begin(partition.clone(), to);
         let slot = &mut self.slots[number];
         (slot.epoch, slot.next, slot.from) = (epoch, to, to);
-        if let Err(error) = self.client.seek(&[(partition, to)], REQUEST_TIMEOUT) {
-            tracing::warn!(%error, "cannot seek past the gap yet");
-        }
+        self.reseek.insert(partition);
+        self.retry_at = Instant::now();
         Ok(())
+    }
+
+    /// Waits until a note is durable, which a full disk may hold up; false when the service is told to stop meanwhile.
+    fn wait(&self, answered: &Receiver<()>) -> Result<bool, Error> {
+        loop {
+            match answered.recv_timeout(Duration::from_millis(200)) {
+                Ok(()) => return Ok(true),
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Closed),
+                Err(RecvTimeoutError::Timeout) if self.parts.desk.stopping() => return Ok(false),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    fn read_again_later(&mut self, partition: TopicPartition) {
+        self.reseek.insert(partition);
+        self.retry_at = Instant::now() + RETRY;
+    }
+
+    /// Reads partitions from where they stand that librdkafka has stopped fetching. When that does not work it fails in the
+    /// same way again, and is tried again.
+    pub(super) fn read_again(&mut self) {
+        if self.reseek.is_empty() || Instant::now() < self.retry_at {
+            return;
+        }
+        let wanted = std::mem::take(&mut self.reseek);
+        let places: Vec<_> = self
+            .slots
+            .iter()
+            .filter(|slot| wanted.contains(&slot.partition))
+            .map(|slot| (slot.partition.clone(), slot.next))
+            .collect();
+        if places.is_empty() {
+            return;
+        }
+        if let Err(error) = self.client.seek(&places, REQUEST_TIMEOUT) {
+            self.in_trouble(format!("cannot read on: {error}"));
+            self.reseek = wanted;
+            self.retry_at = Instant::now() + RETRY;
+        }
     }
 }
 
