@@ -10,8 +10,14 @@
 //! being closed is answered by giving everything up. Every call with a timeout returns by then.
 #![expect(unsafe_code, reason = "calls librdkafka's C interface; each block says why it is sound")]
 
+mod asking;
+mod list;
+mod message;
+
+pub use message::Message;
+
 use std::collections::{BTreeMap, VecDeque};
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
@@ -24,6 +30,7 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientConfig, TopicPartitionList};
 
 use super::TopicPartition;
+use list::{bytes, commit_list, elements, first_error, millis, names, positions, text};
 
 /// An error of librdkafka or of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,15 +147,6 @@ pub struct TopicInfo {
     pub id: String,
     /// Number of partitions.
     pub partitions: i32,
-}
-
-/// What metadata are asked of.
-#[derive(Clone, Copy)]
-enum MetadataOf {
-    /// Brokers, and the topics that the client works with.
-    Brokers = 0,
-    /// Also all topics of the cluster.
-    Everything = 1,
 }
 
 struct Shared {
@@ -395,182 +393,6 @@ impl Client {
         // SAFETY: the list is live.
         Ok(unsafe { elements(list.ptr()) }.iter().map(read).collect())
     }
-
-    /// Asks the brokers for offsets, in the order asked; an error for each partition that cannot be answered.
-    pub fn list_offsets(
-        &self,
-        queries: &[(TopicPartition, OffsetSpec)],
-        committed_only: bool,
-        timeout: Duration,
-    ) -> Result<Vec<Result<i64, KafkaError>>, KafkaError> {
-        let mut list = TopicPartitionList::with_capacity(queries.len());
-        for (partition, spec) in queries {
-            let raw = match spec {
-                OffsetSpec::Earliest => -2,
-                OffsetSpec::Latest => -1,
-                OffsetSpec::Time(time) => *time,
-            };
-            list.add_partition(&partition.topic, partition.partition);
-            // SAFETY: the element just added is the last one.
-            unsafe {
-                let native = list.ptr();
-                (*(*native).elems.add((*native).cnt as usize - 1)).offset = raw;
-            }
-        }
-        let mut found = BTreeMap::new();
-        let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
-        self.admin(
-            operation,
-            committed_only,
-            timeout,
-            |options, queue| {
-                // SAFETY: all are live; the list is copied.
-                unsafe { rd::rd_kafka_ListOffsets(self.rk, list.ptr(), options, queue) }
-            },
-            |event| {
-                let mut count = 0;
-                // SAFETY: the event is a ListOffsets result; what it holds is live until it is destroyed.
-                unsafe {
-                    let result = rd::rd_kafka_event_ListOffsets_result(event);
-                    let infos = rd::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
-                    for index in 0..count {
-                        let element = &*rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
-                        found.insert((text(element.topic), element.partition), (element.err, element.offset));
-                    }
-                }
-            },
-        )?;
-        let answer = |(partition, _): &(TopicPartition, OffsetSpec)| {
-            let missing = (RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION, -1);
-            let (err, offset) = *found.get(&(partition.topic.to_string(), partition.partition)).unwrap_or(&missing);
-            KafkaError::check(err).map(|()| offset)
-        };
-        Ok(queries.iter().map(answer).collect())
-    }
-
-    /// What the brokers say of these topics, in the order asked.
-    ///
-    /// librdkafka asks the controller. A cluster that names one which is none of its brokers never answers that, and is
-    /// asked for plain metadata, which have no ids: librdkafka's own mock cluster.
-    pub fn describe_topics(
-        &self,
-        topics: &[String],
-        timeout: Duration,
-    ) -> Result<Vec<Result<TopicInfo, KafkaError>>, KafkaError> {
-        let unknown = || Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART));
-        if !self.has_controller(timeout)? {
-            let mut all = self.metadata(MetadataOf::Everything, timeout, |metadata| {
-                // SAFETY: the metadata are live.
-                let topics = unsafe { slice(metadata.topics, metadata.topic_cnt) };
-                // SAFETY: as above.
-                topics.iter().map(|topic| unsafe { plain(topic) }).collect::<BTreeMap<_, _>>()
-            })?;
-            return Ok(topics.iter().map(|topic| all.remove(topic).unwrap_or_else(unknown)).collect());
-        }
-        let names: Vec<CString> = topics.iter().map(|topic| c_string(topic)).collect::<Result<_, _>>()?;
-        let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
-        // SAFETY: the names are copied into the collection, which is destroyed below.
-        let collection = unsafe { rd::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len()) };
-        let mut found = BTreeMap::new();
-        let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
-        let result = self.admin(
-            operation,
-            false,
-            timeout,
-            |options, queue| {
-                // SAFETY: all are live.
-                unsafe { rd::rd_kafka_DescribeTopics(self.rk, collection, options, queue) }
-            },
-            |event| {
-                let mut count = 0;
-                // SAFETY: the event is a DescribeTopics result; what it holds is live until it is destroyed.
-                unsafe {
-                    let result = rd::rd_kafka_event_DescribeTopics_result(event);
-                    let descriptions = rd::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-                    for index in 0..count {
-                        let (name, info) = describe(*descriptions.add(index));
-                        found.insert(name, info);
-                    }
-                }
-            },
-        );
-        // SAFETY: ours, and used by nobody any more.
-        unsafe { rd::rd_kafka_TopicCollection_destroy(collection) };
-        result?;
-        Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(unknown)).collect())
-    }
-
-    /// The names of all topics of the cluster.
-    pub fn topic_names(&self, timeout: Duration) -> Result<Vec<String>, KafkaError> {
-        // SAFETY: the metadata are live, and so are the names in them.
-        self.metadata(MetadataOf::Everything, timeout, |metadata| unsafe {
-            slice(metadata.topics, metadata.topic_cnt).iter().map(|topic| text(topic.topic)).collect()
-        })
-    }
-
-    /// Whether requests to the controller can be answered, as far as the cluster has said.
-    fn has_controller(&self, timeout: Duration) -> Result<bool, KafkaError> {
-        self.metadata(MetadataOf::Brokers, timeout, |metadata| {
-            // SAFETY: both are live; without a timeout the answer is what the last metadata said.
-            let (brokers, controller) =
-                unsafe { (slice(metadata.brokers, metadata.broker_cnt), rd::rd_kafka_controllerid(self.rk, 0)) };
-            controller < 0 || brokers.iter().any(|broker| broker.id == controller)
-        })
-    }
-
-    fn metadata<T>(
-        &self,
-        of: MetadataOf,
-        timeout: Duration,
-        read: impl FnOnce(&rd::rd_kafka_metadata) -> T,
-    ) -> Result<T, KafkaError> {
-        let mut metadata = ptr::null();
-        // SAFETY: the metadata object is ours once the call succeeded, and destroyed after it was read.
-        unsafe {
-            let none = ptr::null_mut();
-            KafkaError::check(rd::rd_kafka_metadata(self.rk, of as c_int, none, &raw mut metadata, millis(timeout)))?;
-            let value = read(&*metadata);
-            rd::rd_kafka_metadata_destroy(metadata);
-            Ok(value)
-        }
-    }
-
-    /// Runs one request of the admin interface and reads its result.
-    fn admin(
-        &self,
-        operation: rd::rd_kafka_admin_op_t,
-        committed_only: bool,
-        timeout: Duration,
-        send: impl FnOnce(*mut rd::rd_kafka_AdminOptions_t, *mut rd::rd_kafka_queue_t),
-        read: impl FnOnce(*mut rd::rd_kafka_event_t),
-    ) -> Result<(), KafkaError> {
-        let mut message = [0 as c_char; 512];
-        // SAFETY: options, queue and event are made, used and destroyed here.
-        unsafe {
-            let options = rd::rd_kafka_AdminOptions_new(self.rk, operation);
-            let (buffer, size) = (message.as_mut_ptr(), message.len());
-            rd::rd_kafka_AdminOptions_set_request_timeout(options, millis(timeout), buffer, size);
-            if committed_only {
-                let level = rd::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED;
-                let _ = KafkaError::check_object(rd::rd_kafka_AdminOptions_set_isolation_level(options, level));
-            }
-            let queue = rd::rd_kafka_queue_new(self.rk);
-            send(options, queue);
-            let patience = timeout.saturating_add(Duration::from_millis(500));
-            let event = rd::rd_kafka_queue_poll(queue, millis(patience));
-            let result = if event.is_null() {
-                Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT))
-            } else {
-                KafkaError::check(rd::rd_kafka_event_error(event)).map(|()| read(event))
-            };
-            if !event.is_null() {
-                rd::rd_kafka_event_destroy(event);
-            }
-            rd::rd_kafka_queue_destroy(queue);
-            rd::rd_kafka_AdminOptions_destroy(options);
-            result
-        }
-    }
 }
 
 impl Drop for Client {
@@ -584,118 +406,6 @@ impl Drop for Client {
             rd::rd_kafka_queue_destroy(self.queue);
             rd::rd_kafka_destroy(self.rk);
         }
-    }
-}
-
-/// A record or a partition's error, owned.
-#[repr(transparent)]
-#[derive(Debug)]
-pub struct Message(*mut rd::rd_kafka_message_t);
-
-// SAFETY: a message is read-only and reference-counted by librdkafka with atomics.
-unsafe impl Send for Message {}
-
-impl Message {
-    fn raw(&self) -> &rd::rd_kafka_message_t {
-        // SAFETY: live until `drop`.
-        unsafe { &*self.0 }
-    }
-
-    /// The error in place of a record, if this is one.
-    pub fn error(&self) -> Option<KafkaError> {
-        let raw = self.raw();
-        if raw.err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return None;
-        }
-        // SAFETY: the message is live; the string is static or its own.
-        Some(KafkaError { code: raw.err.into(), text: unsafe { text(rd::rd_kafka_message_errstr(self.0)) } })
-    }
-
-    /// Whether this is a record.
-    pub fn is_record(&self) -> bool {
-        self.raw().err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
-    }
-
-    /// Identifies the topic among the messages of one client: equal exactly for equal topics.
-    pub fn topic_key(&self) -> usize {
-        self.raw().rkt as usize
-    }
-
-    /// The topic's name; empty for an error that belongs to none.
-    pub fn topic(&self) -> String {
-        if self.raw().rkt.is_null() {
-            return String::new();
-        }
-        // SAFETY: the topic lives as long as the message.
-        unsafe { text(rd::rd_kafka_topic_name(self.raw().rkt)) }
-    }
-
-    /// The partition.
-    pub fn partition(&self) -> i32 {
-        self.raw().partition
-    }
-
-    /// The record's offset; for an end of partition the next offset to read.
-    pub fn offset(&self) -> i64 {
-        self.raw().offset
-    }
-
-    /// The value, read in place; `None` when it is null.
-    pub fn value(&self) -> Option<&[u8]> {
-        let raw = self.raw();
-        // SAFETY: librdkafka gives a pointer to so many bytes, or null.
-        (!raw.payload.is_null()).then(|| unsafe { bytes(raw.payload, raw.len) })
-    }
-
-    /// The key, read in place; `None` when it is null.
-    pub fn key(&self) -> Option<&[u8]> {
-        let raw = self.raw();
-        // SAFETY: as for the value.
-        (!raw.key.is_null()).then(|| unsafe { bytes(raw.key, raw.key_len) })
-    }
-
-    /// Bytes of key and value.
-    pub fn size(&self) -> usize {
-        self.raw().len + self.raw().key_len
-    }
-
-    /// The record's timestamp in milliseconds since 1970 UTC, if it has one.
-    pub fn timestamp(&self) -> Option<i64> {
-        let mut kind = rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
-        // SAFETY: the message is live.
-        let time = unsafe { rd::rd_kafka_message_timestamp(self.0, &raw mut kind) };
-        (kind != rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE && time >= 0).then_some(time)
-    }
-
-    /// Leader epoch of the record, -1 when unknown.
-    pub fn leader_epoch(&self) -> i32 {
-        // SAFETY: the message is live.
-        unsafe { rd::rd_kafka_message_leader_epoch(self.0) }
-    }
-
-    /// The record's headers, copied.
-    pub fn headers(&self) -> Vec<(String, Vec<u8>)> {
-        let mut headers = ptr::null_mut();
-        let mut copied = Vec::new();
-        // SAFETY: the headers belong to the message and are copied while it is live.
-        unsafe {
-            if KafkaError::check(rd::rd_kafka_message_headers(self.0, &raw mut headers)).is_err() {
-                return copied;
-            }
-            for index in 0..rd::rd_kafka_header_cnt(headers) {
-                let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
-                rd::rd_kafka_header_get_all(headers, index, &raw mut name, &raw mut value, &raw mut size);
-                copied.push((text(name), bytes(value, size).to_vec()));
-            }
-        }
-        copied
-    }
-}
-
-impl Drop for Message {
-    fn drop(&mut self) {
-        // SAFETY: ours, and the last use.
-        unsafe { rd::rd_kafka_message_destroy(self.0) }
     }
 }
 
@@ -764,126 +474,4 @@ unsafe extern "C" fn on_log(_: *const rd::rd_kafka_t, level: c_int, facility: *c
         5 | 6 => tracing::info!(target: "librdkafka", %facility, "{line}"),
         _ => tracing::debug!(target: "librdkafka", %facility, "{line}"),
     }
-}
-
-/// # Safety
-/// `description` is a live topic description.
-unsafe fn describe(description: *const rd::rd_kafka_TopicDescription_t) -> (String, Result<TopicInfo, KafkaError>) {
-    // SAFETY: by the contract above; what it returns lives as long as the description.
-    unsafe {
-        let name = text(rd::rd_kafka_TopicDescription_name(description));
-        let error = rd::rd_kafka_TopicDescription_error(description);
-        if !error.is_null() {
-            let code: RDKafkaRespErr = rd::rd_kafka_error_code(error);
-            if KafkaError::check(code).is_err() {
-                return (name, Err(KafkaError::from_code(code)));
-            }
-        }
-        let mut partitions = 0;
-        rd::rd_kafka_TopicDescription_partitions(description, &raw mut partitions);
-        let id = rd::rd_kafka_TopicDescription_topic_id(description);
-        let id = if id.is_null() { String::new() } else { text(rd::rd_kafka_Uuid_base64str(id)) };
-        // Brokers before 2.8 have no topic ids and answer with the zero id.
-        let id = if id.trim_start_matches('A').is_empty() { String::new() } else { id };
-        (name.clone(), Ok(TopicInfo { name, id, partitions: partitions as i32 }))
-    }
-}
-
-fn positions(partitions: &[(TopicPartition, i64)]) -> Result<TopicPartitionList, KafkaError> {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for (partition, offset) in partitions {
-        list.add_partition_offset(&partition.topic, partition.partition, rdkafka::Offset::Offset(*offset))
-            .map_err(|error| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text: error.to_string() })?;
-    }
-    Ok(list)
-}
-
-fn names(partitions: &[TopicPartition]) -> TopicPartitionList {
-    let mut list = TopicPartitionList::with_capacity(partitions.len());
-    for partition in partitions {
-        list.add_partition(&partition.topic, partition.partition);
-    }
-    list
-}
-
-fn commit_list(commits: &[Commit]) -> Result<TopicPartitionList, KafkaError> {
-    let mut list = TopicPartitionList::with_capacity(commits.len());
-    for commit in commits {
-        let mut element = list.add_partition(&commit.partition.topic, commit.partition.partition);
-        element
-            .set_offset(rdkafka::Offset::Offset(commit.offset))
-            .map_err(|error| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text: error.to_string() })?;
-        element.set_metadata(&commit.metadata);
-        // SAFETY: the element just added is the last one.
-        unsafe {
-            let native = list.ptr();
-            let last = (*native).elems.add((*native).cnt as usize - 1);
-            rd::rd_kafka_topic_partition_set_leader_epoch(last, commit.leader_epoch);
-        }
-    }
-    Ok(list)
-}
-
-fn first_error(list: &TopicPartitionList) -> Result<(), KafkaError> {
-    // SAFETY: the list is live.
-    unsafe { elements(list.ptr()) }.iter().try_for_each(|element| KafkaError::check(element.err))
-}
-
-fn millis(duration: Duration) -> c_int {
-    c_int::try_from(duration.as_millis()).unwrap_or(c_int::MAX)
-}
-
-fn c_string(text: &str) -> Result<CString, KafkaError> {
-    CString::new(text).map_err(|_| KafkaError {
-        code: RDKafkaErrorCode::InvalidArgument,
-        text: format!("topic name `{}` has a NUL byte", text.escape_debug()),
-    })
-}
-
-/// What plain metadata say of a topic: no id.
-///
-/// # Safety
-/// `topic` is live.
-unsafe fn plain(topic: &rd::rd_kafka_metadata_topic) -> (String, Result<TopicInfo, KafkaError>) {
-    // SAFETY: by the contract above.
-    let name = unsafe { text(topic.topic) };
-    let info = TopicInfo { name: name.clone(), id: String::new(), partitions: topic.partition_cnt };
-    (name, KafkaError::check(topic.err).map(|()| info))
-}
-
-/// # Safety
-/// `data` points to `count` values that outlive the slice, or `count` is not positive.
-unsafe fn slice<'a, T>(data: *const T, count: c_int) -> &'a [T] {
-    match usize::try_from(count) {
-        // SAFETY: by the contract above.
-        Ok(count) if count > 0 => unsafe { std::slice::from_raw_parts(data, count) },
-        _ => &[],
-    }
-}
-
-/// # Safety
-/// `list` is null or a live list, which outlives the slice.
-unsafe fn elements<'a>(list: *mut rd::rd_kafka_topic_partition_list_t) -> &'a [rd::rd_kafka_topic_partition_t] {
-    // SAFETY: by the contract above.
-    unsafe { if list.is_null() { &[] } else { slice((*list).elems, (*list).cnt) } }
-}
-
-/// # Safety
-/// `data` is null or points to `size` bytes that outlive the slice.
-unsafe fn bytes<'a>(data: *const c_void, size: usize) -> &'a [u8] {
-    if data.is_null() || size == 0 {
-        return &[];
-    }
-    // SAFETY: by the contract above.
-    unsafe { std::slice::from_raw_parts(data.cast(), size) }
-}
-
-/// # Safety
-/// `string` is null or a NUL-terminated string.
-unsafe fn text(string: *const c_char) -> String {
-    if string.is_null() {
-        return String::new();
-    }
-    // SAFETY: by the contract above.
-    unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
 }

@@ -1,0 +1,233 @@
+//! What a client asks of the brokers: topics, partitions and offsets.
+
+use std::collections::BTreeMap;
+use std::ffi::{CString, c_char, c_int};
+use std::ptr;
+use std::time::Duration;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::bindings as rd;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::list::{c_string, millis, slice, text};
+use super::{Client, KafkaError, OffsetSpec, TopicInfo};
+use crate::msource::TopicPartition;
+
+/// What metadata are asked of.
+#[derive(Clone, Copy)]
+enum MetadataOf {
+    /// Brokers, and the topics that the client works with.
+    Brokers = 0,
+    /// Also all topics of the cluster.
+    Everything = 1,
+}
+
+impl Client {
+    /// Asks the brokers for offsets, in the order asked; an error for each partition that cannot be answered.
+    pub fn list_offsets(
+        &self,
+        queries: &[(TopicPartition, OffsetSpec)],
+        committed_only: bool,
+        timeout: Duration,
+    ) -> Result<Vec<Result<i64, KafkaError>>, KafkaError> {
+        let mut list = TopicPartitionList::with_capacity(queries.len());
+        for (partition, spec) in queries {
+            let raw = match spec {
+                OffsetSpec::Earliest => -2,
+                OffsetSpec::Latest => -1,
+                OffsetSpec::Time(time) => *time,
+            };
+            list.add_partition(&partition.topic, partition.partition);
+            // SAFETY: the element just added is the last one.
+            unsafe {
+                let native = list.ptr();
+                (*(*native).elems.add((*native).cnt as usize - 1)).offset = raw;
+            }
+        }
+        let mut found = BTreeMap::new();
+        let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
+        self.admin(
+            operation,
+            committed_only,
+            timeout,
+            |options, queue| {
+                // SAFETY: all are live; the list is copied.
+                unsafe { rd::rd_kafka_ListOffsets(self.rk, list.ptr(), options, queue) }
+            },
+            |event| {
+                let mut count = 0;
+                // SAFETY: the event is a ListOffsets result; what it holds is live until it is destroyed.
+                unsafe {
+                    let result = rd::rd_kafka_event_ListOffsets_result(event);
+                    let infos = rd::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
+                    for index in 0..count {
+                        let element = &*rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
+                        found.insert((text(element.topic), element.partition), (element.err, element.offset));
+                    }
+                }
+            },
+        )?;
+        let answer = |(partition, _): &(TopicPartition, OffsetSpec)| {
+            let missing = (RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION, -1);
+            let (err, offset) = *found.get(&(partition.topic.to_string(), partition.partition)).unwrap_or(&missing);
+            KafkaError::check(err).map(|()| offset)
+        };
+        Ok(queries.iter().map(answer).collect())
+    }
+
+    /// What the brokers say of these topics, in the order asked.
+    ///
+    /// librdkafka asks the controller. A cluster that names one which is none of its brokers never answers that, and is
+    /// asked for plain metadata, which have no ids: librdkafka's own mock cluster.
+    pub fn describe_topics(
+        &self,
+        topics: &[String],
+        timeout: Duration,
+    ) -> Result<Vec<Result<TopicInfo, KafkaError>>, KafkaError> {
+        let unknown = || Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART));
+        if !self.has_controller(timeout)? {
+            let mut all = self.metadata(MetadataOf::Everything, timeout, |metadata| {
+                // SAFETY: the metadata are live.
+                let topics = unsafe { slice(metadata.topics, metadata.topic_cnt) };
+                // SAFETY: as above.
+                topics.iter().map(|topic| unsafe { plain(topic) }).collect::<BTreeMap<_, _>>()
+            })?;
+            return Ok(topics.iter().map(|topic| all.remove(topic).unwrap_or_else(unknown)).collect());
+        }
+        let names: Vec<CString> = topics.iter().map(|topic| c_string(topic)).collect::<Result<_, _>>()?;
+        let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
+        // SAFETY: the names are copied into the collection, which is destroyed below.
+        let collection = unsafe { rd::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len()) };
+        let mut found = BTreeMap::new();
+        let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
+        let result = self.admin(
+            operation,
+            false,
+            timeout,
+            |options, queue| {
+                // SAFETY: all are live.
+                unsafe { rd::rd_kafka_DescribeTopics(self.rk, collection, options, queue) }
+            },
+            |event| {
+                let mut count = 0;
+                // SAFETY: the event is a DescribeTopics result; what it holds is live until it is destroyed.
+                unsafe {
+                    let result = rd::rd_kafka_event_DescribeTopics_result(event);
+                    let descriptions = rd::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
+                    for index in 0..count {
+                        let (name, info) = describe(*descriptions.add(index));
+                        found.insert(name, info);
+                    }
+                }
+            },
+        );
+        // SAFETY: ours, and used by nobody any more.
+        unsafe { rd::rd_kafka_TopicCollection_destroy(collection) };
+        result?;
+        Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(unknown)).collect())
+    }
+
+    /// The names of all topics of the cluster.
+    pub fn topic_names(&self, timeout: Duration) -> Result<Vec<String>, KafkaError> {
+        // SAFETY: the metadata are live, and so are the names in them.
+        self.metadata(MetadataOf::Everything, timeout, |metadata| unsafe {
+            slice(metadata.topics, metadata.topic_cnt).iter().map(|topic| text(topic.topic)).collect()
+        })
+    }
+
+    /// Whether requests to the controller can be answered, as far as the cluster has said.
+    fn has_controller(&self, timeout: Duration) -> Result<bool, KafkaError> {
+        self.metadata(MetadataOf::Brokers, timeout, |metadata| {
+            // SAFETY: both are live; without a timeout the answer is what the last metadata said.
+            let (brokers, controller) =
+                unsafe { (slice(metadata.brokers, metadata.broker_cnt), rd::rd_kafka_controllerid(self.rk, 0)) };
+            controller < 0 || brokers.iter().any(|broker| broker.id == controller)
+        })
+    }
+
+    fn metadata<T>(
+        &self,
+        of: MetadataOf,
+        timeout: Duration,
+        read: impl FnOnce(&rd::rd_kafka_metadata) -> T,
+    ) -> Result<T, KafkaError> {
+        let mut metadata = ptr::null();
+        // SAFETY: the metadata object is ours once the call succeeded, and destroyed after it was read.
+        unsafe {
+            let none = ptr::null_mut();
+            KafkaError::check(rd::rd_kafka_metadata(self.rk, of as c_int, none, &raw mut metadata, millis(timeout)))?;
+            let value = read(&*metadata);
+            rd::rd_kafka_metadata_destroy(metadata);
+            Ok(value)
+        }
+    }
+
+    /// Runs one request of the admin interface and reads its result.
+    fn admin(
+        &self,
+        operation: rd::rd_kafka_admin_op_t,
+        committed_only: bool,
+        timeout: Duration,
+        send: impl FnOnce(*mut rd::rd_kafka_AdminOptions_t, *mut rd::rd_kafka_queue_t),
+        read: impl FnOnce(*mut rd::rd_kafka_event_t),
+    ) -> Result<(), KafkaError> {
+        let mut message = [0 as c_char; 512];
+        // SAFETY: options, queue and event are made, used and destroyed here.
+        unsafe {
+            let options = rd::rd_kafka_AdminOptions_new(self.rk, operation);
+            let (buffer, size) = (message.as_mut_ptr(), message.len());
+            rd::rd_kafka_AdminOptions_set_request_timeout(options, millis(timeout), buffer, size);
+            if committed_only {
+                let level = rd::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED;
+                let _ = KafkaError::check_object(rd::rd_kafka_AdminOptions_set_isolation_level(options, level));
+            }
+            let queue = rd::rd_kafka_queue_new(self.rk);
+            send(options, queue);
+            let patience = timeout.saturating_add(Duration::from_millis(500));
+            let event = rd::rd_kafka_queue_poll(queue, millis(patience));
+            let result = if event.is_null() {
+                Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT))
+            } else {
+                KafkaError::check(rd::rd_kafka_event_error(event)).map(|()| read(event))
+            };
+            if !event.is_null() {
+                rd::rd_kafka_event_destroy(event);
+            }
+            rd::rd_kafka_queue_destroy(queue);
+            rd::rd_kafka_AdminOptions_destroy(options);
+            result
+        }
+    }
+}
+
+/// # Safety
+/// `description` is a live topic description.
+unsafe fn describe(description: *const rd::rd_kafka_TopicDescription_t) -> (String, Result<TopicInfo, KafkaError>) {
+    // SAFETY: by the contract above; what it returns lives as long as the description.
+    unsafe {
+        let name = text(rd::rd_kafka_TopicDescription_name(description));
+        let error = rd::rd_kafka_TopicDescription_error(description);
+        if !error.is_null() {
+            let code: RDKafkaRespErr = rd::rd_kafka_error_code(error);
+            if KafkaError::check(code).is_err() {
+                return (name, Err(KafkaError::from_code(code)));
+            }
+        }
+        let mut partitions = 0;
+        rd::rd_kafka_TopicDescription_partitions(description, &raw mut partitions);
+        let id = rd::rd_kafka_TopicDescription_topic_id(description);
+        let id = if id.is_null() { String::new() } else { text(rd::rd_kafka_Uuid_base64str(id)) };
+        // Brokers before 2.8 have no topic ids and answer with the zero id.
+        let id = if id.trim_start_matches('A').is_empty() { String::new() } else { id };
+        (name.clone(), Ok(TopicInfo { name, id, partitions: partitions as i32 }))
+    }
+}
+
+/// # Safety
+/// `topic` is live.
+unsafe fn plain(topic: &rd::rd_kafka_metadata_topic) -> (String, Result<TopicInfo, KafkaError>) {
+    // SAFETY: by the contract above.
+    let name = unsafe { text(topic.topic) };
+    let info = TopicInfo { name: name.clone(), id: String::new(), partitions: topic.partition_cnt };
+    (name, KafkaError::check(topic.err).map(|()| info))
+}

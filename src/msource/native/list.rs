@@ -1,0 +1,103 @@
+//! Between our types and librdkafka's lists and strings.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::time::Duration;
+
+use rdkafka::TopicPartitionList;
+use rdkafka::bindings as rd;
+use rdkafka::types::RDKafkaErrorCode;
+
+use super::{Commit, KafkaError};
+use crate::msource::TopicPartition;
+
+pub(super) fn positions(partitions: &[(TopicPartition, i64)]) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for (partition, offset) in partitions {
+        list.add_partition_offset(&partition.topic, partition.partition, rdkafka::Offset::Offset(*offset))
+            .map_err(|error| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text: error.to_string() })?;
+    }
+    Ok(list)
+}
+
+pub(super) fn names(partitions: &[TopicPartition]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        list.add_partition(&partition.topic, partition.partition);
+    }
+    list
+}
+
+pub(super) fn commit_list(commits: &[Commit]) -> Result<TopicPartitionList, KafkaError> {
+    let mut list = TopicPartitionList::with_capacity(commits.len());
+    for commit in commits {
+        let mut element = list.add_partition(&commit.partition.topic, commit.partition.partition);
+        element
+            .set_offset(rdkafka::Offset::Offset(commit.offset))
+            .map_err(|error| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text: error.to_string() })?;
+        element.set_metadata(&commit.metadata);
+        // SAFETY: the element just added is the last one.
+        unsafe {
+            let native = list.ptr();
+            let last = (*native).elems.add((*native).cnt as usize - 1);
+            rd::rd_kafka_topic_partition_set_leader_epoch(last, commit.leader_epoch);
+        }
+    }
+    Ok(list)
+}
+
+pub(super) fn first_error(list: &TopicPartitionList) -> Result<(), KafkaError> {
+    // SAFETY: the list is live.
+    unsafe { elements(list.ptr()) }.iter().try_for_each(|element| KafkaError::check(element.err))
+}
+
+pub(super) fn millis(duration: Duration) -> c_int {
+    c_int::try_from(duration.as_millis()).unwrap_or(c_int::MAX)
+}
+
+pub(super) fn c_string(text: &str) -> Result<CString, KafkaError> {
+    CString::new(text).map_err(|_| KafkaError {
+        code: RDKafkaErrorCode::InvalidArgument,
+        text: format!("topic name `{}` has a NUL byte", text.escape_debug()),
+    })
+}
+
+/// What plain metadata say of a topic: no id.
+///
+/// # Safety
+/// `data` points to `count` values that outlive the slice, or `count` is not positive.
+pub(super) unsafe fn slice<'a, T>(data: *const T, count: c_int) -> &'a [T] {
+    match usize::try_from(count) {
+        // SAFETY: by the contract above.
+        Ok(count) if count > 0 => unsafe { std::slice::from_raw_parts(data, count) },
+        _ => &[],
+    }
+}
+
+/// # Safety
+/// `list` is null or a live list, which outlives the slice.
+pub(super) unsafe fn elements<'a>(
+    list: *mut rd::rd_kafka_topic_partition_list_t,
+) -> &'a [rd::rd_kafka_topic_partition_t] {
+    // SAFETY: by the contract above.
+    unsafe { if list.is_null() { &[] } else { slice((*list).elems, (*list).cnt) } }
+}
+
+/// # Safety
+/// `data` is null or points to `size` bytes that outlive the slice.
+pub(super) unsafe fn bytes<'a>(data: *const c_void, size: usize) -> &'a [u8] {
+    if data.is_null() || size == 0 {
+        return &[];
+    }
+    // SAFETY: by the contract above.
+    unsafe { std::slice::from_raw_parts(data.cast(), size) }
+}
+
+/// # Safety
+/// `string` is null or a NUL-terminated string.
+pub(super) unsafe fn text(string: *const c_char) -> String {
+    if string.is_null() {
+        return String::new();
+    }
+    // SAFETY: by the contract above.
+    unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
+}

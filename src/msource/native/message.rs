@@ -1,0 +1,121 @@
+//! A record as librdkafka hands it out, read in place.
+
+use std::ptr;
+
+use rdkafka::bindings as rd;
+use rdkafka::types::RDKafkaRespErr;
+
+use super::KafkaError;
+use super::list::{bytes, text};
+
+/// A record or a partition's error, owned.
+#[repr(transparent)]
+#[derive(Debug)]
+pub struct Message(*mut rd::rd_kafka_message_t);
+
+// SAFETY: a message is read-only and reference-counted by librdkafka with atomics.
+unsafe impl Send for Message {}
+
+impl Message {
+    fn raw(&self) -> &rd::rd_kafka_message_t {
+        // SAFETY: live until `drop`.
+        unsafe { &*self.0 }
+    }
+
+    /// The error in place of a record, if this is one.
+    pub fn error(&self) -> Option<KafkaError> {
+        let raw = self.raw();
+        if raw.err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
+            return None;
+        }
+        // SAFETY: the message is live; the string is static or its own.
+        Some(KafkaError { code: raw.err.into(), text: unsafe { text(rd::rd_kafka_message_errstr(self.0)) } })
+    }
+
+    /// Whether this is a record.
+    pub fn is_record(&self) -> bool {
+        self.raw().err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+    }
+
+    /// Identifies the topic among the messages of one client: equal exactly for equal topics.
+    pub fn topic_key(&self) -> usize {
+        self.raw().rkt as usize
+    }
+
+    /// The topic's name; empty for an error that belongs to none.
+    pub fn topic(&self) -> String {
+        if self.raw().rkt.is_null() {
+            return String::new();
+        }
+        // SAFETY: the topic lives as long as the message.
+        unsafe { text(rd::rd_kafka_topic_name(self.raw().rkt)) }
+    }
+
+    /// The partition.
+    pub fn partition(&self) -> i32 {
+        self.raw().partition
+    }
+
+    /// The record's offset; for an end of partition the next offset to read.
+    pub fn offset(&self) -> i64 {
+        self.raw().offset
+    }
+
+    /// The value, read in place; `None` when it is null.
+    pub fn value(&self) -> Option<&[u8]> {
+        let raw = self.raw();
+        // SAFETY: librdkafka gives a pointer to so many bytes, or null.
+        (!raw.payload.is_null()).then(|| unsafe { bytes(raw.payload, raw.len) })
+    }
+
+    /// The key, read in place; `None` when it is null.
+    pub fn key(&self) -> Option<&[u8]> {
+        let raw = self.raw();
+        // SAFETY: as for the value.
+        (!raw.key.is_null()).then(|| unsafe { bytes(raw.key, raw.key_len) })
+    }
+
+    /// Bytes of key and value.
+    pub fn size(&self) -> usize {
+        self.raw().len + self.raw().key_len
+    }
+
+    /// The record's timestamp in milliseconds since 1970 UTC, if it has one.
+    pub fn timestamp(&self) -> Option<i64> {
+        let mut kind = rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE;
+        // SAFETY: the message is live.
+        let time = unsafe { rd::rd_kafka_message_timestamp(self.0, &raw mut kind) };
+        (kind != rd::rd_kafka_timestamp_type_t::RD_KAFKA_TIMESTAMP_NOT_AVAILABLE && time >= 0).then_some(time)
+    }
+
+    /// Leader epoch of the record, -1 when unknown.
+    pub fn leader_epoch(&self) -> i32 {
+        // SAFETY: the message is live.
+        unsafe { rd::rd_kafka_message_leader_epoch(self.0) }
+    }
+
+    /// The record's headers, copied.
+    pub fn headers(&self) -> Vec<(String, Vec<u8>)> {
+        let mut headers = ptr::null_mut();
+        let mut copied = Vec::new();
+        // SAFETY: the headers belong to the message and are copied while it is live.
+        unsafe {
+            if KafkaError::check(rd::rd_kafka_message_headers(self.0, &raw mut headers)).is_err() {
+                return copied;
+            }
+            for index in 0..rd::rd_kafka_header_cnt(headers) {
+                let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
+                rd::rd_kafka_header_get_all(headers, index, &raw mut name, &raw mut value, &raw mut size);
+                copied.push((text(name), bytes(value, size).to_vec()));
+            }
+        }
+        copied
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        // SAFETY: ours, and the last use.
+        unsafe { rd::rd_kafka_message_destroy(self.0) }
+    }
+}
