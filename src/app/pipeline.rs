@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
@@ -159,7 +159,7 @@ impl Pipeline {
         let (spare, spares) = bounded(SPARE_BUFFERS);
         let (blocks, to_workers) = bounded(CHANNEL);
         let template = desk.engine().template.clone();
-        let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, now());
+        let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, Now::current());
         let workers = worker::spawn(config.workers, &to_workers, &inbox, &spares).map_err(failed)?;
         let home = (state.home.clone(), state.incarnation);
         let delivery = Delivery::new(delivery::Parts {
@@ -279,9 +279,4 @@ fn cut(config: &Config) -> Cut {
         Mode::Batch => Cut { lines: batch.lines, bytes, linger: batch.linger },
         Mode::Stream => Cut { lines: 1000, bytes, linger: Duration::ZERO },
     }
-}
-
-pub(super) fn now() -> Now {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-    Now { wall, tick: Instant::now() }
 }

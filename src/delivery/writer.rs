@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -371,7 +371,7 @@ impl Delivery {
             }
         }
         let Some(frame) = &writing.frame else { return Ok(Ok(())) };
-        let now = now();
+        let now = Now::current();
         while let (Some(piece), Some(lines)) =
             (frame.pieces.get(writing.piece), writing.block.pieces.get(writing.piece))
         {
@@ -570,7 +570,7 @@ impl Delivery {
         act: impl FnOnce(&mut FileSink, &mut dyn Ledger, Now) -> io::Result<T>,
     ) -> io::Result<T> {
         let mut ledger = JournalLedger { journal: &self.checkpointer.journal, state: &mut self.state };
-        act(&mut self.sink, &mut ledger, now())
+        act(&mut self.sink, &mut ledger, Now::current())
     }
 }
 
@@ -617,11 +617,6 @@ fn may_pass(error: io::Error) -> Result<io::Error, Error> {
 /// Answers; who asked may have given up waiting.
 fn answer(reply: &Sender<()>) {
     let _ = reply.send(());
-}
-
-fn now() -> Now {
-    let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
-    Now { wall, tick: Instant::now() }
 }
 
 /// Starts the delivery thread; its result comes through the channel that is returned.

@@ -15,7 +15,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::FileKey;
 use super::dir::EventDir;
@@ -91,6 +91,14 @@ pub struct Now {
     pub wall: i64,
     /// For idleness.
     pub tick: Instant,
+}
+
+impl Now {
+    /// This moment.
+    pub fn current() -> Self {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+        Self { wall, tick: Instant::now() }
+    }
 }
 
 struct Active {

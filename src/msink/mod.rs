@@ -5,5 +5,6 @@ pub mod file;
 pub mod name;
 #[cfg(test)]
 mod tests;
+pub mod writer;
 
 pub use name::FileKey;

@@ -1,8 +1,10 @@
 //! From the topic to the files: every record exactly once, each line as the oracle has it.
 
+use mtga::control::State;
+
 use crate::harness::payload::Wrapping;
 use crate::harness::tail::Tail;
-use crate::harness::{Codec, Home, Mix, Record, Topic, events, oracle};
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
 
 /// Produces 12,000 dirty records to four partitions and demands exactly what must become of them.
 fn assert_codec(codec: Codec) {
@@ -245,9 +247,46 @@ fn a_service_that_starts_before_its_topic_waits_for_it() {
     let later = Topic { name: format!("later_{}", std::process::id()), partitions: 1 };
     let home = Home::new(&later);
     home.start();
-    home.wait_for(mtga::control::State::Waiting);
+    home.wait_for(State::Waiting);
     let reason = home.status().reason.unwrap_or_default();
     assert!(reason.contains(&later.name), "the reason names the topic that is waited for: {reason:?}");
     assert!(events::read(&home.path("data")).is_empty());
     home.stop();
+}
+
+#[test]
+fn the_counts_add_up_at_every_moment_under_load() {
+    let topic = Topic::create("sums", 4);
+    let home = Home::new(&topic);
+    let load = topic.load(Codec::Snappy, Mix::Dirty);
+    let service = home.foreground();
+    let mut samples_in_flight = 0;
+    wait_until("30,000 written and some samples with records in flight", SOON, || {
+        let counts = home.try_status()?.counts;
+        let settled = counts.written + counts.filtered.iter().sum::<u64>() + counts.rejected.iter().sum::<u64>();
+        assert_eq!(counts.consumed + counts.retried, settled + counts.in_flight, "{counts:?}");
+        samples_in_flight += u32::from(counts.in_flight > 0);
+        holds(counts.written >= 30_000 && samples_in_flight >= 5, counts)
+    });
+    let produced = load.stop();
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+}
+
+#[test]
+fn latest_is_resolved_once_whatever_happens_before_the_first_record() {
+    let topic = Topic::create("latest", 3);
+    topic.fill(Codec::Snappy, Mix::Clean, 0, 300);
+    let mut home = Home::new(&topic);
+    home.set("kafka.start", "latest");
+    let service = home.foreground();
+    home.wait_for(State::Consuming);
+    service.kill();
+    // What comes while nobody reads is after the start, however late it is read.
+    let produced = topic.fill(Codec::Snappy, Mix::Clean, 300, 300);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
 }
