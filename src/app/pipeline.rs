@@ -129,7 +129,7 @@ impl Ready {
         if recovered.blocks > 0 {
             tracing::info!(blocks = recovered.blocks, repaired = recovered.repaired, "recovered from a crash");
         }
-        let state = recovered.change.state;
+        let state = recovered.state;
         let journal = Journal::begin(&places.journal, &opened.contents, &state)
             .map_err(|error| failed(format!("cannot begin the journal in {}: {error}", places.journal.display())))?;
         change.state = state.clone();

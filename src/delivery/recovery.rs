@@ -59,7 +59,7 @@ pub enum RecoveryError {
 #[derive(Debug)]
 pub struct Recovered {
     /// Everything in it is durable in the files.
-    pub change: StoreChange,
+    pub state: State,
     /// Blocks that were looked at.
     pub blocks: u64,
     /// Blocks that had to be made again.
@@ -83,7 +83,7 @@ pub fn recover(
         names: BTreeMap::new(),
         ends: BTreeMap::new(),
         overflow: BTreeMap::new(),
-        change: StoreChange { state, ..StoreChange::default() },
+        state,
         repaired: 0,
     };
     let mut blocks = 0;
@@ -93,17 +93,13 @@ pub fn recover(
                 blocks += 1;
                 work.block(block)?;
             }
-            Frame::Queue(change) => {
-                work.change.remove.extend(change.removed.iter().map(|(key, _)| key));
-                work.change.state.apply(frame);
-            }
-            frame => work.change.state.apply(frame),
+            frame => work.state.apply(frame),
         }
     }
     work.append_overflow()?;
     work.cut_ends()?;
     work.sync()?;
-    Ok(Some(Recovered { blocks, repaired: work.repaired, change: work.change }))
+    Ok(Some(Recovered { blocks, repaired: work.repaired, state: work.state }))
 }
 
 /// Where the last piece of each file ends.
@@ -138,19 +134,15 @@ struct Work<'a> {
     ends: BTreeMap<u64, u64>,
     /// Lines that go behind that, since they are longer than those in whose place they should be.
     overflow: BTreeMap<u64, Vec<u8>>,
-    change: StoreChange,
+    state: State,
     repaired: u64,
 }
 
 impl Work<'_> {
-    fn state(&self) -> &State {
-        &self.change.state
-    }
-
     /// Opens a file once.
     fn file(&mut self, id: u64) -> Result<Option<&File>, RecoveryError> {
         if !self.opened.contains_key(&id) {
-            if let Some(state) = self.state().files.get(&id) {
+            if let Some(state) = self.state.files.get(&id) {
                 let name = state.name.clone();
                 self.names.insert(id, name);
             }
@@ -164,7 +156,7 @@ impl Work<'_> {
     }
 
     fn find(&self, id: u64) -> Result<Found, RecoveryError> {
-        let Some(state) = self.state().files.get(&id) else { return Ok(Found::Foreign) };
+        let Some(state) = self.state.files.get(&id) else { return Ok(Found::Foreign) };
         let failed = |error| RecoveryError::File(state.name.clone(), error);
         match self.dir.open_existing(&state.name) {
             // No line is written before the note of the creation is durable: without it the file is empty, or a stranger's.
@@ -203,15 +195,8 @@ impl Work<'_> {
             self.repaired += 1;
             self.repair(&mut block)?;
         }
-        if let BlockSource::Queue(taken) = &block.source {
-            self.change.remove.extend(taken.iter().map(|(key, _)| key));
-        }
         self.ends.extend(block.pieces.iter().map(|piece| (piece.file, piece.position + piece.length)));
-        let frame = Frame::Block(Box::new(block));
-        self.change.state.apply(&frame);
-        if let Frame::Block(block) = frame {
-            self.change.insert.extend(block.rejects);
-        }
+        self.state.apply(&Frame::Block(Box::new(block)));
         Ok(())
     }
 
@@ -294,7 +279,7 @@ impl Work<'_> {
             self.replace(piece, &there, b"")?;
         }
         let lost = wanted.saturating_sub(block.pieces.iter().map(|piece| piece.lines).sum());
-        self.change.state.totals.gaps += lost;
+        self.state.totals.gaps += lost;
         block.records = block.records.saturating_sub(lost);
         match &block.source {
             BlockSource::Offsets { from, to } => {
@@ -317,7 +302,7 @@ impl Work<'_> {
             }
             let end = end + lines.len() as u64;
             self.ends.insert(id, end);
-            if let Some(file) = self.change.state.files.get_mut(&id) {
+            if let Some(file) = self.state.files.get_mut(&id) {
                 file.length = end;
             }
         }
@@ -326,13 +311,13 @@ impl Work<'_> {
 
     /// Looks at the end of every file that may get further lines, or that got some.
     fn cut_ends(&mut self) -> Result<(), RecoveryError> {
-        let going_on: BTreeMap<u64, u64> = self.state().files.iter().map(|(id, file)| (*id, file.length)).collect();
+        let going_on: BTreeMap<u64, u64> = self.state.files.iter().map(|(id, file)| (*id, file.length)).collect();
         for (&id, &length) in &going_on {
             self.ends.insert(id, length);
         }
         for (id, length) in self.ends.clone() {
             if self.file(id)?.is_none() {
-                self.change.state.apply(&Frame::End { id });
+                self.state.apply(&Frame::End { id });
                 continue;
             }
             let name = self.name(id);

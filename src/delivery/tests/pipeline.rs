@@ -268,7 +268,7 @@ impl Home {
         let recovered = recover(&contents, &dir, &mut source).unwrap().unwrap();
         let mut change = StoreChange::default();
         delivery::recovery::queue_changes(contents.tail.iter().cloned(), number, &mut change);
-        change.state = recovered.change.state.clone();
+        change.state = recovered.state.clone();
         assert_eq!(change.state.totals.gaps, 0, "nothing is lost");
         let journal = Journal::begin(&self.journal(), &contents, &change.state).unwrap();
         self.store.apply(&change).unwrap();

@@ -102,12 +102,12 @@ impl World {
     fn check(&self, recovered: &Recovered) {
         for (file, expected) in &self.expected {
             assert_eq!(String::from_utf8_lossy(&self.content(*file)), String::from_utf8_lossy(expected), "file {file}");
-            assert_eq!(recovered.change.state.files[file].length, expected.len() as u64, "file {file}");
+            assert_eq!(recovered.state.files[file].length, expected.len() as u64, "file {file}");
         }
         let lines: usize = self.blocks.iter().map(|pieces| 3 * pieces.len()).sum();
-        assert_eq!(recovered.change.state.totals.written, lines as u64);
-        assert_eq!(recovered.change.state.totals.gaps, 0);
-        assert_eq!(recovered.change.state.number, self.blocks.len() as u64);
+        assert_eq!(recovered.state.totals.written, lines as u64);
+        assert_eq!(recovered.state.totals.gaps, 0);
+        assert_eq!(recovered.state.number, self.blocks.len() as u64);
     }
 }
 
@@ -193,7 +193,7 @@ fn a_file_that_ended_after_its_last_block_is_completed_too() {
     world.write(30);
     let recovered = world.recover(&mut same(&world));
     assert_eq!(world.content(0), world.expected[&0]);
-    assert!(recovered.change.state.files.is_empty());
+    assert!(recovered.state.files.is_empty());
 }
 
 #[test]
@@ -215,8 +215,8 @@ fn a_file_that_somebody_touched_is_left_alone_and_another_goes_on() {
         let recovered = world.recover(&mut same(&world));
         assert_eq!(fs::read(world.path(0)).ok(), left, "{what}");
         assert_eq!(world.content(1), world.expected[&1], "{what}");
-        assert_eq!(recovered.change.state.files.keys().collect::<Vec<_>>(), [&1], "{what}: the file has ended");
-        assert_eq!(recovered.change.state.partitions[&partition(0)].next, 10, "{what}");
+        assert_eq!(recovered.state.files.keys().collect::<Vec<_>>(), [&1], "{what}: the file has ended");
+        assert_eq!(recovered.state.partitions[&partition(0)].next, 10, "{what}");
     }
 }
 
@@ -228,8 +228,8 @@ fn a_strangers_file_at_a_name_that_was_only_intended_is_not_touched() {
     fs::write(world.path(7), b"a stranger's\n").unwrap();
     let recovered = world.recover(&mut gone());
     assert_eq!(world.content(7), b"a stranger's\n");
-    assert!(!recovered.change.state.files.contains_key(&7));
-    assert_eq!(recovered.change.state.next_file, 8, "the name is not tried again");
+    assert!(!recovered.state.files.contains_key(&7));
+    assert_eq!(recovered.state.next_file, 8, "the name is not tried again");
 }
 
 #[test]
@@ -240,7 +240,7 @@ fn what_is_gone_keeps_its_whole_lines_and_is_told_as_a_gap() {
     let recovered = world.recover(&mut gone());
     let expected = [&world.expected[&0][..20 + line + 5], b"\n".as_slice()].concat();
     assert_eq!(world.content(0), expected);
-    let state = &recovered.change.state;
+    let state = &recovered.state;
     assert_eq!((state.totals.written, state.totals.gaps, state.totals.consumed), (1, 2, 1));
     assert_eq!(state.files[&0].length, expected.len() as u64);
 }
@@ -259,7 +259,7 @@ fn what_is_gone_in_the_middle_leaves_the_lines_behind_it_where_they_are() {
     assert!(!content.contains(&0));
     let blank = content[20..20 + block].trim_ascii();
     assert_eq!((blank, content[20 + block - 1]), (b"".as_slice(), b'\n'));
-    assert_eq!((recovered.change.state.totals.written, recovered.change.state.totals.gaps), (3, 3));
+    assert_eq!((recovered.state.totals.written, recovered.state.totals.gaps), (3, 3));
 }
 
 /// Lines that are longer or shorter than they were, one for each record.
@@ -283,7 +283,7 @@ fn other_lines_keep_to_the_place_of_their_piece_whenever_recovery_is_killed() {
         let mut ends = Vec::new();
         for _ in 0..2 {
             let recovered = world.recover(&mut Source { make: other(filler), asked: Vec::new() });
-            ends.push((world.content(0), recovered.change.state));
+            ends.push((world.content(0), recovered.state));
         }
         let (content, state) = &ends[0];
         assert_eq!(ends[1].0, *content, "filler {filler}");
@@ -307,7 +307,9 @@ fn other_lines_keep_to_the_place_of_their_piece_whenever_recovery_is_killed() {
 
 #[test]
 fn rejects_and_removals_of_the_tail_are_brought_along() {
+    use crate::delivery::recovery::queue_changes;
     use crate::msource::journal::{QueueCause, QueueChange};
+    use crate::msource::store::StoreChange;
     let mut world = World::new(1, &[&[0]]);
     let entry = QueueEntry {
         partition: partition(0),
@@ -328,9 +330,11 @@ fn rejects_and_removals_of_the_tail_are_brought_along() {
     world.contents.tail.push(Frame::Queue(removal));
     world.write_all();
     let recovered = world.recover(&mut gone());
-    assert_eq!(recovered.change.insert, [(4, entry)]);
-    assert_eq!(recovered.change.remove, [1]);
-    assert_eq!((recovered.change.state.number, recovered.change.state.next_key), (2, 5));
+    let mut change = StoreChange::default();
+    queue_changes(world.contents.tail.iter().cloned(), 0, &mut change);
+    assert_eq!(change.insert, [(4, entry)]);
+    assert_eq!(change.remove, [1]);
+    assert_eq!((recovered.state.number, recovered.state.next_key), (2, 5));
 }
 
 #[test]
