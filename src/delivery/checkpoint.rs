@@ -11,7 +11,10 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::{Error, Gauges, Inbox};
 use crate::msource::journal::{Frame, Journal};
-use crate::msource::store::{Store, StoreChange};
+use crate::msource::store::{Store, StoreChange, StoreError};
+
+/// First and longest pause between attempts while the store's disk is full.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// A checkpoint to be made: everything in the change's state is written, and nothing more is in it.
 #[derive(Debug)]
@@ -54,12 +57,34 @@ impl Checkpointer {
             journal.file()
         };
         file.sync_data().map_err(|error| Error::Sync("the journal".into(), error))?;
-        self.store.apply(&job.change)?;
+        self.save(&job.change)?;
         let mut durable = self.gauges.durable();
         durable.state = job.change.state;
         durable.at = Instant::now();
         durable.version += 1;
         Ok(Finished { number, took: begun.elapsed() })
+    }
+
+    /// Puts the change into the store. While its disk is full, tries again: everything is in the journal, so nothing is lost,
+    /// and nothing is taken from Kafka meanwhile.
+    fn save(&self, change: &StoreChange) -> Result<(), Error> {
+        let mut pause = PAUSES.0;
+        loop {
+            match self.store.apply(change) {
+                Err(error @ StoreError::NoRoom { .. }) => {
+                    if pause == PAUSES.0 {
+                        tracing::error!(%error, "cannot save progress; consuming pauses until it works again");
+                    }
+                    self.gauges.set_unsaved(Some(format!("cannot save progress: {error}")));
+                }
+                saved => {
+                    self.gauges.set_unsaved(None);
+                    return Ok(saved?);
+                }
+            }
+            thread::park_timeout(pause);
+            pause = (pause * 2).min(PAUSES.1);
+        }
     }
 
     /// Starts the thread. It ends when the sender of `jobs` is gone.

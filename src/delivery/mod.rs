@@ -193,6 +193,8 @@ pub struct Gauges {
     durable: Mutex<Durable>,
     /// What stalls the writing, for people.
     stalled: Mutex<Option<String>>,
+    /// What keeps progress from being saved, for people.
+    unsaved: Mutex<Option<String>>,
     /// Files open for writing.
     pub open_files: AtomicUsize,
     /// Bytes in the failure queue, those not checkpointed yet included.
@@ -231,6 +233,7 @@ impl Gauges {
             counts: Mutex::new(counts),
             durable: Mutex::new(Durable { state, at: Instant::now(), version: 0 }),
             stalled: Mutex::default(),
+            unsaved: Mutex::default(),
             open_files: AtomicUsize::new(0),
             queue_bytes,
             stayed: AtomicU64::new(0),
@@ -286,9 +289,14 @@ impl Gauges {
         self.durable.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What stalls the writing, if anything does.
+    /// What stalls the writing or the saving, if anything does.
     pub fn stalled(&self) -> Option<String> {
-        self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        stalled.or_else(|| self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn set_unsaved(&self, what: Option<String>) {
+        *self.unsaved.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
     fn set_stalled(&self, what: Option<String>) {

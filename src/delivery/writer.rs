@@ -548,7 +548,14 @@ impl Delivery {
         self.dirty = false;
         let failed = |error| Error::Journal(self.checkpointer.journal_dir.clone(), error);
         let mut journal = self.journal();
-        journal.turn(&self.state).map_err(failed)?;
+        match journal.turn(&self.state) {
+            // It goes on beyond its reserved room, and is tried again after the next checkpoint.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                tracing::warn!(%error, "no room for the next segment of the journal yet");
+                return Ok(());
+            }
+            turned => turned.map_err(failed)?,
+        }
         journal.prune(self.history, SystemTime::now()).map_err(failed)
     }
 

@@ -32,6 +32,16 @@ pub enum StoreError {
     /// It is of a newer format.
     #[error("the store holds a value of format {0}, newer than this program")]
     Newer(u8),
+    /// Too little room on its disk to be sure that a change fits; nothing was changed, and it may be tried again.
+    #[error("{} has {free} bytes free for the store, which wants {wanted}; make room", .path.display())]
+    NoRoom {
+        /// Where it lies.
+        path: PathBuf,
+        /// Bytes free there.
+        free: u64,
+        /// Bytes that must be free.
+        wanted: u64,
+    },
     /// The disk failed.
     #[error("the store {} failed", .0.display())]
     Io(PathBuf, #[source] io::Error),
@@ -74,6 +84,10 @@ pub enum Walk {
 const STATE: &[u8] = b"state";
 const VERSION: u8 = 1;
 
+/// Room that is left on the disk beyond a change: sled, which writes whole segments of half a megabyte and some of them at
+/// a time of its own, is damaged by a write that fails.
+const RESERVE_BYTES: u64 = 16 << 20;
+
 /// Bound on sled's cache; its default is 1 GiB.
 const CACHE_BYTES: u64 = 8 << 20;
 
@@ -106,6 +120,16 @@ impl SledStore {
                 Ok(Err(error)) => return Err(damaged(error.to_string())),
             }
         }
+    }
+
+    /// Refuses a change for which there may be too little room.
+    fn check_room(&self, change: &StoreChange) -> Result<(), StoreError> {
+        let failed = |error: nix::errno::Errno| StoreError::Io(self.path.clone(), error.into());
+        let disk = nix::sys::statvfs::statvfs(&self.path).map_err(failed)?;
+        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        // An entry is written once, and may be moved once when its page is.
+        let wanted = RESERVE_BYTES + 2 * change.insert.iter().map(|(_, entry)| entry.size()).sum::<u64>();
+        if free >= wanted { Ok(()) } else { Err(StoreError::NoRoom { path: self.path.clone(), free, wanted }) }
     }
 
     fn error(&self, error: sled::Error) -> StoreError {
@@ -149,6 +173,7 @@ impl Store for SledStore {
     }
 
     fn apply(&self, change: &StoreChange) -> Result<(), StoreError> {
+        self.check_room(change)?;
         let mut batch = sled::Batch::default();
         for key in &change.remove {
             batch.remove(&queue_key(*key));

@@ -169,3 +169,28 @@ fn a_full_disk_pauses_the_service_which_goes_on_by_itself() {
     home.assert_exactly(&produced);
     home.stop();
 }
+
+#[test]
+fn a_full_disk_below_the_store_pauses_the_service_which_goes_on_by_itself() {
+    let topic = Topic::create("unsaved", 2);
+    let home = Home::new(&topic);
+    fs::create_dir_all(home.path("tmp/store")).expect("a directory");
+    // Dropped before the home, whose directory it lies in.
+    let disk = SmallDisk::mount(home.path("tmp/store"), "64m");
+    home.start();
+    home.wait_for(State::Consuming);
+    fs::write(disk.0.join("ballast"), vec![0; 64 << 20]).expect_err("no room is left");
+    // Rejects go into the store with their payloads.
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 60_000);
+    home.wait_for(State::Paused);
+    let status = home.status();
+    assert!(status.reason.as_ref().is_some_and(|reason| reason.contains("store")), "it says where: {status:?}");
+    fs::remove_file(disk.0.join("ballast")).expect("the ballast");
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    home.stop();
+    // What was saved since is whole.
+    home.start();
+    home.assert_exactly(&produced);
+    home.stop();
+}

@@ -281,7 +281,16 @@ impl Journal {
     pub fn turn(&mut self, image: &State) -> io::Result<()> {
         self.sync()?;
         let ended = Some((self.segment, self.position));
-        *self = Self::segment(&self.dir, self.segment + 1, ended, image)?;
+        match Self::segment(&self.dir, self.segment + 1, ended, image) {
+            Ok(next) => *self = next,
+            Err(error) => {
+                // Half a segment must not void what goes on to be written here.
+                fs::remove_file(segment_path(&self.dir, self.segment + 1))
+                    .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+                    .map_err(io::Error::other)?;
+                return Err(error);
+            }
+        }
         self.trim(ended)
     }
 
