@@ -28,7 +28,7 @@ use crossbeam_channel::Sender;
 use crate::block::DoneBlock;
 use crate::control::Counts;
 use crate::msource::TopicPartition;
-use crate::msource::journal::{Frame, QueueCause, State};
+use crate::msource::journal::{Frame, QueueCause, State, Totals};
 use crate::msource::store::StoreError;
 use crate::record::Filter;
 
@@ -205,6 +205,20 @@ pub struct Gauges {
     pub written_bytes: AtomicU64,
 }
 
+impl From<&Totals> for Counts {
+    /// What is written: nothing is in flight.
+    fn from(totals: &Totals) -> Self {
+        Self {
+            consumed: totals.consumed,
+            retried: totals.retried,
+            written: totals.written,
+            filtered: totals.filtered,
+            rejected: totals.rejected,
+            in_flight: 0,
+        }
+    }
+}
+
 /// See [`Gauges::durable`].
 #[derive(Debug)]
 pub struct Durable {
@@ -219,16 +233,8 @@ pub struct Durable {
 impl Gauges {
     /// Gauges that begin with the state of the last run.
     pub fn new(state: State) -> Self {
-        let totals = &state.totals;
-        let counts = Counts {
-            consumed: totals.consumed,
-            retried: totals.retried,
-            written: totals.written,
-            filtered: totals.filtered,
-            rejected: totals.rejected,
-            in_flight: 0,
-        };
-        let queue_bytes = AtomicU64::new(totals.queue_bytes);
+        let counts = Counts::from(&state.totals);
+        let queue_bytes = AtomicU64::new(state.totals.queue_bytes);
         Self {
             counts: Mutex::new(counts),
             durable: Mutex::new(Durable { state, at: Instant::now(), version: 0 }),

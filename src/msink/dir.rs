@@ -24,7 +24,6 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
-use nix::sys::statvfs::fstatvfs;
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 
 /// Mode of directories that are made here.
@@ -115,26 +114,6 @@ impl EventDir {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("`{name}` is not a regular file")));
         }
         Ok((file, metadata.ino()))
-    }
-
-    /// Removes a file, durably.
-    pub fn remove(&self, name: &str) -> io::Result<()> {
-        let (parents, file_name) = self.walk(name, Missing::Fail)?;
-        let parent = self.innermost(&parents);
-        unlinkat(parent, file_name, UnlinkatFlags::NoRemoveDir)?;
-        Ok(fsync(parent)?)
-    }
-
-    /// Makes the directory entries on the way to `name` durable.
-    pub fn sync(&self, name: &str) -> io::Result<()> {
-        let (parents, _) = self.walk(name, Missing::Fail)?;
-        self.sync_all(&parents)
-    }
-
-    /// Bytes that this process may still write to the directory's file system.
-    pub fn free_space(&self) -> io::Result<u64> {
-        let stat = fstatvfs(&self.root)?;
-        Ok(stat.blocks_available().saturating_mul(stat.fragment_size()))
     }
 
     /// Opens the directories on the way to `name`, outermost first; returns them with the file's own name.
@@ -410,7 +389,6 @@ mod tests {
         ] {
             assert!(blames_name(&dir.create(name, 0o640).unwrap_err()), "{name}");
             assert!(blames_name(&dir.open_existing(name).unwrap_err()), "{name}");
-            assert!(blames_name(&dir.remove(name).unwrap_err()), "{name}");
         }
         assert!(blames_name(&dir.open_existing("final").unwrap_err()));
         assert_eq!(fs::read(outside.join("x")).unwrap(), b"outside");
@@ -436,17 +414,6 @@ mod tests {
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
         assert!(!blames_name(&error));
         assert!(!scratch.path().join("data/b").try_exists().unwrap(), "looking for a file made its directory");
-    }
-
-    #[test]
-    fn removed_files_are_gone_and_directories_stay() {
-        let (scratch, dir) = scratch();
-        dir.create("a/x", 0o640).unwrap();
-        dir.sync("a/x").unwrap();
-        dir.remove("a/x").unwrap();
-        assert_eq!(dir.remove("a/x").unwrap_err().kind(), io::ErrorKind::NotFound);
-        assert!(dir.remove("a").is_err());
-        assert!(scratch.path().join("data/a").is_dir());
     }
 
     #[test]
@@ -480,15 +447,5 @@ mod tests {
             assert!(!blames_name(&dir.create("x", 0o640).unwrap_err()), "{}", gone.display());
             fs::remove_file(&gone).unwrap();
         }
-    }
-
-    #[test]
-    fn free_space_is_that_of_the_file_system() {
-        let (scratch, dir) = scratch();
-        let df = Command::new("df").args(["-B1", "--output=avail"]).arg(scratch.path()).output().unwrap();
-        let expected: f64 = String::from_utf8(df.stdout).unwrap().lines().nth(1).unwrap().trim().parse().unwrap();
-        let found = dir.free_space().unwrap() as f64;
-        // Others write to the same disk meanwhile.
-        assert!((found - expected).abs() < 0.2 * expected + 1e8, "{found} against {expected}");
     }
 }

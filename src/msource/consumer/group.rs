@@ -125,6 +125,7 @@ impl Consumer {
         self.pending.clear();
         self.batch.clear();
         self.paused = false;
+        self.unanswered_since = None;
         self.client = Client::new(&self.parts.properties).map_err(Error::Client)?;
         self.discover_at = Instant::now();
         self.trouble = Some(error.to_string());

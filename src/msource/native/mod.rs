@@ -224,12 +224,6 @@ impl Client {
         KafkaError::check(unsafe { rd::rd_kafka_subscribe(self.rk, list.ptr()) })
     }
 
-    /// Leaves the group; the partitions come back as an [`Event::Revoke`].
-    pub fn unsubscribe(&self) -> Result<(), KafkaError> {
-        // SAFETY: the client is live.
-        KafkaError::check(unsafe { rd::rd_kafka_unsubscribe(self.rk) })
-    }
-
     /// Takes up to `most` messages, waiting up to `wait` for as many: a zero wait takes what is there. Records and
     /// partition errors both come as messages, in order within a partition. Serves callbacks, which become events.
     pub fn consume(&self, into: &mut Vec<Message>, most: usize, wait: Duration) {
@@ -243,12 +237,6 @@ impl Client {
                 rd::rd_kafka_consume_batch_queue(self.queue, wait, spare.as_mut_ptr().cast(), most.min(spare.len()));
             into.set_len(into.len() + usize::try_from(got).unwrap_or(0));
         }
-    }
-
-    /// Ends a waiting [`Self::consume`] early; may be called from any thread.
-    pub fn wake(&self) {
-        // SAFETY: the queue is live.
-        unsafe { rd::rd_kafka_queue_yield(self.queue) }
     }
 
     /// The next event, if any.
