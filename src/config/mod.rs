@@ -300,7 +300,8 @@ pub enum Visibility {
 }
 
 /// `sink.compression`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// Plain lines.
     None,
@@ -308,6 +309,17 @@ pub enum Compression {
     Gzip,
     /// zstd frames.
     Zstd,
+}
+
+impl Compression {
+    /// What it adds to the name of a file.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Gzip => ".gz",
+            Self::Zstd => ".zst",
+        }
+    }
 }
 
 /// The HTTP server.

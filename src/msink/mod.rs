@@ -2,6 +2,7 @@
 
 pub mod dir;
 pub mod file;
+pub mod manifest;
 pub mod name;
 #[cfg(test)]
 mod tests;

@@ -228,7 +228,7 @@ fn push_display(name: &mut String, value: impl std::fmt::Display) {
     debug_assert!(written.is_ok());
 }
 
-fn sanitised(value: &str) -> String {
+pub(super) fn sanitised(value: &str) -> String {
     let mut text = String::new();
     push_sanitised(&mut text, Some(value));
     text
