@@ -74,7 +74,8 @@ pub(super) fn engine(config: &Config, recipes: &Path) -> Result<Arc<Engine>, Fai
     let fingerprint = recipe
         .keep(recipes)
         .map_err(|error| failed(format!("cannot keep the settings in {}: {error}", recipes.display())))?;
-    recipe.engine(&fingerprint).map(Arc::new).map_err(|error| failed(chain(&error)))
+    let engine = recipe.engine(&fingerprint).map_err(|error| failed(chain(&error)))?;
+    Ok(Arc::new(Engine { compression: config.sink.compression, ..engine }))
 }
 
 /// What `{instance}` in file names stands for.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Options, Transform};
-use crate::config::{Payload, TimeZone, Validation};
+use crate::config::{Compression, Payload, TimeZone, Validation};
 use crate::msink::name::{Fields, NameTemplate};
 use crate::settings::{Settings, Sources};
 
@@ -106,7 +106,7 @@ impl Recipe {
         if recipe.transform == TRANSFORM { Ok(recipe) } else { Err(RecipeError::OtherTransform(recipe.transform)) }
     }
 
-    /// Makes it ready for work.
+    /// Makes it ready for work, without compression.
     pub fn engine(&self, fingerprint: &str) -> Result<Engine, RecipeError> {
         let sources = Sources { filter: self.filter.clone(), metadata: self.metadata.clone() };
         let settings = Settings::parse(&sources).map_err(|mistakes| {
@@ -123,6 +123,7 @@ impl Recipe {
             payload_limit: self.payload_limit,
             fields: template.fields(),
             template,
+            compression: Compression::None,
         })
     }
 }
@@ -141,6 +142,9 @@ pub struct Engine {
     pub fields: Fields,
     /// File names.
     pub template: NameTemplate,
+    /// How lines are compressed. No part of the recipe, which says what a line is: only `live` blocks are made again, and
+    /// those are never compressed.
+    pub compression: Compression,
 }
 
 impl fmt::Debug for Engine {
