@@ -97,7 +97,7 @@ pub struct DoneBlock {
 pub struct Lines {
     /// Which file.
     pub key: FileKey,
-    /// The lines, each with its `\n`.
+    /// The lines, each with its `\n`; compressed when the files are.
     pub bytes: Vec<u8>,
     /// How many.
     pub lines: u64,

@@ -130,6 +130,7 @@ fn workers(r: &mut Reader<'_>, cpus: usize) -> usize {
 }
 
 fn sink(r: &mut Reader<'_>, home: &Path) -> Sink {
+    let visibility = r.choice("sink.visibility");
     Sink {
         mode: r.choice("sink.mode"),
         dir: r.path("sink.dir", home),
@@ -141,16 +142,25 @@ fn sink(r: &mut Reader<'_>, home: &Path) -> Sink {
         },
         rotate: Rotate {
             size: r.size("sink.rotate.size", 1),
-            age: r.duration("sink.rotate.age", LEAST_PERIOD),
+            age: rotate_age(r, visibility),
             idle: r.duration("sink.rotate.idle", LEAST_PERIOD),
         },
         fsync: r.choice("sink.fsync"),
-        visibility: r.choice("sink.visibility"),
+        visibility,
         compression: r.choice("sink.compression"),
         keep_age: r.optional("sink.keep.age", parse_duration),
         keep_bytes: r.optional("sink.keep.bytes", parse_size),
         max_open_files: r.number("sink.max_open_files", 1..=1_000_000) as usize,
         permissions: r.parsed("sink.permissions", parse_permissions).unwrap_or_default(),
+    }
+}
+
+/// `auto` is short for sealed files, since their age is how long their events wait to be seen.
+fn rotate_age(r: &mut Reader<'_>, visibility: Visibility) -> Duration {
+    match (r.text("sink.rotate.age"), visibility) {
+        ("auto", Visibility::Live) => Duration::from_hours(1),
+        ("auto", Visibility::Sealed) => Duration::from_mins(5),
+        _ => r.duration("sink.rotate.age", LEAST_PERIOD),
     }
 }
 
@@ -210,6 +220,15 @@ fn check_together(r: &mut Reader<'_>, config: &Config) {
             format!("does not fit `{other}`: a batch must fit twice into `memory`, or the pipeline waits for one that cannot fill")
         });
     }
+    // `stream` and `sealed` go together: small blocks are of no use to files that nobody sees yet, and no harm.
+    if config.sink.compression != Compression::None && config.sink.visibility == Visibility::Live {
+        r.conflict("sink.compression", "sink.visibility", |other| {
+            format!(
+                "does not fit `{other}`: a file that is tailed while it is written cannot be compressed, set \
+                 sink.visibility to sealed or sink.compression to none"
+            )
+        });
+    }
     let dirs = [("log.dir", &config.log.dir), ("sink.dir", &config.sink.dir), ("store.path", &config.store.path)];
     for (index, (key, dir)) in dirs.iter().enumerate() {
         for (other, _) in dirs[..index].iter().filter(|(_, other)| other == dir) {
@@ -222,12 +241,7 @@ fn check_together(r: &mut Reader<'_>, config: &Config) {
 fn refuse_what_is_not_there_yet(r: &mut Reader<'_>, config: &Config) {
     const MESSAGE: &str = "not available in this version, remove it";
     let sink = &config.sink;
-    let asked = [
-        ("sink.visibility", sink.visibility == Visibility::Sealed),
-        ("sink.compression", sink.compression != Compression::None),
-        ("sink.keep.age", sink.keep_age.is_some()),
-        ("sink.keep.bytes", sink.keep_bytes.is_some()),
-    ];
+    let asked = [("sink.keep.age", sink.keep_age.is_some()), ("sink.keep.bytes", sink.keep_bytes.is_some())];
     for (key, _) in asked.iter().filter(|(_, asked)| *asked) {
         r.fault(key, MESSAGE);
     }

@@ -284,7 +284,7 @@ pub struct Batch {
 pub struct Rotate {
     /// Bytes in the file.
     pub size: u64,
-    /// Time since it was opened.
+    /// Time since it was opened; `auto` is resolved.
     pub age: Duration,
     /// Time since its last line.
     pub idle: Duration,

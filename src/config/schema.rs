@@ -72,7 +72,7 @@ pub(super) static KEYS: [Key; 57] = [
     mtga("sink.batch.bytes", "1MiB"),
     mtga("sink.batch.linger", "200ms"),
     mtga("sink.rotate.size", "256MiB"),
-    mtga("sink.rotate.age", "1h"),
+    mtga("sink.rotate.age", "auto"),
     mtga("sink.rotate.idle", "60s"),
     mtga("sink.fsync", "true"),
     mtga("sink.visibility", "live"),

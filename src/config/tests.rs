@@ -193,6 +193,18 @@ fn every_variable_in_the_shipped_environment_sets_a_key_or_is_used_in_the_files(
 }
 
 #[test]
+fn the_age_of_a_file_depends_on_its_visibility_unless_it_is_set() {
+    let home = Home::new(&[(LOCAL, "sink: {visibility: sealed, compression: zstd}")]);
+    let sink = home.load(&[], &[]).config.sink;
+    assert_eq!((sink.visibility, sink.compression), (Visibility::Sealed, Compression::Zstd));
+    assert_eq!(sink.rotate.age, Duration::from_mins(5));
+    assert_eq!(home.load(&[], &[("sink.rotate.age", "2h")]).config.sink.rotate.age, Duration::from_hours(2));
+    let live = [("sink.visibility", "live"), ("sink.compression", "none")];
+    assert_eq!(home.load(&[], &live).config.sink.rotate.age, Duration::from_hours(1));
+    assert_eq!(home.load(&[], &[("sink.mode", "stream")]).config.sink.mode, Mode::Stream);
+}
+
+#[test]
 fn a_later_layer_wins() {
     let mut home = Home::new(&[("mtga.yml", "sink: {mode: stream}\nlog: {level: warn}\nworkers: 1")]);
     assert_eq!(home.load(&[], &[]).config.sink.mode, Mode::Stream);

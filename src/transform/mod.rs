@@ -24,6 +24,7 @@
 //! plainly on `serde_json`; the two are held together by property tests.
 
 mod check;
+mod compress;
 mod envelope;
 mod lanes;
 mod line;

@@ -106,7 +106,7 @@ impl Recipe {
         if recipe.transform == TRANSFORM { Ok(recipe) } else { Err(RecipeError::OtherTransform(recipe.transform)) }
     }
 
-    /// Makes it ready for work.
+    /// Makes it ready for work, without compression.
     pub fn engine(&self, fingerprint: &str) -> Result<Engine, RecipeError> {
         let sources = Sources { filter: self.filter.clone(), metadata: self.metadata.clone() };
         let settings = Settings::parse(&sources).map_err(|mistakes| {

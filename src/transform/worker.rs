@@ -2,7 +2,7 @@
 //!
 //! Blocks come in and leave through bounded channels; their tickets keep the order, so workers need not. A worker reads
 //! each value where librdkafka put it, appends its line to the block's buffer, and frees the records as soon as the block
-//! is done. Buffers come back from the delivery and are used again.
+//! is done. What is compressed is compressed here, each piece of a block for itself. Buffers come back from the delivery and are used again.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -10,10 +10,11 @@ use std::{io, thread};
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::compress::Compressor;
 use super::recipe::Engine;
 use super::{Record, Scratch};
 use crate::block::{DoneBlock, Lines, RawBlock, Records, Rejected, Source};
-use crate::config::Visibility;
+use crate::config::{Compression, Visibility};
 use crate::msink::FileKey;
 use crate::msource::TopicPartition;
 use crate::msource::payload::Decoder;
@@ -49,6 +50,7 @@ pub struct Worker {
     spare: Receiver<Vec<u8>>,
     scratch: Scratch,
     line: Vec<u8>,
+    compressor: Compressor,
     /// The codec and its bound are the engine's: made anew when that changes.
     decoder: Option<(Arc<str>, Decoder)>,
 }
@@ -62,7 +64,7 @@ impl std::fmt::Debug for Worker {
 impl Worker {
     /// A worker that takes its buffers from `spare` while there are some.
     pub fn new(spare: Receiver<Vec<u8>>) -> Self {
-        Self { spare, scratch: Scratch::default(), line: Vec::new(), decoder: None }
+        Self { spare, scratch: Scratch::default(), line: Vec::new(), compressor: Compressor::default(), decoder: None }
     }
 
     /// Transforms one block.
@@ -110,7 +112,10 @@ impl Worker {
             }
         }
         self.decoder = Some((Arc::clone(&engine.fingerprint), decoder));
-        output.finish(ticket, source, count, &engine, cost)
+        output.finish(engine.compression, &mut self.compressor);
+        let Output { pieces, filtered, rejects, .. } = output;
+        let recipe = Arc::clone(&engine.fingerprint);
+        DoneBlock { ticket, source, recipe, pieces, records: count, filtered, rejects, cost }
     }
 }
 
@@ -236,21 +241,12 @@ impl Output {
         Ok(&mut self.pieces[self.last])
     }
 
-    fn finish(mut self, ticket: u64, source: Source, records: u64, engine: &Engine, cost: u64) -> DoneBlock {
+    /// Compresses the lines; checksums are of the bytes as they will lie in the files.
+    fn finish(&mut self, how: Compression, compressor: &mut Compressor) {
         self.pieces.retain(|piece| piece.lines > 0);
         for piece in &mut self.pieces {
+            compressor.compress(how, &mut piece.bytes);
             piece.crc = crc32c::crc32c(&piece.bytes);
-        }
-        let recipe = Arc::clone(&engine.fingerprint);
-        DoneBlock {
-            ticket,
-            source,
-            recipe,
-            pieces: self.pieces,
-            records,
-            filtered: self.filtered,
-            rejects: self.rejects,
-            cost,
         }
     }
 }
@@ -273,5 +269,87 @@ pub fn recycle(spare: &Sender<Vec<u8>>, buffer: Vec<u8>) {
     if buffer.capacity() <= SPARE_MAX {
         // A full channel means that there are enough of them.
         drop(spare.try_send(buffer));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+    use crate::config::{Payload, TimeZone, Validation};
+    use crate::msource::journal::QueueEntry;
+    use crate::record::Reason;
+    use crate::transform::recipe::Recipe;
+
+    fn engine(compression: Compression) -> Arc<Engine> {
+        let recipe = Recipe {
+            transform: 1,
+            app_id: 24,
+            validation: Validation::Standard,
+            uuid: false,
+            time_zone: TimeZone::Named(chrono_tz::UTC),
+            payload: Payload::None,
+            payload_limit: 1 << 20,
+            file: "{log_name}.{seq}.log".to_owned(),
+            instance: String::new(),
+            filter: "[]".to_owned(),
+            metadata: "[]".to_owned(),
+        };
+        Arc::new(Engine { compression, ..recipe.engine("f").unwrap() })
+    }
+
+    /// Sixty records of three log names.
+    fn block(engine: &Arc<Engine>) -> RawBlock {
+        let entry = |n: u64| QueueEntry {
+            partition: TopicPartition { topic: "t".into(), partition: 0 },
+            topic_id: String::new(),
+            offset: n as i64,
+            timestamp: Some(1_608_184_243_000),
+            key: None,
+            headers: Vec::new(),
+            value: format!(
+                r#"{{"headers":{{"app_id":24,"log_name":"log_{}"}},"logs":{{"role_id":{n},"mtime":1608184243}}}}"#,
+                n % 3
+            )
+            .into_bytes(),
+            reject: Reject::new(Reason::NoId, ""),
+            attempts: 1,
+            first_failure: 0,
+            last_failure: 0,
+        };
+        RawBlock {
+            ticket: 0,
+            source: Source::Queue(Vec::new()),
+            records: Records::Queue((0..60).map(|n| (n, entry(n))).collect()),
+            engine: Arc::clone(engine),
+            now: 0,
+            cost: 0,
+        }
+    }
+
+    #[test]
+    fn each_piece_is_compressed_for_itself_and_the_checksum_is_of_what_lies_in_the_file() {
+        let mut worker = Worker::new(crossbeam_channel::never());
+        let plain = worker.run(block(&engine(Compression::None))).pieces;
+        assert_eq!(plain.len(), 3);
+        for how in [Compression::Gzip, Compression::Zstd] {
+            let engine = engine(how);
+            for _ in 0..2 {
+                let done = worker.run(block(&engine));
+                assert_eq!((done.records, done.rejects.len(), done.pieces.len()), (60, 0, 3));
+                for (piece, plain) in done.pieces.iter().zip(&plain) {
+                    let mut text = Vec::new();
+                    match how {
+                        Compression::Gzip => {
+                            flate2::read::GzDecoder::new(&piece.bytes[..]).read_to_end(&mut text).unwrap();
+                        }
+                        _ => zstd::stream::copy_decode(&piece.bytes[..], &mut text).unwrap(),
+                    }
+                    assert_eq!((&piece.key, piece.lines, &text), (&plain.key, 20, &plain.bytes));
+                    assert_eq!(piece.crc, crc32c::crc32c(&piece.bytes));
+                }
+            }
+        }
     }
 }
