@@ -234,8 +234,9 @@ fn settle_hidden(pipeline: &Pipeline, state: &State, moved: &[Standing]) -> Resu
         let Some(here) = state.partitions.get(partition) else { continue };
         let (reply, answered) = bounded(1);
         let (partition, reply) = (partition.clone(), Some(reply));
-        let message = if let Some((number, _)) = state.prepared(&partition) {
-            let verdict = judge(&state.mark(number), here.mark.as_ref(), group.as_ref(), Held::ByUs);
+        let message = if let Some((number, range)) = state.prepared(&partition) {
+            let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
+            let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group.as_ref(), Held::ByUs);
             Inbox::Decided { number, partition, verdict, reply }
         } else if here.growth.is_some() {
             Inbox::Refuse { partition, reply }

@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::home::{self, Places, chain, failed};
 use crate::block::RawBlock;
-use crate::config::{Assignment, Config, Mode, WhenFull};
+use crate::config::{Assignment, Config, Mode, Visibility, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
 use crate::delivery::{self, Budget, CommitPoint, Delivery, Gauges, Inbox, Tickets};
@@ -134,6 +134,10 @@ impl Ready {
         }
         let mut state = recovered.state;
         state.visibility = config.sink.visibility;
+        if state.visibility == Visibility::Sealed {
+            // Live files of an earlier configuration are complete now, and get no further lines.
+            state.files.retain(|_, file| file.visibility == Visibility::Sealed);
+        }
         let journal = Journal::begin(&places.journal, &opened.contents, &state)
             .map_err(|error| failed(format!("cannot begin the journal in {}: {error}", places.journal.display())))?;
         change.state = state.clone();

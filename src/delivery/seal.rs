@@ -99,6 +99,10 @@ impl Delivery {
         }
         if self.state.files.values().any(|file| file.key.retries) {
             self.seal.grew(None, now);
+            if !self.is_sealed() {
+                // Another configuration hid them: no timer of this one would publish them.
+                self.want_group(None);
+            }
         }
         for seal in self.state.seals.values() {
             for range in &seal.ranges {

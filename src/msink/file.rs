@@ -203,9 +203,9 @@ impl FileSink {
             #[cfg(test)]
             room: Arc::new(u64::MAX.into()),
         };
-        // What another configuration left hidden gets no further lines; it waits to be published or refused.
-        for (id, state) in files.iter().filter(|(_, state)| state.visibility == config.visibility) {
-            if state.compression != sink.compression {
+        for (id, state) in files {
+            if (state.visibility, state.compression) != (sink.visibility, sink.compression) {
+                // What another configuration left hidden gets no further lines; it waits to be published or refused.
                 sink.complete.push((state.key.partition(), *id));
                 continue;
             }

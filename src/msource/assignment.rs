@@ -89,21 +89,25 @@ pub enum Held {
     NotByUs,
 }
 
-/// Whether the group has taken the offsets of a range that we prepared. `base` is what stood beside the group's offset where
-/// the range begins.
+/// Whether the group has taken the offsets of a range that we prepared. `base` is where the range begins, and what stood beside
+/// the group's offset there.
 ///
 /// Numbers are compared by equality: every owner leaves its own beside the offset and carries on those of the owners before
 /// it, so that one which is not there was not committed.
-pub fn judge(prepared: &Mark, base: Option<&Mark>, group: Option<&GroupOffset>, held: Held) -> Verdict {
-    let Some(found) = group.and_then(|group| group.metadata.parse::<Owner>().ok()) else { return Verdict::Undecided };
+pub fn judge(prepared: &Mark, base: (i64, Option<&Mark>), group: Option<&GroupOffset>, held: Held) -> Verdict {
     let ours = |mark: &&Mark| (&mark.home, mark.incarnation) == (&prepared.home, prepared.incarnation);
     let unchanged = match held {
         Held::ByUs => Verdict::Refused,
         Held::NotByUs => Verdict::Open,
     };
+    let Some(found) = group.and_then(|group| group.metadata.parse::<Owner>().ok()) else {
+        // A tool may have set the offset where the range begins; nobody has committed since, then.
+        let untouched = group.is_some_and(|group| (group.offset, None) == base);
+        return if untouched { unchanged } else { Verdict::Undecided };
+    };
     if found.mark == *prepared {
         Verdict::Committed
-    } else if ours(&&found.mark) || Some(&found.mark) == base {
+    } else if ours(&&found.mark) || Some(&found.mark) == base.1 {
         unchanged
     } else {
         match found.previous.iter().find(ours) {
@@ -291,7 +295,7 @@ mod tests {
     fn a_prepared_range_is_judged_by_what_every_owner_left_beside_the_offset() {
         use Held::{ByUs, NotByUs};
         let base = mark("x", 4);
-        let tell = |metadata: &str, held| judge(&mark("me", 9), Some(&base), Some(&group(40, metadata)), held);
+        let tell = |metadata: &str, held| judge(&mark("me", 9), (30, Some(&base)), Some(&group(40, metadata)), held);
         // Ours is there.
         assert_eq!(tell(&format!("me/1/9/{ID}"), NotByUs), Verdict::Committed);
         assert_eq!(tell(&format!("y/1/5/{ID} x/1/4 me/1/9"), NotByUs), Verdict::Committed);
@@ -309,7 +313,9 @@ mod tests {
         let many: Vec<_> = (0..PREVIOUS_OWNERS).map(|number| format!("h{number}/1/5")).collect();
         assert_eq!(tell(&format!("y/1/5/{ID} {}", many.join(" ")), ByUs), Verdict::Undecided);
         assert_eq!(tell("", ByUs), Verdict::Undecided);
-        assert_eq!(judge(&mark("me", 9), Some(&base), None, ByUs), Verdict::Undecided);
+        assert_eq!(judge(&mark("me", 9), (30, Some(&base)), None, ByUs), Verdict::Undecided);
+        assert_eq!(judge(&mark("me", 9), (40, None), Some(&group(40, "")), ByUs), Verdict::Refused);
+        assert_eq!(judge(&mark("me", 9), (40, None), Some(&group(50, "")), ByUs), Verdict::Undecided);
     }
 
     #[test]

@@ -175,8 +175,9 @@ impl Consumer {
         held: Held,
     ) -> Result<bool, Error> {
         let Some(here) = state.partitions.get(partition) else { return Ok(false) };
-        if let Some((number, _)) = state.prepared(partition) {
-            let verdict = judge(&state.mark(number), here.mark.as_ref(), group, held);
+        if let Some((number, range)) = state.prepared(partition) {
+            let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
+            let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group, held);
             if verdict == Verdict::Open {
                 return Ok(false);
             }
