@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 
-use crate::cli::{Backend, DemoOptions, Format, Loaded, Moved, OffsetTarget, Place, Process, Scope, Selection};
+use crate::cli::{
+    Backend, DemoOptions, Format, Loaded, Moved, OffsetTarget, Place, Process, Scope, Selection, Verification,
+    VerifyOptions,
+};
 use crate::config::{self, Config};
 use crate::control::server::Server;
 use crate::control::{
@@ -30,6 +33,7 @@ mod live;
 mod offsets;
 mod pipeline;
 mod queue;
+mod verify;
 
 use home::{Places, View, failed};
 use live::Live;
@@ -105,6 +109,10 @@ impl Backend for App {
         rejects: &mut dyn Write,
     ) -> Result<(), Failure> {
         transform(config, records, events, rejects)
+    }
+
+    fn verify(&self, options: &VerifyOptions, progress: &dyn Fn(&str)) -> Result<Verification, Failure> {
+        verify::verify(options, progress)
     }
 
     fn demo(&self, options: &DemoOptions, format: Format, out: &mut dyn Write) -> Result<(), Failure> {

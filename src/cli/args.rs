@@ -13,6 +13,10 @@ const ABOUT: &str = "Moves JSON logs from Kafka into files of ThinkingData event
 const HOME: &str = "Directory that relative paths start from [default: $MTGA_HOME, else where the binary is installed, \
                     else here]";
 
+const VERIFY: &str = "Check published event files against their manifests: lines, bytes and checksum of each, and \
+                      whether the offsets of all of them together have gaps or overlaps. Only sealed files have \
+                      manifests; what is written live cannot be checked. Exits with 1 when there are faults.";
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(name = "mtga", version, about = ABOUT, max_term_width = 80, subcommand_required = true, arg_required_else_help = true)]
@@ -96,6 +100,16 @@ pub(super) enum Command {
     Config,
     /// Try the settings: records on stdin become events on stdout, rejects on stderr
     Transform,
+    /// Check published event files against their manifests
+    #[command(long_about = VERIFY)]
+    Verify {
+        /// Event directories, one of each instance [default: sink.dir]
+        #[arg(value_name = "DIR")]
+        dirs: Vec<PathBuf>,
+        /// An event file whose manifest is still there may be gone
+        #[arg(long = "allow-missing")]
+        allow_missing: bool,
+    },
     /// Run the whole pipeline on an embedded Kafka and show what it does
     Demo(Demo),
     /// Have the running service read its settings and log level again

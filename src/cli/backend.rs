@@ -10,6 +10,7 @@ use crate::config::Config;
 use crate::control::{Failure, PartitionOffsets, Service};
 use crate::daemon::Reporter;
 use crate::logging::LevelHandle;
+use crate::msink::manifest::Range;
 use crate::signals::Signal;
 
 /// Where the configuration comes from.
@@ -94,6 +95,128 @@ pub struct DemoOptions {
     pub keep: Option<PathBuf>,
 }
 
+/// What `verify` looks at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifyOptions {
+    /// Event directories, one of each instance.
+    pub dirs: Vec<PathBuf>,
+    /// What an event file without a manifest is.
+    pub plain: Plain,
+    /// What a manifest without its event file is.
+    pub missing: Missing,
+}
+
+/// What an event file without a manifest is to `verify`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plain {
+    /// Written live: there is nothing to check it against.
+    Live,
+    /// A fault.
+    Fault,
+}
+
+/// What a manifest without its event file is to `verify`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// The collector deletes what it has read.
+    Allowed,
+    /// A fault.
+    Fault,
+}
+
+/// What `verify` found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Verification {
+    /// The faults: those of files by path, then those of ranges.
+    pub faults: Vec<Fault>,
+    /// Everything that was looked at.
+    pub summary: Summary,
+}
+
+/// One thing that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Fault {
+    /// What kind of fault.
+    pub kind: FaultKind,
+    /// The file, or the partition, that has it.
+    pub place: String,
+    /// For people: what exactly was found.
+    pub detail: String,
+    /// The offsets that it is about, of a gap or an overlap.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range: Option<Range>,
+}
+
+/// The kinds of [`Fault`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FaultKind {
+    /// The bytes are others: a flipped bit.
+    Checksum,
+    /// The file is longer or shorter.
+    Length,
+    /// The bytes are right, but are no lines, or not so many.
+    Lines,
+    /// The file is not there; its manifest is.
+    Missing,
+    /// The file is there; its manifest is not.
+    NoManifest,
+    /// The manifest cannot be understood, or is another file's.
+    BadManifest,
+    /// The system does not let it be read.
+    Unreadable,
+    /// The same file with the same manifest is there twice.
+    Duplicate,
+    /// A hidden file of which nobody can tell whether it was to be published.
+    Undecided,
+    /// Offsets that no seal has.
+    Gap,
+    /// Offsets that two seals have.
+    Overlap,
+}
+
+impl FaultKind {
+    /// The name in tables and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Checksum => "checksum",
+            Self::Length => "length",
+            Self::Lines => "lines",
+            Self::Missing => "missing",
+            Self::NoManifest => "no_manifest",
+            Self::BadManifest => "bad_manifest",
+            Self::Unreadable => "unreadable",
+            Self::Duplicate => "duplicate",
+            Self::Undecided => "undecided",
+            Self::Gap => "gap",
+            Self::Overlap => "overlap",
+        }
+    }
+}
+
+/// What `verify` looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Summary {
+    /// Event files that are as their manifests say.
+    pub files: u64,
+    /// Lines in them.
+    pub lines: u64,
+    /// Bytes in them, as they lie on the disk.
+    pub bytes: u64,
+    /// Partitions that the manifests name.
+    pub partitions: u64,
+    /// Seals that the manifests name: ranges of offsets, each counted once.
+    pub ranges: u64,
+    /// Faults.
+    pub faults: u64,
+    /// Event files that are gone, where that is allowed.
+    pub missing: u64,
+    /// Hidden files: not published yet, or left behind by a crash.
+    pub hidden: u64,
+    /// Event files without a manifest, where they are live.
+    pub live: u64,
+}
+
 /// The pipeline, as the commands use it.
 pub trait Backend {
     /// Reads the configuration; every mistake at once, each with its place.
@@ -116,6 +239,8 @@ pub trait Backend {
         events: &mut dyn Write,
         rejects: &mut dyn Write,
     ) -> Result<(), Failure>;
+    /// Checks event files against their manifests. `progress` is called between files, at most twice a second.
+    fn verify(&self, options: &VerifyOptions, progress: &dyn Fn(&str)) -> Result<Verification, Failure>;
     /// Runs the demonstration; needs no configuration. `out` gets its summary, as JSON or for people.
     fn demo(&self, options: &DemoOptions, format: Format, out: &mut dyn Write) -> Result<(), Failure>;
 }

@@ -27,7 +27,10 @@ use clap::Parser;
 use clap::error::ErrorKind;
 
 use self::args::{Command, Line};
-pub use self::backend::{Backend, DemoOptions, Format, Loaded, Moved, OffsetTarget, Place, Process, Scope, Selection};
+pub use self::backend::{
+    Backend, DemoOptions, Fault, FaultKind, Format, Loaded, Missing, Moved, OffsetTarget, Place, Plain, Process, Scope,
+    Selection, Summary, Verification, VerifyOptions,
+};
 use self::context::Context;
 pub use self::exit::Exit;
 use crate::control::Failure;
@@ -166,6 +169,9 @@ impl Context<'_> {
             Command::Check { offline } => self.check(if offline { Scope::Offline } else { Scope::Online }),
             Command::Config => self.show_config(),
             Command::Transform => self.transform(input),
+            Command::Verify { dirs, allow_missing } => {
+                self.verify(&dirs, if allow_missing { Missing::Allowed } else { Missing::Fault })
+            }
             Command::Demo(demo) => self.demo(&demo.into()),
         }
     }

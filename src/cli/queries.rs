@@ -7,7 +7,8 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::context::{Context, Reach, show_progress};
-use super::{DemoOptions, Exit, Moved, OffsetTarget, Scope, Selection, complain, table};
+use super::{DemoOptions, Exit, Missing, Moved, OffsetTarget, Plain, Scope, Selection, VerifyOptions, complain, table};
+use crate::config::Visibility;
 use crate::control::{ClearQuery, Failure, FailureKind, ListQuery, Service, State, total_lag};
 use crate::daemon::{self, Holder, PidFile};
 use crate::record::Reason;
@@ -145,6 +146,19 @@ impl Context<'_> {
         let config = self.config()?;
         self.backend.transform(&config, records, &mut self.output, &mut self.errors)?;
         Ok(Exit::Done)
+    }
+
+    pub(super) fn verify(&mut self, dirs: &[PathBuf], missing: Missing) -> Result<Exit, Failure> {
+        let (dirs, plain) = if dirs.is_empty() {
+            let sink = self.config()?.sink;
+            let plain = if sink.visibility == Visibility::Live { Plain::Live } else { Plain::Fault };
+            (vec![sink.dir], plain)
+        } else {
+            (dirs.iter().map(|dir| self.directory.join(dir)).collect(), Plain::Fault)
+        };
+        let found = self.backend.verify(&VerifyOptions { dirs, plain, missing }, &show_progress)?;
+        self.print(&found, || table::verification(&found))?;
+        Ok(if found.faults.is_empty() { Exit::Done } else { Exit::Failed })
     }
 
     pub(super) fn demo(&mut self, options: &DemoOptions) -> Result<Exit, Failure> {

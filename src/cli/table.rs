@@ -7,11 +7,14 @@ use std::fmt::Write as _;
 use cli_table::format::{Border, HorizontalLine, Separator, VerticalLine};
 use cli_table::{Cell, CellStruct, Table};
 
+use super::{Fault, Summary, Verification};
 use crate::control::{FailureEntry, PartitionOffsets, State, Status};
 use crate::record::{Filter, Reason};
 
 /// Columns of the head of a payload: what the other columns leave of 80.
 const HEAD_WIDTH: usize = 28;
+/// Columns of the place of a fault, and of what was found there.
+const FAULT_WIDTH: usize = 29;
 /// Columns of a value in the status table.
 const VALUE_WIDTH: usize = 56;
 
@@ -106,6 +109,42 @@ pub(super) fn status(status: &Status) -> String {
     let checkpoint = status.last_checkpoint_seconds.map(|ago| format!("{ago:.1} s ago, block {block}"));
     rows.push(("Last checkpoint", checkpoint.unwrap_or_else(|| "none yet".to_owned())));
     draw(&["Status", ""], rows.into_iter().map(|(name, value)| vec![name.to_owned(), wrap(&value, VALUE_WIDTH)]))
+}
+
+/// The table of `verify`, when there are faults, and what was looked at.
+pub(super) fn verification(found: &Verification) -> String {
+    let row = |fault: &Fault| {
+        vec![
+            fault.kind.name().to_owned(),
+            wrap(&clean(&fault.place), FAULT_WIDTH),
+            wrap(&clean(&fault.detail), FAULT_WIDTH),
+        ]
+    };
+    let Summary { files, lines, bytes, partitions, ranges, faults, missing, hidden, live } = found.summary;
+    let table =
+        if faults == 0 { String::new() } else { draw(&["Fault", "Where", "What"], found.faults.iter().map(row)) };
+    let size = self::bytes(bytes);
+    let mut text = format!(
+        "{table}{} as their manifests say: {}, {size}, {} of {}\n",
+        counted(files, "file"),
+        counted(lines, "line"),
+        counted(ranges, "range"),
+        counted(partitions, "partition"),
+    );
+    let notes = [
+        (missing, "file", "gone with the manifest left, which is allowed"),
+        (hidden, "hidden file", "not published, or left behind by a crash"),
+        (live, "live file", "without a manifest, so not checked"),
+    ];
+    for (count, what, note) in notes.iter().filter(|(count, ..)| *count > 0) {
+        let _ = writeln!(text, "{}: {note}", counted(*count, what));
+    }
+    let _ = writeln!(text, "{}", if faults == 0 { "no faults".to_owned() } else { counted(faults, "fault") });
+    text
+}
+
+fn counted(count: u64, what: &str) -> String {
+    if count == 1 { format!("1 {what}") } else { format!("{count} {what}s") }
 }
 
 /// The name of a state.
@@ -212,6 +251,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::cli::FaultKind;
     use crate::control::testing;
 
     #[test]
@@ -288,6 +328,54 @@ mod tests {
 '------------------'---------------------------------------------------'
 ";
         assert_eq!(status(&running), expected);
+    }
+
+    #[test]
+    fn what_verify_found_fits_into_80_columns() {
+        let fault = |kind, place: &str, detail: &str| Fault {
+            kind,
+            place: place.to_owned(),
+            detail: detail.to_owned(),
+            range: None,
+        };
+        let mut found = Verification {
+            faults: vec![
+                fault(
+                    FaultKind::BadManifest,
+                    "/srv/mtga/data/ta.24.2020-12-17-13.7.log",
+                    "its CRC-32C is 1badcafe, its manifest says 0badcafe",
+                ),
+                fault(FaultKind::Gap, "mulog_clean_24[0] from 5 to 9", "4 offsets: no file covers them"),
+            ],
+            summary: Summary {
+                files: 1,
+                lines: 1000,
+                bytes: 1 << 20,
+                partitions: 1,
+                ranges: 2,
+                faults: 2,
+                hidden: 3,
+                ..Summary::default()
+            },
+        };
+        let expected = "\
+.--------------.-------------------------------.------------------------------.
+| Fault        | Where                         | What                         |
++--------------+-------------------------------+------------------------------+
+| bad_manifest | /srv/mtga/data/ta.24.2020-12- | its CRC-32C is 1badcafe, its |
+|              | 17-13.7.log                   | manifest says 0badcafe       |
+| gap          | mulog_clean_24[0] from 5 to 9 | 4 offsets: no file covers    |
+|              |                               | them                         |
+'--------------'-------------------------------'------------------------------'
+1 file as their manifests say: 1000 lines, 1.0 MiB, 2 ranges of 1 partition
+3 hidden files: not published, or left behind by a crash
+2 faults
+";
+        assert_eq!(verification(&found), expected);
+        found.faults.clear();
+        found.summary = Summary::default();
+        let expected = "0 files as their manifests say: 0 lines, 0 B, 0 ranges of 0 partitions\nno faults\n";
+        assert_eq!(verification(&found), expected);
     }
 
     #[test]

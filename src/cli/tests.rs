@@ -97,6 +97,19 @@ impl Backend for FakePipeline {
     ) -> Result<(), Failure> {
         io::copy(records, events).map(drop).map_err(|e| Failure::new(FailureKind::Failed, e.to_string()))
     }
+    fn verify(&self, options: &VerifyOptions, _: &dyn Fn(&str)) -> Result<Verification, Failure> {
+        // One fault for each directory, so that the test sees what was asked.
+        let fault = |dir: &PathBuf| Fault {
+            kind: FaultKind::Missing,
+            place: dir.display().to_string(),
+            detail: format!("{:?} {:?}", options.plain, options.missing),
+            range: None,
+        };
+        let dirs = if options.missing == Missing::Allowed { &[][..] } else { &options.dirs[..] };
+        let faults: Vec<_> = dirs.iter().map(fault).collect();
+        let summary = Summary { faults: faults.len() as u64, ..Summary::default() };
+        Ok(Verification { faults, summary })
+    }
     fn demo(&self, options: &DemoOptions, _: Format, out: &mut dyn Write) -> Result<(), Failure> {
         writeln!(out, "{options:?}").map_err(|e| Failure::new(FailureKind::Failed, e.to_string()))
     }
@@ -237,6 +250,7 @@ fn help_stays_as_it_is_and_fits_into_80_columns() {
         ("help.txt", &["--help"][..]),
         ("clear_failure_queue.txt", &["clear_failure_queue", "--help"]),
         ("set_offset.txt", &["set_offset", "--help"]),
+        ("verify.txt", &["verify", "--help"]),
     ] {
         let ended = home.run(args);
         assert_eq!(ended.exit, Exit::Done);
@@ -395,6 +409,25 @@ fn set_offset_shows_both_tables() {
     let ended = Home::new().run(&["set_offset", "mulog_clean_24:0", "6197511000"]);
     assert_eq!(ended.exit, Exit::Done);
     assert!(ended.output.starts_with("before\n.---") && ended.output.contains("| 6197511000 |"), "{}", ended.output);
+}
+
+#[test]
+fn verify_looks_at_the_directories_that_are_named_or_at_the_configured_one_and_exits_with_1_for_faults() {
+    let home = Home::new();
+    let named = home.run(&["verify", "a", "/b", "--json"]);
+    assert_eq!(named.exit, Exit::Failed);
+    let place = home.dir.path().join("a");
+    let expected = format!(
+        r#"{{"faults":[{{"kind":"missing","place":"{}","detail":"Fault Fault"}},{{"kind":"missing","place":"/b","#,
+        place.display()
+    );
+    assert!(named.output.starts_with(&expected), "{}", named.output);
+    let configured = home.run(&["verify", "--json"]);
+    let place = home.dir.path().join("data");
+    let expected = format!(r#""place":"{}","detail":"Live Fault""#, place.display());
+    assert!(configured.output.contains(&expected), "{}", configured.output);
+    let fine = home.run(&["verify", "--allow-missing"]);
+    assert_eq!((fine.exit, fine.output.lines().last()), (Exit::Done, Some("no faults")));
 }
 
 #[test]

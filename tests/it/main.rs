@@ -31,3 +31,6 @@ mod queue;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;
+/// `verify` on sealed files.
+#[cfg(test)]
+mod verify;

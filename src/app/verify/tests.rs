@@ -1,0 +1,283 @@
+//! Every kind of fault, in directories made by hand.
+
+use std::fs::Permissions;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::cli::Summary;
+use crate::config::Compression;
+use crate::msink::manifest::Source;
+
+/// A directory with sealed files.
+struct Sealed {
+    root: TempDir,
+    plain: Plain,
+    missing: Missing,
+}
+
+fn range(partition: i32, from: i64, to: i64) -> Source {
+    Source::Range(Range { topic: "t".to_owned(), topic_id: "i".to_owned(), partition, from, to })
+}
+
+impl Sealed {
+    fn new() -> Self {
+        Self { root: TempDir::new().unwrap(), plain: Plain::Fault, missing: Missing::Fault }
+    }
+
+    /// Two partitions, three seals, one of them of two files and one without a line; and a file of retries.
+    fn filled() -> Self {
+        let sealed = Self::new();
+        sealed.publish("a/t.1.log", "a1\na2\n", range(0, 0, 5), 1);
+        sealed.publish("b/t.2.log", "b1\n", range(0, 0, 5), 1);
+        sealed.publish("a/t.3.log", "a3\n", range(0, 5, 6), 2);
+        sealed.publish_nothing(0, 6, 9, 3);
+        sealed.publish("a/t.4.log", "a4\na5\n", range(1, 100, 102), 4);
+        sealed.publish("t.5.log", "r1\n", Source::Retries, 5);
+        sealed
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.path().join(name)
+    }
+
+    fn manifest(&self, name: &str, bytes: &[u8], lines: u64, source: Source, number: u64) -> Manifest {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let compression = match path.extension().and_then(|extension| extension.to_str()) {
+            Some("gz") => Compression::Gzip,
+            Some("zst") => Compression::Zstd,
+            _ => Compression::None,
+        };
+        Manifest {
+            file: Some(path.file_name().unwrap().to_str().unwrap().to_owned()),
+            lines,
+            bytes: bytes.len() as u64,
+            crc32c: crc32c::crc32c(bytes),
+            compression,
+            source,
+            home: "h".to_owned(),
+            incarnation: 1,
+            number,
+        }
+    }
+
+    fn put(&self, name: &str, bytes: &[u8], manifest: &Manifest) {
+        fs::write(self.path(name), bytes).unwrap();
+        fs::write(self.path(&manifest::name_for(name)), manifest.to_json()).unwrap();
+    }
+
+    fn publish(&self, name: &str, text: &str, source: Source, number: u64) {
+        let manifest = self.manifest(name, text.as_bytes(), text.lines().count() as u64, source, number);
+        self.put(name, text.as_bytes(), &manifest);
+    }
+
+    fn publish_nothing(&self, partition: i32, from: i64, to: i64, number: u64) {
+        let Source::Range(range) = range(partition, from, to) else { unreachable!() };
+        let mut manifest = self.manifest("none", b"", 0, Source::Range(range.clone()), number);
+        manifest.file = None;
+        fs::write(self.path(&manifest::name_of_empty(&range, number)), manifest.to_json()).unwrap();
+    }
+
+    fn verify_with(&self, others: &[&Self]) -> Verification {
+        let dirs = std::iter::once(self).chain(others.iter().copied()).map(|one| one.root.path().to_owned()).collect();
+        verify(&VerifyOptions { dirs, plain: self.plain, missing: self.missing }, &|_| {}).unwrap()
+    }
+
+    fn verify(&self) -> Verification {
+        self.verify_with(&[])
+    }
+
+    /// The only fault: its kind, its place below the directory, and what was found.
+    #[track_caller]
+    fn fault(&self) -> (FaultKind, String, String) {
+        let found = self.verify();
+        assert_eq!(found.summary.faults, 1, "{found:#?}");
+        let [fault] = &found.faults[..] else { panic!("{found:#?}") };
+        let root = format!("{}/", self.root.path().canonicalize().unwrap().display());
+        (fault.kind, fault.place.replace(&root, ""), fault.detail.replace(&root, ""))
+    }
+
+    #[track_caller]
+    fn assert_fault(&self, kind: FaultKind, place: &str, detail: &str) {
+        let fault = self.fault();
+        assert_eq!((fault.0, fault.1.as_str()), (kind, place));
+        assert!(fault.2.contains(detail), "{}", fault.2);
+    }
+}
+
+#[test]
+fn a_directory_as_it_was_published_has_no_faults() {
+    let found = Sealed::filled().verify();
+    let summary = Summary { files: 5, lines: 7, bytes: 21, partitions: 2, ranges: 4, ..Summary::default() };
+    assert_eq!(found, Verification { faults: Vec::new(), summary });
+    assert_eq!(Sealed::new().verify(), Verification::default());
+}
+
+#[test]
+fn compressed_files_are_checked_as_they_lie_and_counted_as_they_read() {
+    let sealed = Sealed::new();
+    let zstd = [zstd::encode_all(&b"1\n2\n"[..], 1).unwrap(), zstd::encode_all(&b"3\n"[..], 1).unwrap()].concat();
+    sealed.put("t.1.log.zst", &zstd, &sealed.manifest("t.1.log.zst", &zstd, 3, range(0, 0, 3), 1));
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    io::Write::write_all(&mut gzip, b"4\n").unwrap();
+    let gzip = gzip.finish().unwrap();
+    sealed.put("t.2.log.gz", &gzip, &sealed.manifest("t.2.log.gz", &gzip, 1, range(0, 3, 4), 2));
+    let bytes = (zstd.len() + gzip.len()) as u64;
+    let summary = Summary { files: 2, lines: 4, bytes, partitions: 1, ranges: 2, ..Summary::default() };
+    assert_eq!(sealed.verify(), Verification { faults: Vec::new(), summary });
+    // Right bytes of the wrong thing.
+    let plain = b"4\n";
+    let manifest =
+        Manifest { compression: Compression::Gzip, ..sealed.manifest("t.2.log.gz", plain, 1, range(0, 3, 4), 2) };
+    sealed.put("t.2.log.gz", plain, &manifest);
+    sealed.assert_fault(FaultKind::Lines, "t.2.log.gz", "cannot be decompressed: ");
+}
+
+#[test]
+fn every_flipped_bit_is_found() {
+    for bit in 0..48 {
+        let sealed = Sealed::filled();
+        let mut bytes = b"a1\na2\n".to_vec();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        fs::write(sealed.path("a/t.1.log"), bytes).unwrap();
+        sealed.assert_fault(FaultKind::Checksum, "a/t.1.log", ", its manifest says ");
+    }
+}
+
+#[test]
+fn other_lengths_and_other_numbers_of_lines_are_found() {
+    let sealed = Sealed::filled();
+    fs::write(sealed.path("a/t.1.log"), "a1\n").unwrap();
+    sealed.assert_fault(FaultKind::Length, "a/t.1.log", "it has 3 bytes, its manifest says 6");
+    for (lines, told) in [(1, "it has 2 lines, its manifest says 1 lines"), (3, "it has 2 lines")] {
+        let manifest = sealed.manifest("a/t.1.log", b"a1\na2\n", lines, range(0, 0, 5), 1);
+        sealed.put("a/t.1.log", b"a1\na2\n", &manifest);
+        sealed.assert_fault(FaultKind::Lines, "a/t.1.log", told);
+    }
+    let torn = b"a1\na2";
+    sealed.put("a/t.1.log", torn, &sealed.manifest("a/t.1.log", torn, 2, range(0, 0, 5), 1));
+    sealed.assert_fault(FaultKind::Lines, "a/t.1.log", "its last line is torn, its manifest says 2 lines");
+}
+
+#[test]
+fn a_missing_file_is_a_fault_unless_collectors_delete() {
+    let mut sealed = Sealed::filled();
+    fs::remove_file(sealed.path("b/t.2.log")).unwrap();
+    sealed.assert_fault(FaultKind::Missing, "b/t.2.log", "its manifest is there");
+    sealed.missing = Missing::Allowed;
+    let found = sealed.verify();
+    assert!(found.faults.is_empty(), "{found:#?}");
+    assert_eq!((found.summary.missing, found.summary.files), (1, 4));
+}
+
+#[test]
+fn a_file_without_a_manifest_is_a_fault_unless_it_is_live() {
+    let mut sealed = Sealed::filled();
+    fs::write(sealed.path("a/t.9.log"), "x\n").unwrap();
+    sealed.assert_fault(FaultKind::NoManifest, "a/t.9.log", "it has no manifest");
+    sealed.plain = Plain::Live;
+    let found = sealed.verify();
+    assert!(found.faults.is_empty(), "{found:#?}");
+    assert_eq!((found.summary.live, found.summary.files), (1, 5));
+}
+
+#[test]
+fn a_manifest_that_is_damaged_renamed_or_too_large_is_found() {
+    let path = "t.5.log.manifest.json";
+    let sealed = Sealed::filled();
+    let later = fs::read_to_string(sealed.path(path)).unwrap().replace("\"version\": 1", "\"version\": 9");
+    for (bytes, told) in [
+        (&b"{"[..], "EOF while parsing"),
+        (b"\xff", "expected value"),
+        (b"", "EOF while parsing"),
+        (later.as_bytes(), "version 9"),
+        (&vec![b' '; 1 << 20], "a manifest has at most"),
+    ] {
+        fs::write(sealed.path(path), bytes).unwrap();
+        sealed.assert_fault(FaultKind::BadManifest, path, told);
+    }
+    let sealed = Sealed::filled();
+    fs::rename(sealed.path("t.5.log"), sealed.path("t.6.log")).unwrap();
+    fs::rename(sealed.path(path), sealed.path("t.6.log.manifest.json")).unwrap();
+    sealed.assert_fault(FaultKind::BadManifest, "t.6.log.manifest.json", "it is the manifest of `t.5.log`");
+}
+
+#[test]
+fn gaps_and_overlaps_are_found_across_directories() {
+    let (one, other) = (Sealed::filled(), Sealed::new());
+    other.publish("t.1.log", "x\n", range(1, 105, 107), 9);
+    let found = one.verify_with(&[&other]);
+    let [gap] = &found.faults[..] else { panic!("{found:#?}") };
+    assert_eq!((gap.kind, gap.place.as_str()), (FaultKind::Gap, "t[1] from 102 to 105"));
+    assert!(gap.detail.starts_with("3 offsets: no file covers them"), "{}", gap.detail);
+    assert_eq!(gap.range.as_ref().map(|range| (range.partition, range.from, range.to)), Some((1, 102, 105)));
+
+    other.publish("t.1.log", "x\n", range(1, 101, 107), 9);
+    let found = one.verify_with(&[&other]);
+    let [overlap] = &found.faults[..] else { panic!("{found:#?}") };
+    assert_eq!((overlap.kind, overlap.place.as_str()), (FaultKind::Overlap, "t[1] from 101 to 102"));
+    for name in ["t.4.log.manifest.json", "t.1.log.manifest.json"] {
+        assert!(overlap.detail.contains(name), "{}", overlap.detail);
+    }
+    assert_eq!(found.summary.ranges, 5);
+}
+
+#[test]
+fn the_same_file_in_two_directories_is_found_but_not_the_same_directory_named_twice() {
+    let (one, other) = (Sealed::filled(), Sealed::new());
+    other.publish("kept/t.3.log", "a3\n", range(0, 5, 6), 2);
+    let found = one.verify_with(&[&other]);
+    let kinds: Vec<_> = found.faults.iter().map(|fault| fault.kind).collect();
+    assert_eq!(kinds, [FaultKind::Duplicate], "{found:#?}");
+    let below = VerifyOptions {
+        dirs: vec![one.path("a"), one.path("."), one.root.path().to_owned()],
+        plain: Plain::Fault,
+        missing: Missing::Fault,
+    };
+    assert_eq!(verify(&below, &|_| {}).unwrap(), one.verify());
+}
+
+#[test]
+fn hidden_files_are_counted_and_undecided_ones_are_faults() {
+    let sealed = Sealed::filled();
+    fs::create_dir(sealed.path(".snapshot")).unwrap();
+    for name in [".t.7.log", "a/.t.8.log", "a/.t.8.log.manifest.json", ".snapshot/t.9.log"] {
+        fs::write(sealed.path(name), "half a li").unwrap();
+    }
+    let found = sealed.verify();
+    assert!(found.faults.is_empty(), "{found:#?}");
+    assert_eq!(found.summary.hidden, 3);
+    fs::write(sealed.path("a/.t.6.log.undecided"), "x\n").unwrap();
+    sealed.assert_fault(FaultKind::Undecided, "a/.t.6.log.undecided", "set aside");
+}
+
+#[test]
+fn links_are_not_followed() {
+    let (sealed, elsewhere) = (Sealed::filled(), Sealed::filled());
+    symlink(elsewhere.path("a"), sealed.path("c")).unwrap();
+    symlink(elsewhere.path("t.5.log"), sealed.path("link.log")).unwrap();
+    assert!(sealed.verify().faults.is_empty());
+    fs::remove_file(sealed.path("t.5.log")).unwrap();
+    symlink(elsewhere.path("t.5.log"), sealed.path("t.5.log")).unwrap();
+    sealed.assert_fault(FaultKind::Unreadable, "t.5.log", "");
+    fs::remove_file(sealed.path("t.5.log")).unwrap();
+    nix::unistd::mkfifo(&sealed.path("t.5.log"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    sealed.assert_fault(FaultKind::Unreadable, "t.5.log", "it is no regular file");
+}
+
+#[test]
+fn what_cannot_be_read_is_told() {
+    let sealed = Sealed::filled();
+    let options = |dir| VerifyOptions { dirs: vec![dir], plain: Plain::Fault, missing: Missing::Fault };
+    for name in ["nowhere", "t.5.log"] {
+        let failure = verify(&options(sealed.path(name)), &|_| {}).unwrap_err();
+        assert_eq!(failure.kind, FailureKind::CannotCreate);
+        assert!(failure.message.contains(name), "{failure}");
+    }
+    if !nix::unistd::geteuid().is_root() {
+        fs::set_permissions(sealed.path("b"), Permissions::from_mode(0o000)).unwrap();
+        assert_eq!(sealed.fault().0, FaultKind::Unreadable);
+    }
+}
