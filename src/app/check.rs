@@ -7,7 +7,7 @@ use nix::unistd::{AccessFlags, access};
 use super::offsets::Asker;
 use super::pipeline::instance;
 use crate::cli::Scope;
-use crate::config::{Config, Visibility};
+use crate::config::Config;
 use crate::control::{Failure, FailureKind};
 use crate::msink::name::NameTemplate;
 use crate::msource::native::Client;
@@ -18,9 +18,6 @@ use crate::settings::Settings;
 pub(super) fn check(config: &Config, scope: Scope) -> Vec<Failure> {
     let mut failures = Vec::new();
     let mut wrong = |message: String| failures.push(Failure::new(FailureKind::Config, message));
-    if config.sink.visibility == Visibility::Sealed {
-        wrong("mtga.yml: sink.visibility: sealed cannot be run in this version, set it to live".to_owned());
-    }
     if let Err(mistakes) = Settings::load(&config.settings, config.app_id) {
         for mistake in mistakes {
             wrong(mistake.to_string());

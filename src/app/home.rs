@@ -104,7 +104,7 @@ fn catch_up(places: &Places, opened: &mut Opened) -> Result<(), Failure> {
     };
     tracing::warn!(store = opened.store_number, journal = state.number, "the store is behind the journal: catching up");
     let mut frames = numbered(places).map_err(failed)?;
-    frames.retain(|frame| number_of(frame).is_some_and(|number| number <= state.number));
+    frames.retain(|frame| frame.number().is_some_and(|number| number <= state.number));
     let mut change = StoreChange { state: state.clone(), ..StoreChange::default() };
     queue_changes(frames, opened.store_number, &mut change);
     opened.store.apply(&change).map_err(|error| failed(chain(&error)))?;
@@ -112,19 +112,11 @@ fn catch_up(places: &Places, opened: &mut Opened) -> Result<(), Failure> {
     Ok(())
 }
 
-fn number_of(frame: &Frame) -> Option<u64> {
-    match frame {
-        Frame::Block(block) => Some(block.number),
-        Frame::Queue(change) => Some(change.number),
-        _ => None,
-    }
-}
-
 /// The blocks and queue changes of every kept segment.
 fn numbered(places: &Places) -> io::Result<Vec<Frame>> {
     let mut frames = Vec::new();
     journal::history(&places.journal, |frame| {
-        if number_of(&frame).is_some() {
+        if frame.number().is_some() {
             frames.push(frame);
         }
     })?;

@@ -12,10 +12,10 @@ use crate::config::{Assignment, Config, Start};
 use crate::control::{Failure, FailureKind, PartitionOffsets};
 use crate::delivery::Inbox;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Known, Owner, decide};
+use crate::msource::assignment::{Decision, Held, Known, Owner, decide, judge};
 use crate::msource::consumer::topic_names;
-use crate::msource::journal::{Frame, MoveCause, Position, State};
-use crate::msource::native::{Client, Commit, KafkaError, OffsetSpec};
+use crate::msource::journal::{Frame, Mark, MoveCause, Position, State};
+use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
 use crate::msource::properties;
 
 /// Asks the brokers on behalf of commands.
@@ -36,6 +36,8 @@ struct Standing {
     low: i64,
     high: i64,
     current: i64,
+    /// What the group has.
+    group: Option<GroupOffset>,
 }
 
 impl Standing {
@@ -123,6 +125,7 @@ impl Asker {
                 group: group.as_ref(),
                 topic_id,
                 topic_known: known.get(&*partition.topic).copied().unwrap_or(false),
+                visibility: config.sink.visibility,
             });
             let current = match decision {
                 Decision::Continue => local.map_or(low, |local| local.next),
@@ -135,7 +138,8 @@ impl Asker {
                     Start::Time(time) => self.at_time(partition, time, high)?,
                 },
             };
-            standings.push(Standing { partition: partition.clone(), topic_id: topic_id.clone(), low, high, current });
+            let (partition, topic_id, group) = (partition.clone(), topic_id.clone(), group.clone());
+            standings.push(Standing { partition, topic_id, low, high, current, group });
         }
         standings.sort_by(|a, b| a.partition.cmp(&b.partition));
         Ok(standings)
@@ -168,7 +172,7 @@ impl Asker {
             .zip(watermarks)
             .map(|(partition, (low, high))| {
                 let current = state.partitions.get(&partition).map_or(low, |local| local.next);
-                Standing { partition, topic_id: String::new(), low, high, current }.row()
+                Standing { partition, topic_id: String::new(), low, high, current, group: None }.row()
             })
             .collect())
     }
@@ -206,6 +210,7 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
         };
         moved.push(standing);
     }
+    settle_hidden(pipeline, &state, &moved)?;
     let commits = commits(pipeline, &moved);
     // In a group other instances go by the group's offsets, so the group comes first: what it refuses is not moved here.
     // Without a group they are there for monitors.
@@ -221,6 +226,27 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
     note(pipeline, &moved)?;
     let after = moved.iter().map(Standing::row).collect();
     Ok(Moved { before, after })
+}
+
+/// Decides about what the partitions have hidden, while the group still tells: after the move it can't be known any more.
+fn settle_hidden(pipeline: &Pipeline, state: &State, moved: &[Standing]) -> Result<(), Failure> {
+    for Standing { partition, group, .. } in moved {
+        let Some(here) = state.partitions.get(partition) else { continue };
+        let (reply, answered) = bounded(1);
+        let (partition, reply) = (partition.clone(), Some(reply));
+        let message = if let Some((number, range)) = state.prepared(&partition) {
+            let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
+            let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group.as_ref(), Held::ByUs);
+            Inbox::Decided { number, partition, verdict, reply }
+        } else if here.growth.is_some() {
+            Inbox::Refuse { partition, reply }
+        } else {
+            continue;
+        };
+        pipeline.inbox.send(message).map_err(failed)?;
+        answered.recv().map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Commits, patiently: the group keeps a static member that has stopped until its session ends, and takes no offsets from
@@ -249,8 +275,12 @@ fn commit(config: &Config, asker: &Asker, commits: &[Commit]) -> Result<(), Kafk
 fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
     let (home, incarnation) = &pipeline.home;
     let commit = |standing: &Standing| {
-        let owner =
-            Owner { home: home.clone(), incarnation: *incarnation, number: 0, topic_id: standing.topic_id.clone() };
+        let metadata = standing.group.as_ref().map_or("", |group| group.metadata.as_str());
+        let owner = Owner {
+            mark: Mark { home: home.clone(), incarnation: *incarnation, number: 0 },
+            topic_id: standing.topic_id.clone(),
+            previous: Owner::carried(metadata, home),
+        };
         Commit {
             partition: standing.partition.clone(),
             offset: standing.current,

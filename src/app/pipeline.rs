@@ -9,10 +9,10 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::home::{self, Places, chain, failed};
 use crate::block::RawBlock;
-use crate::config::{Config, Mode, WhenFull};
+use crate::config::{Assignment, Config, Mode, Visibility, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
-use crate::delivery::{self, Budget, Delivery, Gauges, Inbox, Tickets};
+use crate::delivery::{self, Budget, CommitPoint, Delivery, Gauges, Inbox, Tickets};
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
@@ -74,8 +74,10 @@ pub(super) fn engine(config: &Config, recipes: &Path) -> Result<Arc<Engine>, Fai
     let fingerprint = recipe
         .keep(recipes)
         .map_err(|error| failed(format!("cannot keep the settings in {}: {error}", recipes.display())))?;
-    let engine = recipe.engine(&fingerprint).map_err(|error| failed(chain(&error)))?;
-    Ok(Arc::new(Engine { compression: config.sink.compression, ..engine }))
+    recipe
+        .engine(&fingerprint)
+        .map(|engine| Arc::new(engine.for_sink(&config.sink)))
+        .map_err(|error| failed(chain(&error)))
 }
 
 /// What `{instance}` in file names stands for.
@@ -130,7 +132,12 @@ impl Ready {
         if recovered.blocks > 0 {
             tracing::info!(blocks = recovered.blocks, repaired = recovered.repaired, "recovered from a crash");
         }
-        let state = recovered.state;
+        let mut state = recovered.state;
+        state.visibility = config.sink.visibility;
+        if state.visibility == Visibility::Sealed {
+            // Live files of an earlier configuration are complete now, and get no further lines.
+            state.files.retain(|_, file| file.visibility == Visibility::Sealed);
+        }
         let journal = Journal::begin(&places.journal, &opened.contents, &state)
             .map_err(|error| failed(format!("cannot begin the journal in {}: {error}", places.journal.display())))?;
         change.state = state.clone();
@@ -157,6 +164,7 @@ impl Pipeline {
         let tickets = Arc::new(Tickets::default());
         let queue = Arc::new(Mutex::new(()));
         let (inbox, received) = unbounded();
+        let (requests, seals) = unbounded();
         let (spare, spares) = bounded(SPARE_BUFFERS);
         let (blocks, to_workers) = bounded(CHANNEL);
         let template = desk.engine().template.clone();
@@ -179,6 +187,11 @@ impl Pipeline {
             fsync: config.sink.fsync,
             history: config.store.history,
             sink_dir: config.sink.dir.clone(),
+            rotate: config.sink.rotate.clone(),
+            commit_point: match config.kafka.assignment {
+                Assignment::Group => CommitPoint::Group(requests),
+                Assignment::All => CommitPoint::Journal,
+            },
             queue: Arc::clone(&queue),
             queue_bound: (config.failure_queue.when_full == WhenFull::DropOldest)
                 .then_some(config.failure_queue.max_bytes),
@@ -196,6 +209,8 @@ impl Pipeline {
                     queue: (config.failure_queue.max_bytes, config.failure_queue.when_full),
                     blocks: blocks.clone(),
                     inbox: inbox.clone(),
+                    seals,
+                    visibility: config.sink.visibility,
                     tickets: Arc::clone(&tickets),
                     tracker: Arc::clone(&tracker),
                     budget: Arc::clone(&budget),

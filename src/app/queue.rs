@@ -107,7 +107,8 @@ impl Pipeline {
     pub(super) fn retry(&self, reason: Option<Reason>, progress: &dyn Fn(&str)) -> Result<Retried, Failure> {
         let _alone = self.alone(progress)?;
         let stayed_before = self.gauges.stayed.load(Ordering::Relaxed);
-        let end = self.gauges.durable().state.next_key;
+        let state = self.gauges.durable().state.clone();
+        let end = state.next_key;
         let (mut from, mut tried) = (0, 0);
         loop {
             let mut chunk = Vec::new();
@@ -118,7 +119,8 @@ impl Pipeline {
                     return Walk::Stop;
                 }
                 last = Some(key);
-                if reason.is_none_or(|reason| reason == entry.reject.reason) {
+                let wanted = reason.is_none_or(|reason| reason == entry.reject.reason);
+                if wanted && !state.is_open(&entry.partition, entry.offset) {
                     bytes += entry.size();
                     chunk.push((key, entry));
                 }
@@ -187,12 +189,14 @@ impl Pipeline {
     /// Removes entries, after they are safely in the export file if there is one.
     pub(super) fn clear(&self, query: &ClearQuery, progress: &dyn Fn(&str)) -> Result<u64, Failure> {
         let _alone = self.alone(progress)?;
-        let end = self.gauges.durable().state.next_key;
+        let state = self.gauges.durable().state.clone();
+        let end = state.next_key;
         let oldest =
             query.older_than.map(|age| now_millis().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));
         let wanted = |entry: &QueueEntry| {
             query.reason.is_none_or(|reason| reason == entry.reject.reason)
                 && oldest.is_none_or(|oldest| entry.first_failure <= oldest)
+                && !state.is_open(&entry.partition, entry.offset)
         };
         let mut export = query.export.as_deref().map(Export::create).transpose()?;
         let mut removed = Vec::new();

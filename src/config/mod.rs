@@ -290,20 +290,22 @@ pub struct Rotate {
     pub idle: Duration,
 }
 
-/// `sink.visibility`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `sink.visibility`. Part of the journal's format: the order stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Visibility {
     /// Files are tailed while they are written.
+    #[default]
     Live,
     /// Files are hidden until complete.
     Sealed,
 }
 
-/// `sink.compression`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// `sink.compression`. Part of the journal's format: the order stays.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Compression {
     /// Plain lines.
+    #[default]
     None,
     /// gzip members.
     Gzip,

@@ -27,14 +27,16 @@ use crossbeam_channel::Sender;
 
 use crate::block::DoneBlock;
 use crate::control::Counts;
+use crate::msink::file::HiddenGone;
 use crate::msource::TopicPartition;
-use crate::msource::journal::{Frame, QueueCause, State, Totals};
+use crate::msource::journal::{Frame, Growth, Position, QueueCause, State, Totals};
 use crate::msource::store::StoreError;
 use crate::record::Filter;
 
 mod checkpoint;
 pub mod recovery;
 mod refit;
+mod seal;
 #[cfg(test)]
 mod tests;
 mod writer;
@@ -65,6 +67,9 @@ pub enum Error {
         /// Where the partition stands.
         expected: i64,
     },
+    /// A hidden file is gone: what its partition has grown by is not whole, and is read again.
+    #[error("cannot publish what is not whole")]
+    Hidden(#[source] HiddenGone),
     /// A thread could not be started, or ended too early.
     #[error("{0}")]
     Thread(String),
@@ -102,6 +107,25 @@ pub enum Inbox {
         /// Gets the answer.
         reply: Sender<()>,
     },
+    /// What became of a range that was prepared to be published. The answer comes when that is done.
+    Decided {
+        /// The seal.
+        number: u64,
+        /// Which range of it.
+        partition: TopicPartition,
+        /// The group's word.
+        verdict: Verdict,
+        /// Gets the answer.
+        reply: Option<Sender<()>>,
+    },
+    /// Takes back what a partition has grown by since its last commit: another owner reads it again. The answer comes when
+    /// that is done.
+    Refuse {
+        /// The partition. Its assignment is over.
+        partition: TopicPartition,
+        /// Gets the answer.
+        reply: Option<Sender<()>>,
+    },
     /// To end the thread. Whoever sends it has made a checkpoint before, or does without.
     End,
     /// From the checkpoint thread.
@@ -114,13 +138,46 @@ impl From<DoneBlock> for Inbox {
     }
 }
 
-/// Whether a checkpoint also finishes the files.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Whether a checkpoint also finishes files.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finish {
     /// They go on.
     No,
-    /// The service stops: no file gets further lines.
+    /// The service stops: no file gets further lines. Hidden ones are published.
     Files,
+    /// The group takes these partitions back: hidden files of theirs are published.
+    Hidden(Vec<TopicPartition>),
+}
+
+/// What the group says of a range that was prepared to be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has taken the offsets: the files are published.
+    Committed,
+    /// It never will: another owner reads the range again, the files go.
+    Refused,
+    /// That cannot be found out any more: the files are set aside.
+    Undecided,
+    /// It may still do either; the partition is not ours for now.
+    Open,
+}
+
+/// What the group is asked to take, so that files can be published.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SealRequest {
+    /// Number of the seal.
+    pub number: u64,
+    /// Where its partitions stand after it.
+    pub positions: Vec<Position>,
+}
+
+/// What decides that hidden files are published.
+#[derive(Clone, Debug)]
+pub enum CommitPoint {
+    /// The group's coordinator, asked by the thread that serves the group.
+    Group(Sender<SealRequest>),
+    /// The journal alone: this instance has every partition.
+    Journal,
 }
 
 /// Gives out the tickets that order blocks and notes.
@@ -275,6 +332,20 @@ impl Gauges {
         let mut counts = self.counts_mut();
         counts.consumed = counts.consumed.saturating_sub(records);
         counts.in_flight = counts.in_flight.saturating_sub(records);
+    }
+
+    /// What a partition had grown by is taken back.
+    fn undone(&self, growth: &Growth) {
+        let mut counts = self.counts_mut();
+        let take = |sum: &mut u64, count: u64| *sum = sum.saturating_sub(count);
+        take(&mut counts.consumed, growth.totals.consumed);
+        take(&mut counts.written, growth.totals.written);
+        for filter in Filter::ALL {
+            take(&mut counts.filtered[filter.index()], growth.totals.filtered[filter.index()]);
+        }
+        for (sum, count) in counts.rejected.iter_mut().zip(growth.totals.rejected) {
+            take(sum, count);
+        }
     }
 
     /// A block is written.

@@ -11,6 +11,8 @@
 //! - Not to be had again (retention took the records, or a newer transform makes other lines): complete lines stay, a torn
 //!   one is ended, and the rest is what it is now, or a gap; reported. The pieces behind stay where they are: what is new
 //!   gets exactly the place that there was, and what does not fit goes to the end of the file.
+//! - Blocks of hidden files are not here at all: nobody has seen their lines, so such files are cut to their last checkpoint
+//!   and the records are read again. What was prepared to be published is decided later, by the group's word.
 //! - A file that somebody removed, or shortened below what a checkpoint covers, is left alone and reported.
 //!
 //! It ends with a sync of every file it looked at, since "all there" may be true in memory only. Killed at any moment, it
@@ -22,8 +24,10 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::refit::{Behind, refit};
+use crate::config::Visibility;
 use crate::msink::dir::EventDir;
-use crate::msource::journal::{Block, BlockSource, Contents, Frame, Piece, QueueEntry, State};
+use crate::msink::name::hidden;
+use crate::msource::journal::{Block, BlockSource, Contents, FileState, Frame, Piece, QueueEntry, State};
 use crate::msource::store::StoreChange;
 
 /// Makes the lines of a block again.
@@ -83,6 +87,7 @@ pub fn recover(
         names: BTreeMap::new(),
         ends: BTreeMap::new(),
         overflow: BTreeMap::new(),
+        refused: Vec::new(),
         state,
         repaired: 0,
     };
@@ -93,12 +98,16 @@ pub fn recover(
                 blocks += 1;
                 work.block(block)?;
             }
-            frame => work.state.apply(frame),
+            frame => {
+                work.note_refused(frame);
+                work.state.apply(frame);
+            }
         }
     }
     work.append_overflow()?;
     work.cut_ends()?;
     work.sync()?;
+    work.remove_refused()?;
     Ok(Some(Recovered { blocks, repaired: work.repaired, state: work.state }))
 }
 
@@ -134,6 +143,8 @@ struct Work<'a> {
     ends: BTreeMap<u64, u64>,
     /// Lines that go behind that, since they are longer than those in whose place they should be.
     overflow: BTreeMap<u64, Vec<u8>>,
+    /// Hidden files that were given up, and may be there still.
+    refused: Vec<String>,
     state: State,
     repaired: u64,
 }
@@ -143,8 +154,8 @@ impl Work<'_> {
     fn file(&mut self, id: u64) -> Result<Option<&File>, RecoveryError> {
         if !self.opened.contains_key(&id) {
             if let Some(state) = self.state.files.get(&id) {
-                let name = state.name.clone();
-                self.names.insert(id, name);
+                let path = state.path();
+                self.names.insert(id, path);
             }
             let found = self.find(id)?;
             self.opened.insert(id, found);
@@ -157,8 +168,9 @@ impl Work<'_> {
 
     fn find(&self, id: u64) -> Result<Found, RecoveryError> {
         let Some(state) = self.state.files.get(&id) else { return Ok(Found::Foreign) };
-        let failed = |error| RecoveryError::File(state.name.clone(), error);
-        match self.dir.open_existing(&state.name) {
+        let path = state.path();
+        let failed = |error| RecoveryError::File(path.clone(), error);
+        match self.dir.open_existing(&path) {
             // No line is written before the note of the creation is durable: without it the file is empty, or a stranger's.
             Ok(_) if state.inode == 0 => Ok(Found::Foreign),
             Ok((file, inode)) if inode == state.inode => {
@@ -168,7 +180,7 @@ impl Work<'_> {
                     return Ok(Found::File(file));
                 }
                 tracing::error!(
-                    file = state.name,
+                    file = path,
                     length,
                     checkpointed = durable,
                     "somebody shortened this file; it is left as it is"
@@ -176,12 +188,12 @@ impl Work<'_> {
                 Ok(Found::Foreign)
             }
             Ok(_) => {
-                tracing::error!(file = state.name, "somebody replaced this file; it is left as it is");
+                tracing::error!(file = path, "somebody replaced this file; it is left as it is");
                 Ok(Found::Foreign)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if state.inode != 0 {
-                    tracing::error!(file = state.name, "somebody removed this file; its last lines are gone with it");
+                    tracing::error!(file = path, "somebody removed this file; its last lines are gone with it");
                 }
                 Ok(Found::Foreign)
             }
@@ -324,8 +336,13 @@ impl Work<'_> {
             let failed = |error| RecoveryError::File(name.clone(), error);
             let Some(file) = self.file(id)? else { continue };
             let found = file.metadata().map_err(failed)?.len();
-            if found > length {
-                file.set_len(length).map_err(failed)?;
+            if found <= length {
+                continue;
+            }
+            file.set_len(length).map_err(failed)?;
+            if self.is_hidden(id) {
+                tracing::info!(file = name, cut = found - length, "cut a hidden file to its last checkpoint");
+            } else {
                 tracing::error!(
                     file = name,
                     stray = found - length,
@@ -334,6 +351,31 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+
+    fn is_hidden(&self, id: u64) -> bool {
+        self.state.files.get(&id).is_some_and(|file| file.visibility == Visibility::Sealed)
+    }
+
+    /// Remembers the files of what is refused, since a crash may have come before they were removed.
+    fn note_refused(&mut self, frame: &Frame) {
+        let Frame::Refused { seal, partition, .. } = frame else { return };
+        match seal {
+            None => {
+                let files = self.state.files.values().filter(|file| file.partition().as_ref() == Some(partition));
+                self.refused.extend(files.map(FileState::path));
+            }
+            Some(number) => {
+                let ranges = self.state.seals.get(number).into_iter().flat_map(|seal| &seal.ranges);
+                let files = ranges.filter(|range| range.partition() == Some(partition)).flat_map(|range| &range.files);
+                self.refused.extend(files.map(|file| hidden(&file.name)));
+            }
+        }
+    }
+
+    fn remove_refused(&self) -> Result<(), RecoveryError> {
+        let remove = |path: &String| self.dir.remove(path).map_err(|error| RecoveryError::File(path.clone(), error));
+        self.refused.iter().try_for_each(remove)
     }
 
     fn sync(&self) -> Result<(), RecoveryError> {
@@ -367,6 +409,9 @@ pub fn queue_changes(frames: impl IntoIterator<Item = Frame>, number: u64, chang
             }
             Frame::Queue(removal) if removal.number > number => {
                 entries.extend(removal.removed.iter().map(|(key, _)| (*key, None)));
+            }
+            Frame::Refused { number: of, removed, .. } if of > number => {
+                entries.extend(removed.iter().map(|(key, _)| (*key, None)));
             }
             _ => {}
         }

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::checkpoint::{Checkpointer, Finished, Job};
-use super::{Budget, Error, Finish, Gauges, Inbox};
+use super::seal::Sealing;
+use super::{Budget, CommitPoint, Error, Finish, Gauges, Inbox};
 use crate::block::{DoneBlock, Source};
-use crate::msink::file::{FileSink, Ledger, Now, RotateReason, SyncFailed};
+use crate::config;
+use crate::msink::file::{FileSink, HiddenGone, Ledger, Now, RotateReason, SyncFailed};
 use crate::msource::journal::{
     Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueCause, QueueChange, QueueEntry, State,
 };
@@ -65,6 +67,10 @@ pub struct Parts {
     pub history: Duration,
     /// The directory of the event files, for messages.
     pub sink_dir: PathBuf,
+    /// When files are finished.
+    pub rotate: config::Rotate,
+    /// What decides that hidden files are published.
+    pub commit_point: CommitPoint,
     /// Held by the one that works on the failure queue.
     pub queue: Arc<Mutex<()>>,
     /// Bytes of the failure queue above which its oldest entries are dropped, if they are.
@@ -99,31 +105,34 @@ struct Stall {
 /// The delivery thread's own data.
 pub struct Delivery {
     inbox: Receiver<Inbox>,
-    checkpointer: Arc<Checkpointer>,
+    pub(super) checkpointer: Arc<Checkpointer>,
     jobs: Sender<Job>,
-    sink: FileSink,
-    state: State,
-    tracker: Arc<Tracker>,
-    gauges: Arc<Gauges>,
+    pub(super) sink: FileSink,
+    pub(super) state: State,
+    pub(super) tracker: Arc<Tracker>,
+    pub(super) gauges: Arc<Gauges>,
     budget: Arc<Budget>,
     spare: Sender<Vec<u8>>,
     interval: Duration,
     fsync: bool,
     history: Duration,
     sink_dir: PathBuf,
+    pub(super) rotate: config::Rotate,
+    pub(super) commit_point: CommitPoint,
     queue: Arc<Mutex<()>>,
     queue_bound: Option<u64>,
 
+    pub(super) seal: Sealing,
     waiting: BTreeMap<u64, Item>,
     next_ticket: u64,
     writing: Option<Writing>,
     stall: Option<Stall>,
     /// What the next checkpoint changes in the queue.
     insert: Vec<(u64, QueueEntry)>,
-    remove: Vec<u64>,
+    pub(super) remove: Vec<u64>,
     /// Whether there is something that no checkpoint covers.
     dirty: bool,
-    in_checkpoint: bool,
+    pub(super) in_checkpoint: bool,
     last_checkpoint: Instant,
     last_tick: Instant,
     /// Removals from the failure queue that wait until no block is half-written.
@@ -169,6 +178,9 @@ impl Delivery {
             fsync: parts.fsync,
             history: parts.history,
             sink_dir: parts.sink_dir,
+            rotate: parts.rotate,
+            commit_point: parts.commit_point,
+            seal: Sealing::default(),
             queue: parts.queue,
             queue_bound: parts.queue_bound,
             waiting: BTreeMap::new(),
@@ -190,6 +202,7 @@ impl Delivery {
 
     /// Works until an error, or until it is told to end.
     pub fn run(mut self) -> Result<(), Error> {
+        self.resume_seals();
         loop {
             match self.inbox.recv_timeout(self.patience()) {
                 Ok(Inbox::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -197,6 +210,12 @@ impl Delivery {
                 Err(RecvTimeoutError::Timeout) => {}
             }
             self.tick()?;
+            if self.seal.has_work() {
+                self.drive_seals()?;
+                if !self.seal.is_busy() {
+                    self.advance()?;
+                }
+            }
         }
     }
 
@@ -229,6 +248,14 @@ impl Delivery {
             Inbox::Queue { removed, cause, reply } => {
                 self.removals.push((removed, cause, reply));
                 self.serve_removals()
+            }
+            Inbox::Decided { number, partition, verdict, reply } => {
+                self.decided(number, partition, verdict, reply);
+                Ok(())
+            }
+            Inbox::Refuse { partition, reply } => {
+                self.refused(partition, reply);
+                Ok(())
             }
             Inbox::End => Ok(()),
             Inbox::Checkpointed(finished) => {
@@ -270,6 +297,9 @@ impl Delivery {
             if excess == 0 {
                 return Walk::Stop;
             }
+            if self.state.is_open(&entry.partition, entry.offset) {
+                return Walk::On;
+            }
             excess = excess.saturating_sub(entry.size());
             removed.push((key, entry.size()));
             Walk::On
@@ -292,6 +322,9 @@ impl Delivery {
         if now >= self.last_tick + ROTATION_TICK {
             self.last_tick = now;
             if self.stall.is_none() {
+                if self.is_sealed() && !self.seal.is_busy() {
+                    self.want_due(now);
+                }
                 // Only the journal can fail here; what was not finished is due again at the next tick.
                 if let Err(error) = self.with_sink(|sink, ledger, now| sink.rotate_due(now, ledger)) {
                     tracing::error!(%error, "cannot finish a file yet");
@@ -307,10 +340,14 @@ impl Delivery {
 
     /// Takes items in the order of their tickets, as far as they have come and the disk lets them.
     fn advance(&mut self) -> Result<(), Error> {
-        if self.stall.as_ref().is_some_and(|stall| Instant::now() < stall.again) {
+        if self.is_stalled() {
             return Ok(());
         }
         loop {
+            // A seal needs the state to itself: only what is half-written is brought to its end before.
+            if self.seal.is_busy() && !self.is_halfway() {
+                break;
+            }
             if let Some(mut writing) = self.writing.take() {
                 match self.write(&mut writing)? {
                     Ok(()) => self.settle(writing),
@@ -321,6 +358,9 @@ impl Delivery {
                     }
                 }
                 self.recovered();
+            }
+            if self.seal.is_busy() {
+                break;
             }
             let Some(item) = self.waiting.remove(&self.next_ticket) else { break };
             self.next_ticket += 1;
@@ -345,7 +385,7 @@ impl Delivery {
 
     /// Whether a block is half-written. It has the next number already, and a checkpoint of a later one would cover it too:
     /// nothing else may get a number until it is written.
-    fn is_halfway(&self) -> bool {
+    pub(super) fn is_halfway(&self) -> bool {
         self.writing.as_ref().is_some_and(|writing| writing.frame.is_some())
     }
 
@@ -446,6 +486,9 @@ impl Delivery {
             if let BlockSource::Queue(taken) = &frame.source {
                 self.remove.extend(taken.iter().map(|(key, _)| key));
             }
+            if self.is_sealed() {
+                self.grew(&block, &frame);
+            }
             self.insert.extend(frame.rejects);
             self.dirty = true;
             self.gauges.settled(&block);
@@ -465,11 +508,29 @@ impl Delivery {
         }
     }
 
-    fn show_queue(&self) {
+    /// Notes that there is more to be published, and does it when a file has reached its size.
+    fn grew(&mut self, block: &DoneBlock, frame: &Block) {
+        let group = match &block.source {
+            Source::Partition { to, .. } => Some(to.partition.clone()),
+            Source::Queue(_) if frame.pieces.is_empty() => return,
+            Source::Queue(_) => None,
+        };
+        self.seal.grew(group.clone(), Instant::now());
+        if frame.pieces.iter().any(|piece| self.sink.is_over(piece.position + piece.length)) {
+            self.want_group(group);
+        }
+    }
+
+    pub(super) fn show_queue(&self) {
         self.gauges.queue_bytes.store(self.state.totals.queue_bytes, Ordering::Relaxed);
     }
 
-    fn stalled(&mut self, error: &io::Error) {
+    /// Whether the disk failed and is left alone for a moment.
+    pub(super) fn is_stalled(&self) -> bool {
+        self.stall.as_ref().is_some_and(|stall| Instant::now() < stall.again)
+    }
+
+    pub(super) fn stalled(&mut self, error: &io::Error) {
         let now = Instant::now();
         let stall = self.stall.get_or_insert_with(|| {
             tracing::error!(%error, "cannot write event files; consuming pauses until it works again");
@@ -480,7 +541,7 @@ impl Delivery {
         self.gauges.set_stalled(Some(format!("cannot write to {}: {error}", self.sink_dir.display())));
     }
 
-    fn recovered(&mut self) {
+    pub(super) fn recovered(&mut self) {
         if let Some(stall) = self.stall.take() {
             tracing::info!(after = ?stall.since.elapsed(), "event files can be written again");
             self.gauges.set_stalled(None);
@@ -493,18 +554,23 @@ impl Delivery {
         let (reached, waiting): (Vec<_>, Vec<_>) = self.barriers.drain(..).partition(|(before, ..)| *before <= passed);
         self.barriers = waiting;
         for (_, finish, reply) in reached {
-            if finish == Finish::Files {
-                self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger))
-                    .map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
-                self.dirty = true;
+            match finish {
+                Finish::Files if self.is_sealed() => self.want_all(reply),
+                Finish::Hidden(partitions) if self.is_sealed() => self.want_partitions(partitions, reply),
+                Finish::Files => {
+                    self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger))
+                        .map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
+                    self.dirty = true;
+                    self.answer_after_checkpoint(reply)?;
+                }
+                Finish::No | Finish::Hidden(_) => self.answer_after_checkpoint(reply)?,
             }
-            self.answer_after_checkpoint(reply)?;
         }
         Ok(())
     }
 
     /// Answers once everything that is written now is durable.
-    fn answer_after_checkpoint(&mut self, reply: Sender<()>) -> Result<(), Error> {
+    pub(super) fn answer_after_checkpoint(&mut self, reply: Sender<()>) -> Result<(), Error> {
         if !self.dirty && !self.in_checkpoint {
             answer(&reply);
             return Ok(());
@@ -526,6 +592,23 @@ impl Delivery {
         self.jobs.send(job).map_err(|_| Error::Thread("the checkpoint thread ended".into()))
     }
 
+    /// Makes everything durable that is written, here and now. No checkpoint may be under way.
+    pub(super) fn checkpoint_now(&mut self) -> Result<(), Error> {
+        let job = self.job();
+        self.checkpointer.run(job)?;
+        self.dirty = false;
+        Ok(())
+    }
+
+    /// Appends a frame, makes it durable, and takes it in.
+    pub(super) fn note_durably(&mut self, frame: &Frame) -> Result<(), Error> {
+        self.append(frame)?;
+        self.sync_journal()?;
+        self.state.apply(frame);
+        self.dirty = true;
+        Ok(())
+    }
+
     fn job(&mut self) -> Job {
         let files = self.sink.take_dirty();
         let change = StoreChange {
@@ -542,10 +625,8 @@ impl Delivery {
         if !self.journal().is_full() || self.writing.is_some() {
             return Ok(());
         }
-        let job = self.job();
-        self.checkpointer.run(job)?;
+        self.checkpoint_now()?;
         self.checkpointer.store.sync()?;
-        self.dirty = false;
         let failed = |error| Error::Journal(self.checkpointer.journal_dir.clone(), error);
         let mut journal = self.journal();
         match journal.turn(&self.state) {
@@ -613,16 +694,20 @@ impl Ledger for JournalLedger<'_> {
     }
 }
 
-/// Tells what may pass from a failed sync, after which nothing can be relied on.
-fn may_pass(error: io::Error) -> Result<io::Error, Error> {
-    match error.downcast::<SyncFailed>() {
-        Ok(SyncFailed { what, source }) => Err(Error::Sync(what, source)),
+/// Tells what may pass from a failed sync, after which nothing can be relied on, and from a hidden file that is gone.
+pub(super) fn may_pass(error: io::Error) -> Result<io::Error, Error> {
+    let error = match error.downcast::<SyncFailed>() {
+        Ok(SyncFailed { what, source }) => return Err(Error::Sync(what, source)),
+        Err(error) => error,
+    };
+    match error.downcast::<HiddenGone>() {
+        Ok(gone) => Err(Error::Hidden(gone)),
         Err(error) => Ok(error),
     }
 }
 
 /// Answers; who asked may have given up waiting.
-fn answer(reply: &Sender<()>) {
+pub(super) fn answer(reply: &Sender<()>) {
     let _ = reply.send(());
 }
 

@@ -9,7 +9,7 @@
 //! When the directory itself is removed, renamed or covered by a mount, every operation fails until [`EventDir::reopen`]
 //! finds one at the path again; it never makes a new one, since behind a missing mount lies another disk.
 //!
-//! It does not write, sync files, or know names that were used before. A lock on a directory says nothing about the
+//! It does not write, sync the contents of files, or know names that were used before. A lock on a directory says nothing about the
 //! directories in it: two homes, one inside the other's `sink.dir`, are not noticed.
 //!
 //! How it fails: with the system's error. [`blames_name`] tells what is wrong with one name from what is wrong with the
@@ -22,8 +22,8 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, openat};
-use nix::sys::stat::{Mode, fchmod, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
 
 /// Mode of directories that are made here.
@@ -114,6 +114,43 @@ impl EventDir {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("`{name}` is not a regular file")));
         }
         Ok((file, metadata.ino()))
+    }
+
+    /// Whether anything has this name.
+    pub fn is_taken(&self, name: &str) -> io::Result<bool> {
+        match self.walk(name, Missing::Fail) {
+            Ok((parents, file_name)) => {
+                match fstatat(self.innermost(&parents), file_name, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                    Ok(_) => Ok(true),
+                    Err(Errno::ENOENT) => Ok(false),
+                    Err(error) => Err(error.into()),
+                }
+            }
+            // Without its directory there is no file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_current()? => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Gives a file another name in the same directory, durably. A name that is taken is an error.
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let (parents, old) = self.walk(from, Missing::Fail)?;
+        let parent = self.innermost(&parents);
+        let new = to.rsplit('/').next().unwrap_or(to);
+        renameat2(parent, old, parent, new, RenameFlags::RENAME_NOREPLACE)?;
+        self.sync_all(&parents)
+    }
+
+    /// Removes a file, durably; one that is not there is fine.
+    pub fn remove(&self, name: &str) -> io::Result<()> {
+        let (parents, file_name) = match self.walk(name, Missing::Fail) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.is_current()? => return Ok(()),
+            walked => walked?,
+        };
+        match unlinkat(self.innermost(&parents), file_name, UnlinkatFlags::NoRemoveDir) {
+            Ok(()) | Err(Errno::ENOENT) => self.sync_all(&parents),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Opens the directories on the way to `name`, outermost first; returns them with the file's own name.

@@ -8,7 +8,10 @@
 //! **Not here.** When lines are durable and what that means for offsets is the delivery's business: it takes the files
 //! that have unsynced lines with [`FileSink::take_dirty`].
 //!
-//! **Rotation** is judged by [`FileSink::rotate_due`], which a timer calls: size, age, idle, a changed name.
+//! **Hidden files** (`sealed`) have a dot before their name until [`FileSink::publish`]. They are not finished one by one: all
+//! of a partition are taken out together with [`FileSink::take`], when [`FileSink::due_groups`] says so.
+//!
+//! **Rotation** of live files is judged by [`FileSink::rotate_due`], which a timer calls: size, age, idle, a changed name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -19,9 +22,12 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::FileKey;
 use super::dir::EventDir;
-use super::name::NameTemplate;
-use crate::config;
-use crate::msource::journal::{FileIntent, FileState};
+use super::manifest;
+use super::name::{NameTemplate, hidden};
+use crate::config::{self, Compression, Visibility};
+use crate::fault;
+use crate::msource::TopicPartition;
+use crate::msource::journal::{FileIntent, FileState, SealedFile};
 
 /// Who keeps account of files; the delivery's journal.
 pub trait Ledger {
@@ -50,6 +56,14 @@ impl SyncFailed {
     }
 }
 
+/// A hidden file is not as it was left: what its partition has grown by is not whole any more. Comes inside an [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("somebody removed, replaced or shortened the hidden file {0}")]
+pub struct HiddenGone(pub String);
+
+/// Whose hidden files are published together: a partition's, or (`None`) those of retries.
+pub type Group = Option<TopicPartition>;
+
 /// Why a file was finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum RotateReason {
@@ -65,11 +79,13 @@ pub enum RotateReason {
     Stop,
     /// It is gone, or not as it was left: somebody else touched it.
     Foreign,
+    /// The group takes the partition of a hidden file back.
+    Revoke,
 }
 
 impl RotateReason {
     /// Every reason, in the order of their indices.
-    pub const ALL: [Self; 6] = [Self::Size, Self::Age, Self::Idle, Self::Name, Self::Stop, Self::Foreign];
+    pub const ALL: [Self; 7] = [Self::Size, Self::Age, Self::Idle, Self::Name, Self::Stop, Self::Foreign, Self::Revoke];
 
     /// The name used in logs and counters.
     pub const fn name(self) -> &'static str {
@@ -80,6 +96,7 @@ impl RotateReason {
             Self::Name => "name",
             Self::Stop => "stop",
             Self::Foreign => "foreign",
+            Self::Revoke => "revoke",
         }
     }
 }
@@ -103,7 +120,8 @@ impl Now {
 
 struct Active {
     id: u64,
-    name: String,
+    /// The name it has now: that of a hidden file begins with a dot.
+    path: String,
     stem: String,
     opened: i64,
     last_line: Instant,
@@ -131,8 +149,12 @@ pub struct FileSink {
     permissions: u32,
     max_open: usize,
     rotate: config::Rotate,
+    visibility: Visibility,
+    compression: Compression,
     active: HashMap<FileKey, Active>,
     keys: BTreeMap<u64, FileKey>,
+    /// Hidden files that get no further lines, and wait for the others of their group.
+    complete: Vec<(Group, u64)>,
     /// Finished files whose last lines are not synced yet.
     unsynced: Vec<Arc<File>>,
     /// A file that is in the ledger and could not be created yet.
@@ -140,7 +162,7 @@ pub struct FileSink {
     next_id: u64,
     uses: u64,
     /// Files finished, by reason.
-    pub rotated: [u64; 6],
+    pub rotated: [u64; 7],
     /// Bytes until the disk is full.
     #[cfg(test)]
     pub(crate) room: Arc<std::sync::atomic::AtomicU64>,
@@ -168,17 +190,25 @@ impl FileSink {
             permissions: config.permissions,
             max_open: config.max_open_files,
             rotate: config.rotate.clone(),
+            visibility: config.visibility,
+            compression: config.compression,
             active: HashMap::new(),
             keys: BTreeMap::new(),
+            complete: Vec::new(),
             unsynced: Vec::new(),
             intended: None,
             next_id,
             uses: 0,
-            rotated: [0; 6],
+            rotated: [0; 7],
             #[cfg(test)]
             room: Arc::new(u64::MAX.into()),
         };
         for (id, state) in files {
+            if (state.visibility, state.compression) != (sink.visibility, sink.compression) {
+                // What another configuration left hidden gets no further lines; it waits to be published or refused.
+                sink.complete.push((state.key.partition(), *id));
+                continue;
+            }
             // Two files of one key are left behind only by a crash between an intent and the end of the file before it: the
             // later one goes on, the earlier one has its lines.
             sink.keys.insert(*id, state.key.clone());
@@ -189,7 +219,7 @@ impl FileSink {
                 state.key.clone(),
                 Active {
                     id: *id,
-                    name: state.name.clone(),
+                    path: state.path(),
                     stem,
                     opened: state.opened,
                     last_line: now.tick,
@@ -208,13 +238,16 @@ impl FileSink {
     /// while the directory is gone: open files would still take lines, but nobody would find them.
     pub fn target(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<(u64, u64)> {
         self.dir.check()?;
-        if let Some(reason) = self.active.get(key).and_then(|active| self.due(active, key, now)) {
+        if self.visibility == Visibility::Live
+            && let Some(reason) = self.active.get(key).and_then(|active| self.due(active, key, now))
+        {
             self.finish(key, reason, ledger)?;
         }
         if !self.active.contains_key(key) {
             self.create(key, now, ledger)?;
         }
         if self.open(key)?.is_none() {
+            self.refuse_foreign(key)?;
             self.finish(key, RotateReason::Foreign, ledger)?;
             self.create(key, now, ledger)?;
         }
@@ -227,6 +260,7 @@ impl FileSink {
     pub fn write(&mut self, id: u64, position: u64, bytes: &[u8], done: &mut usize, now: Now) -> io::Result<()> {
         let key = self.keys.get(&id).cloned().ok_or_else(|| io::Error::other(format!("file {id} is finished")))?;
         let Some(file) = self.open(&key)? else {
+            self.refuse_foreign(&key)?;
             // Its place is in the journal. Waiting for the file to come back would hold up everything for ever.
             tracing::error!(
                 file = id,
@@ -275,8 +309,115 @@ impl FileSink {
         Ok(count)
     }
 
+    /// A live file that is gone costs its lines. A hidden one was promised to be published as a whole.
+    fn refuse_foreign(&self, key: &FileKey) -> io::Result<()> {
+        match self.active.get(key) {
+            Some(active) if self.visibility == Visibility::Sealed => {
+                Err(io::Error::other(HiddenGone(active.path.clone())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The groups with a hidden file that is due. That it got no line lately is no reason: others of its group may have.
+    pub fn due_groups(&self, now: Now) -> BTreeMap<Group, RotateReason> {
+        let due = |(key, active): (&FileKey, &Active)| match self.due(active, key, now)? {
+            RotateReason::Idle => None,
+            reason => Some((key.partition(), reason)),
+        };
+        self.active.iter().filter_map(due).collect()
+    }
+
+    /// Whether a file of this length is to be finished.
+    pub fn is_over(&self, length: u64) -> bool {
+        length >= self.rotate.size
+    }
+
+    /// Takes hidden files with lines out: they get no further ones. Returns the id and group of each.
+    pub fn take(&mut self, wanted: &BTreeMap<Group, RotateReason>) -> Vec<(Group, u64)> {
+        let (mut taken, complete): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.complete).into_iter().partition(|(group, _)| wanted.contains_key(group));
+        self.complete = complete;
+        let is_wanted =
+            |(key, active): &(&FileKey, &Active)| active.length > 0 && wanted.contains_key(&key.partition());
+        let keys: Vec<_> = self.active.iter().filter(is_wanted).map(|(key, _)| key.clone()).collect();
+        for key in keys {
+            let group = key.partition();
+            if let (Some(active), Some(&reason)) = (self.forget(&key), wanted.get(&group)) {
+                tracing::info!(file = active.path, bytes = active.length, reason = reason.name(), "finished a file");
+                self.rotated[reason as usize] += 1;
+                taken.push((group, active.id));
+            }
+        }
+        taken
+    }
+
+    /// Forgets the hidden files of a partition, which are about to be removed.
+    pub fn forget_partition(&mut self, partition: &TopicPartition) {
+        let keys: Vec<_> =
+            self.active.keys().filter(|key| key.partition().as_ref() == Some(partition)).cloned().collect();
+        for key in keys {
+            self.forget(&key);
+        }
+        self.complete.retain(|(group, _)| group.as_ref() != Some(partition));
+    }
+
+    fn forget(&mut self, key: &FileKey) -> Option<Active> {
+        let active = self.active.remove(key)?;
+        self.keys.remove(&active.id);
+        Some(active)
+    }
+
+    /// Gives a hidden file its name, durably, and puts its manifest beside it. May be repeated after any interruption.
+    pub fn publish(&self, file: &SealedFile, manifest: &[u8]) -> io::Result<()> {
+        let path = hidden(&file.name);
+        if self.dir.is_taken(&path)? {
+            self.dir.rename(&path, &file.name).map_err(|error| {
+                let text = format!("cannot give {path} its name, is there another {}? {error}", file.name);
+                io::Error::new(error.kind(), text)
+            })?;
+        } else if !self.dir.is_taken(&file.name)? {
+            // A collector may have been faster than the restart after a crash; nobody else should have.
+            tracing::error!(file = file.name, lines = file.lines, "a hidden file was removed before it was published");
+        }
+        fault::point("publish.renamed");
+        self.publish_manifest(&manifest::name_for(&file.name), manifest)
+    }
+
+    /// Writes a manifest under its own name, whole or not at all.
+    pub fn publish_manifest(&self, name: &str, manifest: &[u8]) -> io::Result<()> {
+        if self.dir.is_taken(name)? {
+            return Ok(());
+        }
+        let path = hidden(name);
+        self.dir.remove(&path)?;
+        let (file, _) = self.dir.create(&path, self.permissions)?;
+        file.write_all_at(manifest, 0)?;
+        file.sync_all().map_err(|error| SyncFailed::io("a manifest", error))?;
+        fault::point("publish.manifest");
+        self.dir.rename(&path, name)
+    }
+
+    /// Sets a hidden file aside that nobody can decide about; returns its new name.
+    pub fn set_aside(&self, file: &SealedFile) -> io::Result<String> {
+        let path = hidden(&file.name);
+        let aside = format!("{path}.undecided");
+        if self.dir.is_taken(&path)? {
+            self.dir.rename(&path, &aside)?;
+        }
+        Ok(aside)
+    }
+
+    /// Removes a hidden file.
+    pub fn remove_hidden(&self, name: &str) -> io::Result<()> {
+        self.dir.remove(&hidden(name))
+    }
+
     /// Finishes every file that is due.
     pub fn rotate_due(&mut self, now: Now, ledger: &mut dyn Ledger) -> io::Result<()> {
+        if self.visibility == Visibility::Sealed {
+            return Ok(());
+        }
         let due: Vec<_> =
             self.active.iter().filter_map(|(key, active)| Some((key.clone(), self.due(active, key, now)?))).collect();
         due.into_iter().try_for_each(|(key, reason)| self.finish(&key, reason, ledger))
@@ -325,8 +466,8 @@ impl FileSink {
             return None;
         }
         let age = u64::try_from(now.wall - active.opened).unwrap_or(0);
-        if active.is_foreign() {
-            foreign(&active.name);
+        if self.visibility == Visibility::Live && active.is_foreign() {
+            foreign(&active.path);
             Some(RotateReason::Foreign)
         } else if active.length >= self.rotate.size {
             Some(RotateReason::Size)
@@ -344,23 +485,23 @@ impl FileSink {
     fn finish(&mut self, key: &FileKey, reason: RotateReason, ledger: &mut dyn Ledger) -> io::Result<()> {
         let Some(active) = self.active.get(key) else { return Ok(()) };
         ledger.end(active.id)?;
-        tracing::info!(file = active.name, bytes = active.length, reason = reason.name(), "finished a file");
+        tracing::info!(file = active.path, bytes = active.length, reason = reason.name(), "finished a file");
         self.rotated[reason as usize] += 1;
-        if let Some(active) = self.active.remove(key) {
-            self.keys.remove(&active.id);
-            if active.dirty {
-                self.unsynced.extend(active.file);
-            }
+        if let Some(active) = self.forget(key)
+            && active.dirty
+        {
+            self.unsynced.extend(active.file);
         }
         Ok(())
     }
 
     fn create(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<()> {
         self.make_room()?;
-        let (FileIntent { id, name, opened, .. }, file, inode) = loop {
+        let (FileIntent { id, opened, .. }, path, file, inode) = loop {
             let intent = self.intend(key, now, ledger)?;
-            match self.dir.create(&intent.name, self.permissions) {
-                Ok((file, inode)) => break (intent, file, inode),
+            let path = intent.path();
+            match self.create_free(&intent.name, &path) {
+                Ok((file, inode)) => break (intent, path, file, inode),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                     tracing::warn!(file = intent.name, "a stranger's file has this name, taking the next one");
                     self.intended = None;
@@ -376,7 +517,7 @@ impl FileSink {
         self.uses += 1;
         let active = Active {
             id,
-            name,
+            path,
             stem,
             opened,
             last_line: now.tick,
@@ -391,6 +532,14 @@ impl FileSink {
         Ok(())
     }
 
+    /// Creates a file at `path` whose final name must be free too.
+    fn create_free(&self, name: &str, path: &str) -> io::Result<(File, u64)> {
+        if name != path && self.dir.is_taken(name)? {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.dir.create(path, self.permissions)
+    }
+
     /// What is in the ledger for the next file of a key.
     fn intend(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<FileIntent> {
         let name = |id| self.template.name(key, now.wall, id).map_err(|reject| io::Error::other(reject.detail));
@@ -402,7 +551,14 @@ impl FileSink {
             self.intended = None;
         }
         let id = self.next_id;
-        let intent = FileIntent { id, name: name(id)?, key: key.clone(), opened: now.wall };
+        let intent = FileIntent {
+            id,
+            name: name(id)?,
+            key: key.clone(),
+            opened: now.wall,
+            visibility: self.visibility,
+            compression: self.compression,
+        };
         ledger.intend(&intent)?;
         self.next_id += 1;
         self.intended = Some(intent.clone());
@@ -415,16 +571,16 @@ impl FileSink {
         let uses = self.uses;
         let Some(active) = self.active.get_mut(key) else { return Ok(None) };
         active.used = uses;
-        let (name, inode, length) = (active.name.clone(), active.inode, active.length);
+        let (path, inode, length) = (active.path.clone(), active.inode, active.length);
         if let Some(file) = &active.file {
             if !active.is_foreign() {
                 return Ok(Some(Arc::clone(file)));
             }
-            foreign(&name);
+            foreign(&path);
             return Ok(None);
         }
         self.make_room()?;
-        match self.dir.open_existing(&name) {
+        match self.dir.open_existing(&path) {
             Ok((file, found)) if found == inode && file.metadata()?.len() >= length => {
                 let file = Arc::new(file);
                 if let Some(active) = self.active.get_mut(key) {
@@ -434,7 +590,7 @@ impl FileSink {
             }
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => {
-                foreign(&name);
+                foreign(&path);
                 Ok(None)
             }
         }
@@ -458,6 +614,6 @@ impl FileSink {
     }
 }
 
-fn foreign(name: &str) {
-    tracing::error!(file = name, "somebody removed, replaced or shortened this file; going on in a new one");
+fn foreign(path: &str) {
+    tracing::error!(file = path, "somebody removed, replaced or shortened this file; going on in a new one");
 }

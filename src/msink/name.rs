@@ -22,16 +22,23 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::config::TimeZone;
+use crate::msource::TopicPartition;
 use crate::record::{Reason, Reject};
 
 /// The longest component that Linux's file systems take, bytes.
 const MAX_COMPONENT: usize = 255;
+
+/// What the names around a hidden file need beyond its own: the dot in front and the longest ending.
+const HIDDEN_ROOM: usize = ".".len() + ".manifest.json".len();
 
 /// A template, read and checked.
 #[derive(Clone, Debug)]
 pub struct NameTemplate {
     parts: Vec<Part>,
     zone: TimeZone,
+    /// What stands behind every name.
+    ending: &'static str,
+    max_component: usize,
 }
 
 #[derive(Clone, Debug)]
@@ -56,6 +63,26 @@ pub struct FileKey {
     pub log_name: Option<String>,
     /// `#event_name`; also `None` for events that have none.
     pub event_name: Option<String>,
+    /// Whether the lines are retries, which have hidden files of their own. Part of no name.
+    pub retries: bool,
+}
+
+impl FileKey {
+    /// The partition whose lines alone go into the files of this key, if it is a hidden file's; `None` for retries.
+    pub fn partition(&self) -> Option<TopicPartition> {
+        if self.retries {
+            return None;
+        }
+        Some(TopicPartition { topic: self.topic.as_deref()?.into(), partition: self.partition? })
+    }
+}
+
+/// The name of a file while it is hidden: a dot before its last component.
+pub fn hidden(name: &str) -> String {
+    match name.rsplit_once('/') {
+        Some((directory, file)) => format!("{directory}/.{file}"),
+        None => format!(".{name}"),
+    }
 }
 
 /// Which members of [`FileKey`] a template uses.
@@ -100,9 +127,15 @@ impl NameTemplate {
             rest = after;
         }
         push_time(&mut parts, rest)?;
-        let template = Self { parts, zone };
+        let template = Self { parts, zone, ending: "", max_component: MAX_COMPONENT };
         template.check()?;
         Ok(template)
+    }
+
+    /// The same for files that are hidden until complete, with this ending.
+    #[must_use]
+    pub fn hidden(self, ending: &'static str) -> Self {
+        Self { ending, max_component: MAX_COMPONENT - HIDDEN_ROOM, ..self }
     }
 
     /// Which values of a record the template uses.
@@ -123,15 +156,14 @@ impl NameTemplate {
 
     /// The path of a file below the event directory. `now_seconds` is the wall clock, seconds since 1970 UTC.
     pub fn name(&self, key: &FileKey, now_seconds: i64, seq: u64) -> Result<String, Reject> {
-        let name = self.fill(key, now_seconds, Some(seq));
-        match name.split('/').find(|component| component.len() > MAX_COMPONENT) {
+        let mut name = self.fill(key, now_seconds, Some(seq));
+        name.push_str(self.ending);
+        let most = self.max_component;
+        match name.split('/').find(|component| component.len() > most) {
             None => Ok(name),
             Some(component) => Err(Reject::new(
                 Reason::Sink,
-                format!(
-                    "its file name has {} bytes in one component, at most {MAX_COMPONENT} are possible",
-                    component.len()
-                ),
+                format!("its file name has {} bytes in one component, at most {most} are possible", component.len()),
             )),
         }
     }
@@ -305,6 +337,7 @@ mod tests {
             partition: Some(3),
             log_name: Some("log_item".into()),
             event_name: Some("t_log_item".into()),
+            ..FileKey::default()
         };
         assert_eq!(template.name(&key, NOW, 0).unwrap(), "mulog_clean_24/p3/log_item-t_log_item.host%2F1.%.0");
         assert_eq!(template.name(&FileKey::default(), NOW, 0).unwrap(), "_/p_/_-_.host%2F1.%.0");

@@ -271,7 +271,7 @@ fn files_of_the_last_run_go_on_unless_the_template_is_another() {
         let mut world = World::new(9);
         world.append("a", "one\n");
         let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(world.path("a.00.0")).unwrap());
-        let state = FileState { name: "a.00.0".into(), key: key("a"), opened: 0, inode, length: 4 };
+        let state = FileState { name: "a.00.0".into(), key: key("a"), inode, length: 4, ..FileState::default() };
         let World { scratch: _scratch, config, sink, mut notes, now } = world;
         drop(sink);
         let mut sink = World::sink(&config, template, &BTreeMap::from([(0, state)]), now);

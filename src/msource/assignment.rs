@@ -6,25 +6,48 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::journal::{MoveCause, PartitionState};
+use super::journal::{Growth, Mark, MoveCause, PartitionState};
 use super::native::GroupOffset;
+use crate::config::Visibility;
+use crate::delivery::Verdict;
 
-/// What is committed beside each offset: whose it is and how far that instance was. `home/incarnation/number/topic id`.
+/// Previous owners that are remembered beside an offset: 4,096 bytes is the brokers' limit on that text.
+const PREVIOUS_OWNERS: usize = 16;
+
+/// What is committed beside each offset: whose it is, how far that instance was, and the last commit of each owner before it.
+/// `home/incarnation/number/topic id`, then ` home/incarnation/number` for each, newest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// UUID of the home.
-    pub home: String,
-    /// Its incarnation.
-    pub incarnation: u64,
-    /// Number of the last block in the checkpoint; 0 for a pinned start.
-    pub number: u64,
+    /// Who committed, and with which number: of the last block in the checkpoint, or of the seal; 0 for a pinned start.
+    pub mark: Mark,
     /// Id of the topic, empty where the broker has none.
     pub topic_id: String,
+    /// The owners before it.
+    pub previous: Vec<Mark>,
+}
+
+impl Owner {
+    /// What an owner with this home carries on of a text that it found: everybody's last commit but its own.
+    pub fn carried(metadata: &str, home: &str) -> Vec<Mark> {
+        let Ok(found) = metadata.parse::<Self>() else { return Vec::new() };
+        let mut carried: Vec<Mark> = Vec::new();
+        for mark in std::iter::once(found.mark).chain(found.previous) {
+            if mark.home != home && carried.iter().all(|known| known.home != mark.home) {
+                carried.push(mark);
+            }
+        }
+        carried.truncate(PREVIOUS_OWNERS);
+        carried
+    }
 }
 
 impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}/{}/{}", self.home, self.incarnation, self.number, self.topic_id)
+        let Mark { home, incarnation, number } = &self.mark;
+        write!(f, "{home}/{incarnation}/{number}/{}", self.topic_id)?;
+        self.previous
+            .iter()
+            .try_for_each(|Mark { home, incarnation, number }| write!(f, " {home}/{incarnation}/{number}"))
     }
 }
 
@@ -32,14 +55,74 @@ impl FromStr for Owner {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
+        let mut owners = text.split(' ');
         // Topic ids are base64 and may hold a slash.
-        let mut parts = text.splitn(4, '/');
-        let mut next = || parts.next().ok_or(());
-        let home = next()?.to_owned();
-        let incarnation = next()?.parse().map_err(drop)?;
-        let number = next()?.parse().map_err(drop)?;
-        Ok(Self { home, incarnation, number, topic_id: next()?.to_owned() })
+        let mut parts = owners.next().ok_or(())?.splitn(4, '/');
+        let mark = mark(&mut parts)?;
+        let topic_id = parts.next().ok_or(())?.to_owned();
+        let previous = owners.map(|text| mark_alone(text)).collect::<Result<_, _>>()?;
+        Ok(Self { mark, topic_id, previous })
     }
+}
+
+fn mark<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Result<Mark, ()> {
+    let mut next = || parts.next().ok_or(());
+    Ok(Mark {
+        home: next()?.to_owned(),
+        incarnation: next()?.parse().map_err(drop)?,
+        number: next()?.parse().map_err(drop)?,
+    })
+}
+
+fn mark_alone(text: &str) -> Result<Mark, ()> {
+    let mut parts = text.split('/');
+    let mark = mark(&mut parts)?;
+    if parts.next().is_none() { Ok(mark) } else { Err(()) }
+}
+
+/// Whose partition it is while a prepared range is judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// Ours, given to us after the range was prepared: no commit of an assignment before can come any more.
+    ByUs,
+    /// Another's or nobody's: our commit may still be on its way.
+    NotByUs,
+}
+
+/// Whether the group has taken the offsets of a range that we prepared. `base` is where the range begins, and what stood beside
+/// the group's offset there.
+///
+/// Numbers are compared by equality: every owner leaves its own beside the offset and carries on those of the owners before
+/// it, so that one which is not there was not committed.
+pub fn judge(prepared: &Mark, base: (i64, Option<&Mark>), group: Option<&GroupOffset>, held: Held) -> Verdict {
+    let ours = |mark: &&Mark| (&mark.home, mark.incarnation) == (&prepared.home, prepared.incarnation);
+    let unchanged = match held {
+        Held::ByUs => Verdict::Refused,
+        Held::NotByUs => Verdict::Open,
+    };
+    let Some(found) = group.and_then(|group| group.metadata.parse::<Owner>().ok()) else {
+        // A tool may have set the offset where the range begins; nobody has committed since, then.
+        let untouched = group.is_some_and(|group| (group.offset, None) == base);
+        return if untouched { unchanged } else { Verdict::Undecided };
+    };
+    if found.mark == *prepared {
+        Verdict::Committed
+    } else if ours(&&found.mark) || Some(&found.mark) == base.1 {
+        unchanged
+    } else {
+        match found.previous.iter().find(ours) {
+            Some(mark) if mark == prepared => Verdict::Committed,
+            None if found.previous.len() >= PREVIOUS_OWNERS => Verdict::Undecided,
+            _ => Verdict::Refused,
+        }
+    }
+}
+
+/// Whether what a partition has grown by may go on: nobody has committed since where it began.
+pub fn may_grow(partition: &PartitionState, growth: &Growth, group: Option<&GroupOffset>) -> bool {
+    let Some(group) = group else { return false };
+    let found = group.metadata.parse::<Owner>().ok();
+    group.offset == growth.from && found.map(|owner| owner.mark) == partition.mark
 }
 
 /// What is known of a partition when it is given to us.
@@ -55,6 +138,8 @@ pub struct Known<'a> {
     pub topic_id: &'a str,
     /// Whether the store or the group has some partition of this topic.
     pub topic_known: bool,
+    /// Whether files are hidden until the group has taken their offsets: then its word is the last one.
+    pub visibility: Visibility,
 }
 
 /// Where the partition goes on.
@@ -87,10 +172,13 @@ pub enum Decision {
 pub fn decide(known: &Known<'_>) -> Decision {
     let other = |id: &str| !id.is_empty() && !known.topic_id.is_empty() && id != known.topic_id;
     let owner = known.group.and_then(|group| group.metadata.parse::<Owner>().ok());
-    let ours = owner.as_ref().is_some_and(|owner| (owner.home.as_str(), owner.incarnation) == known.home);
+    let ours = owner.as_ref().is_some_and(|owner| (owner.mark.home.as_str(), owner.mark.incarnation) == known.home);
     let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));
+    let group_decides = known.visibility == Visibility::Sealed;
     match (known.local, known.group) {
-        (Some(local), Some(group)) if !ours && !group_recreated => {
+        // Whoever asks has made sure that it may go on.
+        (Some(local), _) if local.growth.is_some() && !other(&local.topic_id) => Decision::Continue,
+        (Some(local), Some(group)) if (!ours || group_decides) && !group_recreated => {
             if group.offset == local.next && !other(&local.topic_id) {
                 Decision::Continue
             } else {
@@ -113,7 +201,7 @@ mod tests {
     const ID: &str = "aaaaaaaaaaaaaaaaaaaaaa";
 
     fn local(next: i64, topic_id: &str) -> PartitionState {
-        PartitionState { topic_id: topic_id.into(), next, leader_epoch: -1 }
+        PartitionState { topic_id: topic_id.into(), next, leader_epoch: -1, ..PartitionState::default() }
     }
 
     fn group(offset: i64, metadata: &str) -> GroupOffset {
@@ -128,7 +216,14 @@ mod tests {
         expected: &Decision,
     ) {
         let (local, group) = (local.into(), group.into());
-        let known = Known { home: ("me", 1), local: local.as_ref(), group: group.as_ref(), topic_id: ID, topic_known };
+        let known = Known {
+            home: ("me", 1),
+            local: local.as_ref(),
+            group: group.as_ref(),
+            topic_id: ID,
+            topic_known,
+            visibility: Visibility::Live,
+        };
         assert_eq!(decide(&known), *expected);
     }
 
@@ -169,10 +264,69 @@ mod tests {
         check(None, Some(group(40, "")), true, &Decision::Adopt { at: 40 });
     }
 
+    fn mark(home: &str, number: u64) -> Mark {
+        Mark { home: home.into(), incarnation: 1, number }
+    }
+
     #[test]
     fn an_owner_survives_its_text() {
-        let owner = Owner { home: "h".into(), incarnation: 3, number: 9, topic_id: "a/b/+".into() };
-        assert_eq!(owner.to_string().parse(), Ok(owner));
-        assert!("anything".parse::<Owner>().is_err());
+        for previous in [Vec::new(), vec![mark("x", 7)], vec![mark("x", 7), mark("y", 0)]] {
+            let owner = Owner { mark: mark("h", 9), topic_id: "a/b/+".into(), previous };
+            assert_eq!(owner.to_string().parse(), Ok(owner));
+        }
+        for text in ["anything", "", "h/1/2/id x/1", "h/1/2/id x/1/2/3", "h/1/2/id  x/1/2"] {
+            assert!(text.parse::<Owner>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn every_owner_before_us_is_carried_on_once_and_as_many_as_fit() {
+        let many: Vec<_> = (0..40).map(|number| format!("h{number}/1/5")).collect();
+        let text = format!("x/1/9/{ID} me/1/3 {} x/1/2", many.join(" "));
+        let carried = Owner::carried(&text, "me");
+        assert_eq!(carried.len(), PREVIOUS_OWNERS);
+        assert_eq!(carried[..2], [mark("x", 9), mark("h0", 5)]);
+        let owner = Owner { mark: mark(&"h".repeat(36), u64::MAX), topic_id: ID.into(), previous: carried };
+        assert!(owner.to_string().len() < 4096);
+        assert!(Owner::carried("an administrator's", "me").is_empty());
+    }
+
+    #[test]
+    fn a_prepared_range_is_judged_by_what_every_owner_left_beside_the_offset() {
+        use Held::{ByUs, NotByUs};
+        let base = mark("x", 4);
+        let tell = |metadata: &str, held| judge(&mark("me", 9), (30, Some(&base)), Some(&group(40, metadata)), held);
+        // Ours is there.
+        assert_eq!(tell(&format!("me/1/9/{ID}"), NotByUs), Verdict::Committed);
+        assert_eq!(tell(&format!("y/1/5/{ID} x/1/4 me/1/9"), NotByUs), Verdict::Committed);
+        // What was there before still is: our commit may be on its way, unless that was an assignment ago.
+        for metadata in [format!("x/1/4/{ID}"), format!("me/1/6/{ID}")] {
+            assert_eq!(tell(&metadata, NotByUs), Verdict::Open);
+            assert_eq!(tell(&metadata, ByUs), Verdict::Refused);
+        }
+        // Another has committed after all, and carries no commit of ours, or an older one.
+        assert_eq!(tell(&format!("x/1/5/{ID}"), NotByUs), Verdict::Refused);
+        assert_eq!(tell(&format!("y/1/5/{ID} me/1/6"), NotByUs), Verdict::Refused);
+        // Another incarnation of us is another owner.
+        assert_eq!(tell(&format!("me/2/9/{ID}"), NotByUs), Verdict::Refused);
+        // Too many came since, or somebody else wrote there.
+        let many: Vec<_> = (0..PREVIOUS_OWNERS).map(|number| format!("h{number}/1/5")).collect();
+        assert_eq!(tell(&format!("y/1/5/{ID} {}", many.join(" ")), ByUs), Verdict::Undecided);
+        assert_eq!(tell("", ByUs), Verdict::Undecided);
+        assert_eq!(judge(&mark("me", 9), (30, Some(&base)), None, ByUs), Verdict::Undecided);
+        assert_eq!(judge(&mark("me", 9), (40, None), Some(&group(40, "")), ByUs), Verdict::Refused);
+        assert_eq!(judge(&mark("me", 9), (40, None), Some(&group(50, "")), ByUs), Verdict::Undecided);
+    }
+
+    #[test]
+    fn hidden_growth_goes_on_only_where_nobody_has_committed_since() {
+        let growth = Growth { from: 40, ..Growth::default() };
+        let here = PartitionState { mark: Some(mark("x", 4)), ..local(50, ID) };
+        let tell = |offset, metadata: &str| may_grow(&here, &growth, Some(&group(offset, metadata)));
+        assert!(tell(40, &format!("x/1/4/{ID}")));
+        assert!(!tell(40, &format!("x/1/5/{ID}")));
+        assert!(!tell(41, &format!("x/1/4/{ID}")));
+        assert!(!tell(40, ""));
+        assert!(!may_grow(&here, &growth, None));
     }
 }

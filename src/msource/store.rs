@@ -82,7 +82,7 @@ pub enum Walk {
 }
 
 const STATE: &[u8] = b"state";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 
 /// Room that is left on the disk beyond a change: sled, which writes whole segments of half a megabyte and some of them at
 /// a time of its own, is damaged by a write that fails.

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Options, Transform};
-use crate::config::{Compression, Payload, TimeZone, Validation};
+use crate::config::{Compression, Payload, Sink, TimeZone, Validation, Visibility};
 use crate::msink::name::{Fields, NameTemplate};
 use crate::settings::{Settings, Sources};
 
@@ -123,6 +123,7 @@ impl Recipe {
             payload_limit: self.payload_limit,
             fields: template.fields(),
             template,
+            visibility: Visibility::Live,
             compression: Compression::None,
         })
     }
@@ -142,9 +143,23 @@ pub struct Engine {
     pub fields: Fields,
     /// File names.
     pub template: NameTemplate,
-    /// How lines are compressed. No part of the recipe, which says what a line is: only `live` blocks are made again, and
-    /// those are never compressed.
+    /// Whether files are hidden until complete, which no file of several partitions can be. Not of the recipe: such blocks are
+    /// never made again.
+    pub visibility: Visibility,
+    /// Compression of hidden files.
     pub compression: Compression,
+}
+
+impl Engine {
+    /// The same for the files that are configured.
+    #[must_use]
+    pub fn for_sink(mut self, sink: &Sink) -> Self {
+        (self.visibility, self.compression) = (sink.visibility, sink.compression);
+        if self.visibility == Visibility::Sealed {
+            self.template = self.template.hidden(sink.compression.suffix());
+        }
+        self
+    }
 }
 
 impl fmt::Debug for Engine {

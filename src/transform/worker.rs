@@ -14,7 +14,7 @@ use super::compress::Compressor;
 use super::recipe::Engine;
 use super::{Record, Scratch};
 use crate::block::{DoneBlock, Lines, RawBlock, Records, Rejected, Source};
-use crate::config::Compression;
+use crate::config::{Compression, Visibility};
 use crate::msink::FileKey;
 use crate::msource::TopicPartition;
 use crate::msource::payload::Decoder;
@@ -75,7 +75,7 @@ impl Worker {
             _ => Decoder::new(engine.payload, engine.payload_limit),
         };
         let count = records.len() as u64;
-        let mut output = Output::new(&engine, &self.spare);
+        let mut output = Output::new(&self.spare);
         match records {
             Records::Kafka(messages) => {
                 let Source::Partition { to, .. } = &source else { unreachable!("records of Kafka have a partition") };
@@ -95,6 +95,7 @@ impl Worker {
                 }
             }
             Records::Queue(entries) => {
+                output.retries = engine.visibility == Visibility::Sealed;
                 let mut one = One { worker: self, decoder: &mut decoder, engine: &engine, output: &mut output };
                 for (key, entry) in entries {
                     let origin = Origin {
@@ -179,12 +180,21 @@ struct Output {
     last: usize,
     filtered: [u64; 3],
     rejects: Vec<Rejected>,
+    /// Whether the lines are retries that go to files of their own.
+    retries: bool,
     spare: Receiver<Vec<u8>>,
 }
 
 impl Output {
-    fn new(_: &Engine, spare: &Receiver<Vec<u8>>) -> Self {
-        Self { pieces: Vec::new(), last: 0, filtered: [0; 3], rejects: Vec::new(), spare: spare.clone() }
+    fn new(spare: &Receiver<Vec<u8>>) -> Self {
+        Self {
+            pieces: Vec::new(),
+            last: 0,
+            filtered: [0; 3],
+            rejects: Vec::new(),
+            retries: false,
+            spare: spare.clone(),
+        }
     }
 
     /// The piece of a record whose file does not depend on its names.
@@ -193,7 +203,8 @@ impl Output {
             piece.key.partition.is_none_or(|number| number == partition.partition)
                 && piece.key.topic.as_deref().is_none_or(|topic| topic == &*partition.topic)
         };
-        self.piece(engine, fits, || key(engine, partition, None))
+        let retries = self.retries;
+        self.piece(engine, fits, || key(engine, partition, None, retries))
     }
 
     /// The piece of a record whose file depends on its names.
@@ -204,7 +215,8 @@ impl Output {
                 && piece.key.partition.is_none_or(|number| number == partition.partition)
                 && piece.key.topic.as_deref().is_none_or(|topic| topic == &*partition.topic)
         };
-        self.piece(engine, fits, || key(engine, partition, Some(names)))
+        let retries = self.retries;
+        self.piece(engine, fits, || key(engine, partition, Some(names), retries))
     }
 
     fn piece(
@@ -239,13 +251,16 @@ impl Output {
     }
 }
 
-fn key(engine: &Engine, partition: &TopicPartition, names: Option<&Scratch>) -> FileKey {
+fn key(engine: &Engine, partition: &TopicPartition, names: Option<&Scratch>, retries: bool) -> FileKey {
     let fields = &engine.fields;
+    // What the group refuses must go as a whole, and nothing else with it.
+    let alone = engine.visibility == Visibility::Sealed && !retries;
     FileKey {
-        topic: fields.topic.then(|| partition.topic.to_string()),
-        partition: fields.partition.then_some(partition.partition),
+        topic: (fields.topic || alone).then(|| partition.topic.to_string()),
+        partition: (fields.partition || alone).then_some(partition.partition),
         log_name: names.filter(|_| fields.log_name).map(|names| names.log_name().to_owned()),
         event_name: names.filter(|_| fields.event_name).map(|names| names.event_name().to_owned()),
+        retries,
     }
 }
 

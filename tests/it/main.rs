@@ -28,6 +28,9 @@ mod pipeline;
 /// The failure queue and its commands.
 #[cfg(test)]
 mod queue;
+/// Hidden files: published when complete and committed, through kills at every step.
+#[cfg(test)]
+mod sealed;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;

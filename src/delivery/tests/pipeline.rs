@@ -300,6 +300,8 @@ impl Home {
             fsync: true,
             history: Duration::from_hours(1),
             sink_dir: self.data(),
+            rotate: sink_config(&self.data()).rotate,
+            commit_point: delivery::CommitPoint::Journal,
             queue: Arc::default(),
             queue_bound: None,
         });

@@ -30,7 +30,7 @@ impl World {
             let name = format!("f{id}");
             let (_, inode) = dir.create(&name, 0o640).unwrap();
             let key = FileKey { partition: Some(id as i32), ..FileKey::default() };
-            state.apply(&Frame::File(FileIntent { id, name: name.clone(), key, opened: 0 }));
+            state.apply(&Frame::File(FileIntent { id, name: name.clone(), key, ..FileIntent::default() }));
             state.apply(&Frame::Made { id, inode });
             state.files.get_mut(&id).unwrap().length = 20;
             let durable = b"{\"durable\":\"12345\"}\n".to_vec();
@@ -224,7 +224,7 @@ fn a_file_that_somebody_touched_is_left_alone_and_another_goes_on() {
 fn a_strangers_file_at_a_name_that_was_only_intended_is_not_touched() {
     let mut world = World::new(1, &[]);
     let key = FileKey { partition: Some(7), ..FileKey::default() };
-    world.contents.tail.push(Frame::File(FileIntent { id: 7, name: "f7".into(), key, opened: 0 }));
+    world.contents.tail.push(Frame::File(FileIntent { id: 7, name: "f7".into(), key, ..FileIntent::default() }));
     fs::write(world.path(7), b"a stranger's\n").unwrap();
     let recovered = world.recover(&mut gone());
     assert_eq!(world.content(7), b"a stranger's\n");

@@ -3,14 +3,14 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
+use crossbeam_channel::bounded;
 
 use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::Owner;
-use crate::msource::journal::{PartitionState, State};
+use crate::msource::journal::{Mark, PartitionState, Position, State};
 use crate::msource::native::{Client, Commit, Event, KafkaError, Protocol};
 
 impl Consumer {
@@ -64,8 +64,10 @@ impl Consumer {
             for number in 0..self.slots.len() {
                 self.cut(number)?;
             }
-            if self.barrier(Finish::No, REVOKE_DEADLINE)? {
-                self.commit_now(&ours, REQUEST_TIMEOUT);
+            if self.barrier(Finish::Hidden(ours.clone()), REVOKE_DEADLINE)? {
+                if !self.hides() {
+                    self.commit_now(&ours, REQUEST_TIMEOUT);
+                }
             } else {
                 tracing::error!(
                     "could not finish the revoked partitions' blocks in time; the next owner may repeat them"
@@ -91,6 +93,11 @@ impl Consumer {
     pub(super) fn release(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
             self.parts.tracker.end(partition);
+            if self.hides() && self.parts.config.assignment == Assignment::Group && !self.parts.desk.stopping() {
+                // What was published is out of reach. The rest is read again by whoever has the partition next.
+                let refuse = Inbox::Refuse { partition: partition.clone(), reply: None };
+                drop(self.parts.inbox.send(refuse));
+            }
         }
         let (gauges, budget) = (&self.parts.gauges, &self.parts.budget);
         self.slots.retain(|slot| {
@@ -110,11 +117,7 @@ impl Consumer {
         let (reply, answered) = bounded(1);
         let before = self.parts.tickets.next();
         self.parts.inbox.send(Inbox::Checkpoint { before, finish, reply }).map_err(|_| Error::Closed)?;
-        match answered.recv_timeout(deadline) {
-            Ok(()) => Ok(true),
-            Err(RecvTimeoutError::Timeout) => Ok(false),
-            Err(RecvTimeoutError::Disconnected) => Err(Error::Closed),
-        }
+        self.answered(&answered, deadline)
     }
 
     /// Replaces a client that can do nothing any more.
@@ -134,7 +137,8 @@ impl Consumer {
 
     /// Tells the group what became durable since the last time.
     pub(super) fn commit_durable(&mut self) {
-        if Instant::now() < self.commit_at {
+        // No other commit may go to the group where it decides about files.
+        if Instant::now() < self.commit_at || self.hides() {
             return;
         }
         let commits = {
@@ -174,18 +178,30 @@ impl Consumer {
             .iter()
             .filter_map(|slot| {
                 let durable = state.partitions.get(&slot.partition)?;
-                wanted(slot, durable.next).then(|| self.commit_of(&slot.partition, durable, state.number))
+                let PartitionState { topic_id, next, leader_epoch, .. } = durable.clone();
+                let partition = slot.partition.clone();
+                let at = Position { partition, topic_id, next, leader_epoch };
+                wanted(slot, durable.next).then(|| self.commit_of(&at, state.number))
             })
             .collect()
     }
 
-    pub(super) fn commit_of(&self, partition: &TopicPartition, durable: &PartitionState, number: u64) -> Commit {
+    /// Our own mark with this number.
+    pub(super) fn mark(&self, number: u64) -> Mark {
         let (home, incarnation) = self.parts.home.clone();
-        let owner = Owner { home, incarnation, number, topic_id: durable.topic_id.clone() };
+        Mark { home, incarnation, number }
+    }
+
+    pub(super) fn commit_of(&self, at: &Position, number: u64) -> Commit {
+        let owner = Owner {
+            mark: self.mark(number),
+            topic_id: at.topic_id.clone(),
+            previous: self.previous.get(&at.partition).cloned().unwrap_or_default(),
+        };
         Commit {
-            partition: partition.clone(),
-            offset: durable.next,
-            leader_epoch: durable.leader_epoch,
+            partition: at.partition.clone(),
+            offset: at.next,
+            leader_epoch: at.leader_epoch,
             metadata: owner.to_string(),
         }
     }

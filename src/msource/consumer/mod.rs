@@ -12,6 +12,7 @@
 //! error of the client makes a new one. Only `out_of_range: stop` and a broken delivery end the thread.
 
 mod group;
+mod seals;
 mod starts;
 
 pub use starts::topic_names;
@@ -21,17 +22,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{Receiver, Sender};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::TopicPartition;
-use super::journal::Position;
-use super::native::{Client, KafkaError, Message, OffsetSpec};
+use super::journal::{Mark, Position};
+use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec};
 use super::tracker::{Epoch, Tracker};
 use crate::block::{RawBlock, Records, Source};
-use crate::config::{Assignment, Kafka, WhenFull};
+use crate::config::{Assignment, Kafka, Visibility, WhenFull};
 use crate::control;
-use crate::delivery::{Budget, Finish, Gauges, Inbox, Tickets};
+use crate::delivery::{Budget, Finish, Gauges, Inbox, SealRequest, Tickets};
 use crate::transform::recipe::Engine;
 
 /// How long the thread waits for room before it pauses its partitions.
@@ -170,6 +171,10 @@ pub struct Parts {
     pub blocks: Sender<RawBlock>,
     /// Takes notes and barriers to the delivery.
     pub inbox: Sender<Inbox>,
+    /// Brings the offsets that the group must take before files can be published.
+    pub seals: Receiver<SealRequest>,
+    /// Whether files are hidden until the group has taken their offsets.
+    pub visibility: Visibility,
     /// Order of blocks and notes.
     pub tickets: Arc<Tickets>,
     /// Whose partitions are whose.
@@ -239,6 +244,14 @@ pub struct Consumer {
     unanswered_since: Option<(Instant, Said)>,
     /// Partitions that are to be read from where they stand, since librdkafka has stopped fetching them.
     reseek: BTreeSet<TopicPartition>,
+    /// The seal that the group is asked to take.
+    asked: Option<seals::Asked>,
+    /// When to ask again about what is hidden of partitions that are not ours.
+    look_at: Instant,
+    /// What the group had for each partition when it was asked last.
+    found: HashMap<TopicPartition, Option<GroupOffset>>,
+    /// The owners before us of each partition, carried on in every commit.
+    previous: HashMap<TopicPartition, Vec<Mark>>,
     /// Last, so that it is dropped last: it waits until every message is gone.
     client: Client,
 }
@@ -271,6 +284,10 @@ impl Consumer {
             commit_at: now,
             unanswered_since: None,
             reseek: BTreeSet::new(),
+            asked: None,
+            look_at: now,
+            found: HashMap::new(),
+            previous: HashMap::new(),
         })
     }
 
@@ -279,6 +296,8 @@ impl Consumer {
         self.join()?;
         while !self.parts.desk.stopping() {
             self.events()?;
+            self.serve_seals()?;
+            self.look_at_hidden()?;
             self.resolve()?;
             self.read_again();
             self.commit_durable();
@@ -548,7 +567,7 @@ impl Consumer {
         }
         if self.barrier(Finish::Files, deadline)? {
             let ours = self.partitions();
-            if !ours.is_empty() {
+            if !ours.is_empty() && !self.hides() {
                 self.commit_now(&ours, LAST_COMMIT);
             }
         } else {

@@ -4,15 +4,22 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use crossbeam_channel::{Receiver, bounded};
 
-use super::{Code, Consumer, Error, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot};
+use super::{Code, Consumer, Error, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot};
 use crate::config::{Assignment, OutOfRange, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Known, decide};
-use crate::msource::journal::{Frame, MoveCause, PartitionState, Position};
+use crate::msource::assignment::{Decision, Known, Owner, decide};
+use crate::msource::journal::{Frame, Mark, MoveCause, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
+
+/// Where a partition begins.
+struct Begin {
+    at: Position,
+    /// What is to be noted, if anything is new.
+    frame: Option<Frame>,
+}
 
 impl Consumer {
     /// Finds the partitions of the topics without the help of a group.
@@ -55,6 +62,9 @@ impl Consumer {
         if !self.settled()? {
             return Ok(());
         }
+        if self.judge_pending()? {
+            return Ok(());
+        }
         let pending: Vec<_> = self.pending.iter().cloned().collect();
         match self.starts(&pending) {
             Ok(starts) => {
@@ -82,7 +92,7 @@ impl Consumer {
     }
 
     /// Asks brokers and group, and decides.
-    fn starts(&self, pending: &[TopicPartition]) -> Result<Vec<(Position, Option<Frame>)>, KafkaError> {
+    fn starts(&mut self, pending: &[TopicPartition]) -> Result<Vec<Begin>, KafkaError> {
         let topics: BTreeSet<String> = pending.iter().map(|partition| partition.topic.to_string()).collect();
         let topics: Vec<String> = topics.into_iter().collect();
         let infos: Vec<TopicInfo> =
@@ -90,6 +100,10 @@ impl Consumer {
         let infos: HashMap<&str, &TopicInfo> = infos.iter().map(|info| (info.name.as_str(), info)).collect();
         let local = self.parts.gauges.durable().state.partitions.clone();
         let group = self.group_offsets(&infos)?;
+        for (partition, offset) in &group {
+            let metadata = offset.as_ref().map_or("", |offset| offset.metadata.as_str());
+            self.previous.insert(partition.clone(), Owner::carried(metadata, &self.parts.home.0));
+        }
         let known = |topic: &str| {
             local.keys().any(|partition| &*partition.topic == topic)
                 || group.iter().any(|(partition, offset)| &*partition.topic == topic && offset.is_some())
@@ -103,6 +117,7 @@ impl Consumer {
                 group: group.get(partition).and_then(Option::as_ref),
                 topic_id,
                 topic_known: known(&partition.topic),
+                visibility: self.parts.visibility,
             });
             let at = |next, leader_epoch| Position {
                 partition: partition.clone(),
@@ -119,13 +134,16 @@ impl Consumer {
                     let position = at(next, leader_epoch);
                     let unknown = matches!(group.get(partition), Some(None));
                     let frame = unknown.then(|| Frame::Start(position.clone()));
-                    decided.push((position, frame));
+                    decided.push(Begin { at: position, frame });
                 }
                 Decision::Move { to, cause } => {
                     tracing::warn!(%partition, to, "another instance has read on, or the group's offset was reset: going on there");
-                    decided.push((at(to, -1), Some(Frame::Move { to: at(to, -1), cause })));
+                    let frame = Some(Frame::Move { to: at(to, -1), cause });
+                    decided.push(Begin { at: at(to, -1), frame });
                 }
-                Decision::Adopt { at: next } => decided.push((at(next, -1), Some(Frame::Start(at(next, -1))))),
+                Decision::Adopt { at: next } => {
+                    decided.push(Begin { at: at(next, -1), frame: Some(Frame::Start(at(next, -1))) });
+                }
                 Decision::Added => open.push((earliest, at(0, -1), None)),
                 Decision::Recreated => open.push((earliest, at(0, -1), Some(MoveCause::Recreated))),
                 Decision::New => {
@@ -146,8 +164,9 @@ impl Consumer {
                 Some(cause) => Frame::Move { to: position.clone(), cause },
                 None => Frame::Start(position.clone()),
             };
-            decided.push((position, Some(frame)));
+            decided.push(Begin { at: position, frame: Some(frame) });
         }
+        self.found = group;
         Ok(decided)
     }
 
@@ -170,10 +189,10 @@ impl Consumer {
     }
 
     /// Makes starts durable here and known to the group; returns those that are.
-    fn pin(&mut self, starts: Vec<(Position, Option<Frame>)>) -> Result<Vec<Position>, Error> {
+    fn pin(&mut self, starts: Vec<Begin>) -> Result<Vec<Position>, Error> {
         let mut answers = Vec::new();
         let mut fresh = Vec::new();
-        for (position, frame) in &starts {
+        for Begin { at, frame } in &starts {
             let Some(frame) = frame else { continue };
             if let Frame::Move { to, cause: MoveCause::Recreated } = frame {
                 tracing::error!(partition = %to.partition, at = to.next, "the topic was deleted and created anew: starting at its first record");
@@ -183,12 +202,10 @@ impl Consumer {
             let note = Inbox::Note { ticket, frame: frame.clone(), reply };
             self.parts.inbox.send(note).map_err(|_| Error::Closed)?;
             answers.push(answered);
-            let durable = PartitionState {
-                topic_id: position.topic_id.clone(),
-                next: position.next,
-                leader_epoch: position.leader_epoch,
-            };
-            fresh.push(self.commit_of(&position.partition, &durable, 0));
+            // Where files are hidden, a commit that says nothing new would only push older owners out of what it carries.
+            if !self.hides() || self.found_at(&at.partition) != Some(at.next) {
+                fresh.push(self.commit_of(at, 0));
+            }
         }
         for answered in answers {
             if !self.wait(&answered)? {
@@ -207,7 +224,25 @@ impl Consumer {
                 return Ok(Vec::new());
             }
         }
-        Ok(starts.into_iter().map(|(position, _)| position).collect())
+        if self.hides() && self.parts.config.assignment == Assignment::Group {
+            for Begin { at, .. } in &starts {
+                let ours = fresh.iter().any(|commit| commit.partition == at.partition);
+                let mark = if ours { Some(self.mark(0)) } else { self.found_mark(&at.partition) };
+                self.note_base(&at.partition, mark)?;
+            }
+        }
+        Ok(starts.into_iter().map(|start| start.at).collect())
+    }
+
+    /// The offset that the group had when it was asked last.
+    fn found_at(&self, partition: &TopicPartition) -> Option<i64> {
+        Some(self.found.get(partition)?.as_ref()?.offset)
+    }
+
+    /// Who had committed it.
+    fn found_mark(&self, partition: &TopicPartition) -> Option<Mark> {
+        let owner: Owner = self.found.get(partition)?.as_ref()?.metadata.parse().ok()?;
+        Some(owner.mark)
     }
 
     /// Begins to read partitions whose start is durable.
@@ -291,6 +326,11 @@ impl Consumer {
         } else {
             tracing::error!(%partition, from = offset, to, "the broker's log ends before the stored offset: it was truncated; going on at its end");
         }
+        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT)? {
+            // What is hidden ends where the gap begins: a manifest must not say that it covers it.
+            self.read_again_later(partition);
+            return Ok(());
+        }
         let slot = &self.slots[number];
         let position =
             Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
@@ -310,15 +350,13 @@ impl Consumer {
     }
 
     /// Waits until a note is durable, which a full disk may hold up; false when the service is told to stop meanwhile.
-    fn wait(&self, answered: &Receiver<()>) -> Result<bool, Error> {
-        loop {
-            match answered.recv_timeout(Duration::from_millis(200)) {
-                Ok(()) => return Ok(true),
-                Err(RecvTimeoutError::Disconnected) => return Err(Error::Closed),
-                Err(RecvTimeoutError::Timeout) if self.parts.desk.stopping() => return Ok(false),
-                Err(RecvTimeoutError::Timeout) => {}
+    fn wait(&mut self, answered: &Receiver<()>) -> Result<bool, Error> {
+        while !self.answered(answered, IDLE_WAIT)? {
+            if self.parts.desk.stopping() {
+                return Ok(false);
             }
         }
+        Ok(true)
     }
 
     fn read_again_later(&mut self, partition: TopicPartition) {

@@ -2,8 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::State;
+use super::{Growth, State};
+use crate::config::{Compression, Visibility};
 use crate::msink::FileKey;
+use crate::msink::name::hidden;
 use crate::msource::TopicPartition;
 use crate::record::Reject;
 
@@ -48,6 +50,125 @@ pub enum Frame {
         /// The number.
         number: u64,
     },
+    /// What stands beside the group's offset of a partition at the place from which it grows. Only for sealed files.
+    Base {
+        /// The partition.
+        partition: TopicPartition,
+        /// Who committed last, if one of us did.
+        mark: Option<Mark>,
+    },
+    /// First step of publishing sealed files: they are complete and durable. Fsynced before the group is asked.
+    Prepared(Box<Seal>),
+    /// Last step: the files of a range have their names. `None`: those of retries.
+    Published {
+        /// The seal.
+        number: u64,
+        /// Which range of it.
+        partition: Option<TopicPartition>,
+    },
+    /// What a partition has grown by does not count: its offset goes back. Fsynced before its files are removed.
+    Refused {
+        /// Its number, of the same count as the blocks'.
+        number: u64,
+        /// The seal in which it was prepared; `None` when it was not.
+        seal: Option<u64>,
+        /// The partition.
+        partition: TopicPartition,
+        /// Entries that leave the failure queue with it, with their sizes.
+        removed: Vec<(u64, u64)>,
+    },
+    /// Nobody can tell whether the group took this range: its files were set aside.
+    Undecided {
+        /// The seal.
+        number: u64,
+        /// Which range of it.
+        partition: TopicPartition,
+    },
+    /// Blocks of an earlier segment with these numbers never happened: a crash cut them off before a checkpoint covered
+    /// them, in files that nobody had seen.
+    Dropped {
+        /// The first number.
+        from: u64,
+        /// The last number.
+        to: u64,
+    },
+}
+
+impl Frame {
+    /// The number of what is counted: blocks, changes of the queue, seals and refusals.
+    pub fn number(&self) -> Option<u64> {
+        match self {
+            Self::Block(block) => Some(block.number),
+            Self::Queue(change) => Some(change.number),
+            Self::Prepared(seal) => Some(seal.number),
+            Self::Refused { number, .. } => Some(*number),
+            _ => None,
+        }
+    }
+}
+
+/// Who committed an offset: a home, and how far it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// UUID of the home.
+    pub home: String,
+    /// Its incarnation.
+    pub incarnation: u64,
+    /// The number it committed with; 0 for a pinned start.
+    pub number: u64,
+}
+
+/// See [`Frame::Prepared`]: what becomes visible together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seal {
+    /// Its number, of the same count as the blocks'.
+    pub number: u64,
+    /// Its ranges; a partition occurs once.
+    pub ranges: Vec<SealedRange>,
+}
+
+/// The part of a seal that is decided as one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedRange {
+    /// The offsets; `None` for lines of retries, which no commit decides.
+    pub offsets: Option<SealedOffsets>,
+    /// The files with its lines, none when there are no lines.
+    pub files: Vec<SealedFile>,
+}
+
+impl SealedRange {
+    /// The partition of its offsets.
+    pub fn partition(&self) -> Option<&TopicPartition> {
+        self.offsets.as_ref().map(|offsets| &offsets.to.partition)
+    }
+}
+
+/// See [`SealedRange::offsets`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedOffsets {
+    /// Where the range begins, and what it amounts to.
+    pub growth: Growth,
+    /// Where it ends.
+    pub to: Position,
+}
+
+/// A complete file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SealedFile {
+    /// Its id.
+    pub id: u64,
+    /// The name it gets, relative to the sink's directory.
+    pub name: String,
+    /// Its inode.
+    pub inode: u64,
+    /// Its lines.
+    pub lines: u64,
+    /// Its length, bytes.
+    pub bytes: u64,
+    /// CRC-32C of its bytes.
+    pub crc: u32,
+    /// How its lines are compressed.
+    pub compression: Compression,
 }
 
 /// See [`Frame::Header`].
@@ -93,7 +214,7 @@ pub enum MoveCause {
 }
 
 /// See [`Frame::File`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileIntent {
     /// Its id, never used twice; also `{seq}` of its name.
     pub id: u64,
@@ -103,6 +224,20 @@ pub struct FileIntent {
     pub key: FileKey,
     /// When it is opened, seconds since 1970 UTC.
     pub opened: i64,
+    /// Whether it is hidden until complete.
+    pub visibility: Visibility,
+    /// How its lines are compressed.
+    pub compression: Compression,
+}
+
+impl FileIntent {
+    /// The name it is created with.
+    pub fn path(&self) -> String {
+        match self.visibility {
+            Visibility::Live => self.name.clone(),
+            Visibility::Sealed => hidden(&self.name),
+        }
+    }
 }
 
 /// A range of offsets of one partition (or some entries of the failure queue), transformed together.

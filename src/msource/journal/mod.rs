@@ -27,18 +27,21 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use crate::config::Visibility;
+
 mod frame;
 mod state;
 #[cfg(test)]
 mod tests;
 
 pub use frame::{
-    Block, BlockSource, FileIntent, Frame, Header, MoveCause, Piece, Position, QueueCause, QueueChange, QueueEntry,
+    Block, BlockSource, FileIntent, Frame, Header, Mark, MoveCause, Piece, Position, QueueCause, QueueChange,
+    QueueEntry, Seal, SealedFile, SealedOffsets, SealedRange,
 };
-pub use state::{FileState, PartitionState, State, Totals};
+pub use state::{FileState, Growth, PartitionState, State, Totals};
 
 /// Version of the format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Bytes allocated for a segment, and its usual length: one holds some hundred million records' worth of blocks. Small in
 /// tests, so that they see segments follow each other.
@@ -62,6 +65,24 @@ pub struct Contents {
     pub last_segment: u64,
 }
 
+impl Contents {
+    /// Forgets the blocks of files that nobody has seen and that no checkpoint covers: they are cheaper to read again from
+    /// Kafka than to complete. Says so in the tail, since their numbers are not used again.
+    fn drop_hidden(&mut self) {
+        if self.state.as_ref().is_none_or(|state| state.visibility == Visibility::Live) {
+            return;
+        }
+        let mut numbers = self.tail.iter().filter_map(|frame| match frame {
+            Frame::Block(block) => Some(block.number),
+            _ => None,
+        });
+        let Some(from) = numbers.next() else { return };
+        let to = numbers.next_back().unwrap_or(from);
+        self.tail.retain(|frame| !matches!(frame, Frame::Block(_)));
+        self.tail.push(Frame::Dropped { from, to });
+    }
+}
+
 /// Reads a journal without changing anything.
 ///
 /// # Errors
@@ -74,9 +95,9 @@ pub fn read(dir: &Path) -> io::Result<Contents> {
         let bytes = fs::read(segment_path(dir, segment))?;
         let mut frames = Frames::new(segment, &bytes);
         let Some(Frame::Header(header)) = frames.next() else { continue };
-        if header.version > VERSION {
+        if header.version != VERSION {
             let text = format!(
-                "the journal in {} has format {}, newer than this program's {VERSION}",
+                "the journal in {} has format {}, this program's is {VERSION}: use the program that wrote it",
                 dir.display(),
                 header.version
             );
@@ -89,6 +110,7 @@ pub fn read(dir: &Path) -> io::Result<Contents> {
         }
         contents.state = Some(fold.state);
         contents.tail = fold.tail;
+        contents.drop_hidden();
         contents.end = Some((segment, frames.position as u64));
         break;
     }
@@ -99,13 +121,21 @@ pub fn read(dir: &Path) -> io::Result<Contents> {
 pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
     let segments = segments(dir)?;
     let mut ends = std::collections::BTreeMap::new();
+    let mut dropped = Vec::new();
     for &segment in &segments {
         let bytes = fs::read(segment_path(dir, segment))?;
-        if let Some(Frame::Header(Header { previous: Some((previous, end)), .. })) = Frames::new(segment, &bytes).next()
-        {
+        let mut frames = Frames::new(segment, &bytes);
+        if let Some(Frame::Header(Header { previous: Some((previous, end)), .. })) = frames.next() {
             ends.insert(previous, end);
         }
+        if let Some(Frame::Dropped { from, to }) = frames.nth(1) {
+            dropped.push(from..=to);
+        }
     }
+    let happened = |frame: &Frame| match frame {
+        Frame::Block(block) => !dropped.iter().any(|range| range.contains(&block.number)),
+        _ => true,
+    };
     for segment in segments {
         let bytes = fs::read(segment_path(dir, segment))?;
         let mut frames = Frames::new(segment, &bytes);
@@ -114,7 +144,9 @@ pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
             if frames.position as u64 > end {
                 break;
             }
-            each(frame);
+            if happened(&frame) {
+                each(frame);
+            }
         }
     }
     Ok(())
@@ -133,11 +165,7 @@ impl Fold {
             self.tail.push(frame);
             return;
         };
-        let beyond = |frame: &Frame| match frame {
-            Frame::Block(block) => block.number > number,
-            Frame::Queue(change) => change.number > number,
-            _ => false,
-        };
+        let beyond = |frame: &Frame| frame.number().is_some_and(|of| of > number);
         let durable = self.tail.iter().position(beyond).unwrap_or(self.tail.len());
         for frame in self.tail.drain(..durable) {
             self.state.apply(&frame);
@@ -230,7 +258,8 @@ impl Journal {
     /// Begins a new segment with the image of a state in which everything is durable.
     pub fn begin(dir: &Path, contents: &Contents, image: &State) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
-        let journal = Self::segment(dir, contents.last_segment + 1, contents.end, image)?;
+        let dropped = contents.tail.iter().rfind(|frame| matches!(frame, Frame::Dropped { .. }));
+        let journal = Self::segment(dir, contents.last_segment + 1, contents.end, image, dropped)?;
         journal.trim(contents.end)?;
         Ok(journal)
     }
@@ -241,13 +270,20 @@ impl Journal {
         OpenOptions::new().write(true).open(segment_path(&self.dir, segment))?.set_len(end)
     }
 
-    fn segment(dir: &Path, segment: u64, previous: Option<(u64, u64)>, image: &State) -> io::Result<Self> {
+    fn segment(
+        dir: &Path,
+        segment: u64,
+        previous: Option<(u64, u64)>,
+        image: &State,
+        dropped: Option<&Frame>,
+    ) -> io::Result<Self> {
         let path = segment_path(dir, segment);
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o640).open(&path)?;
         allocate(&file)?;
         let mut journal = Self { dir: dir.to_owned(), segment, file: Arc::new(file), position: 0 };
         journal.append(&Frame::Header(Header { version: VERSION, segment, previous }))?;
         journal.append(&Frame::Image(Box::new(image.clone())))?;
+        dropped.map_or(Ok(()), |frame| journal.append(frame))?;
         journal.file.sync_all()?;
         File::open(dir)?.sync_all()?;
         Ok(journal)
@@ -281,7 +317,7 @@ impl Journal {
     pub fn turn(&mut self, image: &State) -> io::Result<()> {
         self.sync()?;
         let ended = Some((self.segment, self.position));
-        match Self::segment(&self.dir, self.segment + 1, ended, image) {
+        match Self::segment(&self.dir, self.segment + 1, ended, image, None) {
             Ok(next) => *self = next,
             Err(error) => {
                 // Half a segment must not void what goes on to be written here.

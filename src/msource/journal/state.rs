@@ -4,8 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::frame::{Block, BlockSource, Frame, MoveCause, Position, QueueCause, QueueChange};
+use super::frame::{Block, BlockSource, Frame, Mark, MoveCause, Position, QueueCause, QueueChange, Seal, SealedRange};
+use crate::config::{Compression, Visibility};
 use crate::msink::FileKey;
+use crate::msink::name::hidden;
 use crate::msource::TopicPartition;
 
 /// Everything that a home knows about its progress. Small: what grows without bound (the failure queue's entries) is
@@ -16,7 +18,9 @@ pub struct State {
     pub home: String,
     /// Rises when the store is restored, rebuilt, or found to be a copy.
     pub incarnation: u64,
-    /// Number of the last block or queue change in it.
+    /// Whether the run that writes this hides files until they are complete.
+    pub visibility: Visibility,
+    /// Number of the last block, queue change or seal in it.
     pub number: u64,
     /// Id of the next file.
     pub next_file: u64,
@@ -26,12 +30,14 @@ pub struct State {
     pub partitions: BTreeMap<TopicPartition, PartitionState>,
     /// Files that may get further lines, by id.
     pub files: BTreeMap<u64, FileState>,
+    /// Sealed files that are complete and neither published nor refused yet, by the number of their seal.
+    pub seals: BTreeMap<u64, Seal>,
     /// Counts over the store's life.
     pub totals: Totals,
 }
 
 /// Where a partition stands; see [`Position`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PartitionState {
     /// The topic's id.
     pub topic_id: String,
@@ -39,10 +45,27 @@ pub struct PartitionState {
     pub next: i64,
     /// Leader epoch of the record before it.
     pub leader_epoch: i32,
+    /// What stands beside the group's offset where its growth began.
+    pub mark: Option<Mark>,
+    /// What came since its last commit, while files are hidden until complete.
+    pub growth: Option<Growth>,
+}
+
+/// What a partition has that the group does not know of yet. If another owner reads it again, all of it goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    /// The offset where it began: the group's.
+    pub from: i64,
+    /// Leader epoch of the record before that.
+    pub leader_epoch: i32,
+    /// Key of the first entry that it may have in the failure queue.
+    pub first_key: u64,
+    /// What it added to the counts, those of the queue apart.
+    pub totals: Totals,
 }
 
 /// A file that may get further lines.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileState {
     /// Its name, relative to the sink's directory.
     pub name: String,
@@ -54,6 +77,29 @@ pub struct FileState {
     pub inode: u64,
     /// Its length, bytes.
     pub length: u64,
+    /// Whether it is hidden until complete.
+    pub visibility: Visibility,
+    /// How its lines are compressed.
+    pub compression: Compression,
+    /// Its lines, if it is hidden.
+    pub lines: u64,
+    /// CRC-32C of its bytes, if it is hidden.
+    pub crc: u32,
+}
+
+impl FileState {
+    /// The name it has now, relative to the sink's directory.
+    pub fn path(&self) -> String {
+        match self.visibility {
+            Visibility::Live => self.name.clone(),
+            Visibility::Sealed => hidden(&self.name),
+        }
+    }
+
+    /// The partition that a hidden file belongs to; `None` for one with lines of retries, and for every other file.
+    pub fn partition(&self) -> Option<TopicPartition> {
+        (self.visibility == Visibility::Sealed).then(|| self.key.partition())?
+    }
 }
 
 /// Counts over the store's life.
@@ -81,26 +127,70 @@ pub struct Totals {
     pub dropped: u64,
 }
 
+impl Totals {
+    /// Takes back what a growth added.
+    fn undo(&mut self, growth: &Self) {
+        let take = |sum: &mut u64, count: u64| *sum = sum.saturating_sub(count);
+        take(&mut self.consumed, growth.consumed);
+        take(&mut self.written, growth.written);
+        for (sum, count) in self.filtered.iter_mut().zip(growth.filtered) {
+            take(sum, count);
+        }
+        for (sum, count) in self.rejected.iter_mut().zip(growth.rejected) {
+            take(sum, count);
+        }
+    }
+}
+
 impl State {
+    /// Our own mark with this number.
+    pub fn mark(&self, number: u64) -> Mark {
+        Mark { home: self.home.clone(), incarnation: self.incarnation, number }
+    }
+
+    /// The range of a partition that waits for the group's word, with the number of its seal.
+    pub fn prepared(&self, partition: &TopicPartition) -> Option<(u64, &SealedRange)> {
+        self.seals.values().find_map(|seal| {
+            seal.ranges.iter().find(|range| range.partition() == Some(partition)).map(|range| (seal.number, range))
+        })
+    }
+
+    /// Whether the hidden files of a partition have all lines that it has grown by.
+    pub fn is_whole(&self, partition: &TopicPartition, growth: &Growth) -> bool {
+        let files = self.files.values().filter(|file| file.partition().as_ref() == Some(partition));
+        files.map(|file| file.lines).sum::<u64>() == growth.totals.written
+    }
+
+    /// Whether what became of this offset may still be taken back: an entry of the failure queue from there is neither tried
+    /// again nor removed before that is decided.
+    pub fn is_open(&self, partition: &TopicPartition, offset: i64) -> bool {
+        let grows = |growth: &Growth| offset >= growth.from;
+        let state = self.partitions.get(partition);
+        let growth = state.and_then(|state| state.growth.as_ref());
+        let sealed = || self.prepared(partition).and_then(|(_, range)| range.offsets.as_ref());
+        growth.is_some_and(grows) || sealed().is_some_and(|offsets| grows(&offsets.growth) && offset < offsets.to.next)
+    }
+
     /// Takes one frame in. Frames that only concern the journal itself change nothing.
     pub fn apply(&mut self, frame: &Frame) {
         match frame {
             Frame::Header(_) | Frame::Checkpoint { .. } => {}
             Frame::Image(state) => self.clone_from(state),
-            Frame::Start(position) => self.place(position),
+            Frame::Start(position) => self.move_to(position),
             Frame::Move { to, cause } => {
                 if let MoveCause::Gap { from } = cause {
                     self.totals.gaps += u64::try_from(to.next - from).unwrap_or(0);
                 }
-                self.place(to);
+                self.move_to(to);
             }
             Frame::File(intent) => {
                 let state = FileState {
                     name: intent.name.clone(),
                     key: intent.key.clone(),
                     opened: intent.opened,
-                    inode: 0,
-                    length: 0,
+                    visibility: intent.visibility,
+                    compression: intent.compression,
+                    ..FileState::default()
                 };
                 self.files.insert(intent.id, state);
                 self.next_file = self.next_file.max(intent.id + 1);
@@ -115,20 +205,94 @@ impl State {
             }
             Frame::Block(block) => self.apply_block(block),
             Frame::Queue(change) => self.apply_queue(change),
+            Frame::Base { partition, mark } => {
+                if let Some(state) = self.partitions.get_mut(partition) {
+                    state.mark.clone_from(mark);
+                }
+            }
+            Frame::Prepared(seal) => self.apply_prepared(seal),
+            Frame::Published { number, partition } => {
+                if self.take_range(*number, partition.as_ref()).is_some() {
+                    let mark = self.mark(*number);
+                    if let Some(state) = partition.as_ref().and_then(|partition| self.partitions.get_mut(partition)) {
+                        state.mark = Some(mark);
+                    }
+                }
+            }
+            Frame::Refused { number, seal, partition, removed } => {
+                self.number = self.number.max(*number);
+                self.apply_refused(*seal, partition, removed);
+            }
+            Frame::Undecided { number, partition } => {
+                self.take_range(*number, Some(partition));
+            }
+            Frame::Dropped { to, .. } => self.number = self.number.max(*to),
         }
     }
 
+    /// A partition stands elsewhere, and nothing is known of a commit there.
+    fn move_to(&mut self, position: &Position) {
+        self.partitions.remove(&position.partition);
+        self.place(position);
+    }
+
     fn place(&mut self, position: &Position) {
-        let state = PartitionState {
-            topic_id: position.topic_id.clone(),
-            next: position.next,
-            leader_epoch: position.leader_epoch,
+        let state = self.partitions.entry(position.partition.clone()).or_default();
+        state.topic_id.clone_from(&position.topic_id);
+        state.next = position.next;
+        state.leader_epoch = position.leader_epoch;
+    }
+
+    fn apply_prepared(&mut self, seal: &Seal) {
+        self.number = self.number.max(seal.number);
+        for range in &seal.ranges {
+            for file in &range.files {
+                self.files.remove(&file.id);
+            }
+            if let Some(state) = range.partition().and_then(|partition| self.partitions.get_mut(partition)) {
+                state.growth = None;
+            }
+        }
+        self.seals.insert(seal.number, seal.clone());
+    }
+
+    /// A range is decided.
+    fn take_range(&mut self, number: u64, partition: Option<&TopicPartition>) -> Option<SealedRange> {
+        let seal = self.seals.get_mut(&number)?;
+        let index = seal.ranges.iter().position(|range| range.partition() == partition)?;
+        let range = seal.ranges.remove(index);
+        if seal.ranges.is_empty() {
+            self.seals.remove(&number);
+        }
+        Some(range)
+    }
+
+    fn apply_refused(&mut self, seal: Option<u64>, partition: &TopicPartition, removed: &[(u64, u64)]) {
+        let growth = match seal {
+            Some(number) => {
+                let offsets = self.take_range(number, Some(partition)).and_then(|range| range.offsets);
+                offsets.map(|offsets| (offsets.growth, offsets.to.next))
+            }
+            None => {
+                self.files.retain(|_, file| file.partition().as_ref() != Some(partition));
+                self.partitions.get_mut(partition).and_then(|state| Some((state.growth.take()?, state.next)))
+            }
         };
-        self.partitions.insert(position.partition.clone(), state);
+        if let (Some((growth, to)), Some(state)) = (growth, self.partitions.get_mut(partition)) {
+            // It may stand elsewhere by now: another owner has read on.
+            if state.next == to {
+                (state.next, state.leader_epoch) = (growth.from, growth.leader_epoch);
+            }
+            self.totals.undo(&growth.totals);
+        }
+        self.leave_queue(removed);
     }
 
     fn apply_block(&mut self, block: &Block) {
         self.number = self.number.max(block.number);
+        if self.visibility == Visibility::Sealed {
+            self.grow(block);
+        }
         let totals = &mut self.totals;
         match &block.source {
             BlockSource::Offsets { .. } => totals.consumed += block.records,
@@ -151,6 +315,10 @@ impl State {
             totals.written += piece.lines;
             if let Some(file) = self.files.get_mut(&piece.file) {
                 file.length = piece.position + piece.length;
+                if file.visibility == Visibility::Sealed {
+                    file.lines += piece.lines;
+                    file.crc = crc32c::crc32c_combine(file.crc, piece.crc, piece.length as usize);
+                }
             }
         }
         if let BlockSource::Offsets { to, .. } = &block.source {
@@ -158,12 +326,38 @@ impl State {
         }
     }
 
+    /// Notes what a block adds to its partition, so that it can be taken back.
+    fn grow(&mut self, block: &Block) {
+        let BlockSource::Offsets { from, to } = &block.source else { return };
+        let next_key = self.next_key;
+        let state = self.partitions.entry(to.partition.clone()).or_default();
+        let leader_epoch = state.leader_epoch;
+        let growth = state.growth.get_or_insert_with(|| Growth {
+            from: *from,
+            leader_epoch,
+            first_key: next_key,
+            totals: Totals::default(),
+        });
+        growth.totals.consumed += block.records;
+        growth.totals.written += block.pieces.iter().map(|piece| piece.lines).sum::<u64>();
+        for (sum, count) in growth.totals.filtered.iter_mut().zip(block.filtered) {
+            *sum += count;
+        }
+        for (_, entry) in &block.rejects {
+            growth.totals.rejected[entry.reject.reason.index()] += 1;
+        }
+    }
+
+    fn leave_queue(&mut self, removed: &[(u64, u64)]) {
+        self.totals.queue_records = self.totals.queue_records.saturating_sub(removed.len() as u64);
+        let bytes = removed.iter().map(|(_, size)| size).sum();
+        self.totals.queue_bytes = self.totals.queue_bytes.saturating_sub(bytes);
+    }
+
     fn apply_queue(&mut self, change: &QueueChange) {
         self.number = self.number.max(change.number);
+        self.leave_queue(&change.removed);
         let count = change.removed.len() as u64;
-        self.totals.queue_records = self.totals.queue_records.saturating_sub(count);
-        let bytes = change.removed.iter().map(|(_, size)| size).sum();
-        self.totals.queue_bytes = self.totals.queue_bytes.saturating_sub(bytes);
         match change.cause {
             QueueCause::Cleared => self.totals.cleared += count,
             QueueCause::Dropped => self.totals.dropped += count,

@@ -280,7 +280,7 @@ impl Simple {
                 self.next_file += 1;
                 self.lengths.insert(self.next_file - 1, 0);
                 let id = self.next_file - 1;
-                Frame::File(FileIntent { id, name: format!("f{id}"), key: FileKey::default(), opened: 9 })
+                Frame::File(FileIntent { id, name: format!("f{id}"), opened: 9, ..FileIntent::default() })
             }
             Step::Made(id) => Frame::Made { id, inode: id + 100 },
             Step::End(id) => {

@@ -32,12 +32,13 @@ pub(crate) fn read(dir: &Path) -> Vec<EventFile> {
     files
 }
 
-/// The files that a collector would see: below the directory, not hidden.
+/// The files that a collector would see: below the directory, not hidden, and no manifests.
 pub(crate) fn paths(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten() {
         let entry = entry.expect("a directory entry");
-        let hidden = entry.file_name().to_string_lossy().starts_with('.');
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let hidden = name.starts_with('.') || name.ends_with(".manifest.json");
         if entry.file_type().expect("a file type").is_dir() {
             found.extend(paths(&entry.path()));
         } else if !hidden {

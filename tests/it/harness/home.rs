@@ -107,6 +107,12 @@ impl Home {
         Service::spawn(self.command().arg("start_not_daemon"), log)
     }
 
+    /// The same with a variable of the environment.
+    pub(crate) fn foreground_with(&self, name: &str, value: &str) -> Service {
+        let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
+        Service::spawn(self.command().env(name, value).arg("start_not_daemon"), log)
+    }
+
     /// The daemon's process id, by its pid file.
     pub(crate) fn pid(&self) -> Pid {
         self.running().expect("the pid file names a running daemon of this home")

@@ -100,6 +100,13 @@ impl Service {
         assert_eq!(status.code(), Some(0), "the service ended with {status} after SIGTERM");
     }
 
+    /// Waits until it has killed itself at the place that it was told.
+    pub(crate) fn wait_killed(mut self) {
+        use std::os::unix::process::ExitStatusExt as _;
+        let status = ended(&mut self.0, SOON).expect("the service passes the place at which it is to die");
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "the service ended by itself with {status}");
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(mut self) {
         assert_eq!(self.0.try_wait().expect("a child"), None, "the service ended by itself");

@@ -1,0 +1,431 @@
+//! Publishing hidden files: a two-phase commit whose commit point is the group's coordinator.
+//!
+//! A *seal* takes every hidden file of some partitions at once:
+//!
+//! 1. *prepare*: the files are synced (an ordinary checkpoint), `Prepared` is appended to the journal and synced;
+//! 2. *commit*: the thread that serves the group commits the offsets with the seal's number beside them;
+//! 3. *publish*: each file gets its name, its manifest is put beside it, `Published` is appended and synced.
+//!
+//! **Promise.** A file gets its name only after the group has taken its offsets, and a range whose offsets the group has
+//! taken is published, now or after any crash. What the group will never take is refused: the offset goes back, counts and
+//! entries of the failure queue are taken back, and the files are removed. So an instance that was frozen or lost
+//! publishes nothing that the next owner publishes too.
+//!
+//! Nothing else is taken from the inbox in order while a seal is decided: what came behind it would have to be undone with
+//! it. That is a sync and a round trip to the coordinator, once a rotation.
+//!
+//! Lines of retries come from this home's own failure queue: the journal is their commit point, as it is for everything
+//! when this instance has every partition.
+//!
+//! **How it fails.** A disk that fails stalls the step, which is repeated; each may be repeated after any interruption. An
+//! unknown answer of the group leaves the range prepared.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::time::Instant;
+
+use crossbeam_channel::Sender;
+
+use super::writer::{Delivery, answer, may_pass};
+use super::{CommitPoint, Error, SealRequest, Verdict};
+use crate::config::Visibility;
+use crate::fault;
+use crate::msink::file::{Group, Now, RotateReason};
+use crate::msink::manifest::{self, Manifest, Range, Source};
+use crate::msource::TopicPartition;
+use crate::msource::journal::{Frame, Growth, Position, Seal, SealedFile, SealedOffsets, SealedRange};
+use crate::msource::store::Walk;
+
+/// What is at work, and what comes next.
+#[derive(Debug, Default)]
+pub(super) struct Sealing {
+    /// The groups whose files are taken next.
+    wanted: BTreeMap<Group, RotateReason>,
+    /// The seal that the group was asked about, and the partitions of it that are not decided.
+    asked: Option<(u64, BTreeSet<TopicPartition>)>,
+    /// What is decided, and to be carried out.
+    steps: VecDeque<(Step, Option<Sender<()>>)>,
+    /// Who waits until all of it is done.
+    answers: Vec<Sender<()>>,
+    /// Since when, and until when, each group got blocks that are not published.
+    grown: BTreeMap<Group, (Instant, Instant)>,
+}
+
+/// A decision that is to be carried out.
+#[derive(Debug)]
+enum Step {
+    Publish {
+        number: u64,
+        group: Group,
+    },
+    SetAside {
+        number: u64,
+        partition: TopicPartition,
+    },
+    /// `seal` is `None` for what was not prepared.
+    Refuse {
+        seal: Option<u64>,
+        partition: TopicPartition,
+    },
+    /// Names of hidden files.
+    Remove(Vec<String>),
+}
+
+impl Sealing {
+    /// Whether blocks must wait.
+    pub(super) fn is_busy(&self) -> bool {
+        !self.wanted.is_empty() || self.asked.is_some() || !self.steps.is_empty()
+    }
+
+    /// Whether anything is to be done or answered.
+    pub(super) fn has_work(&self) -> bool {
+        self.is_busy() || !self.answers.is_empty()
+    }
+
+    /// A block of this group was written.
+    pub(super) fn grew(&mut self, group: Group, now: Instant) {
+        self.grown.entry(group).or_insert((now, now)).1 = now;
+    }
+}
+
+impl Delivery {
+    /// Takes up what an earlier run prepared and this one decides by itself.
+    pub(super) fn resume_seals(&mut self) {
+        let now = Instant::now();
+        for (partition, state) in &self.state.partitions {
+            if state.growth.is_some() {
+                self.seal.grew(Some(partition.clone()), now);
+            }
+        }
+        if self.state.files.values().any(|file| file.key.retries) {
+            self.seal.grew(None, now);
+            if !self.is_sealed() {
+                // Another configuration hid them: no timer of this one would publish them.
+                self.want_group(None);
+            }
+        }
+        for seal in self.state.seals.values() {
+            for range in &seal.ranges {
+                let group = range.partition().cloned();
+                if self.decides(&group) {
+                    self.seal.steps.push_back((Step::Publish { number: seal.number, group }, None));
+                }
+            }
+        }
+    }
+
+    /// Whether the journal alone decides about files of this group.
+    fn decides(&self, group: &Group) -> bool {
+        group.is_none() || matches!(self.commit_point, CommitPoint::Journal)
+    }
+
+    /// Publishes soon what is due.
+    pub(super) fn want_due(&mut self, now: Instant) {
+        let mut due = self.sink.due_groups(Now::current());
+        for (group, (first, last)) in &self.seal.grown {
+            if now.duration_since(*last) >= self.rotate.idle {
+                due.entry(group.clone()).or_insert(RotateReason::Idle);
+            } else if now.duration_since(*first) >= self.rotate.age {
+                due.entry(group.clone()).or_insert(RotateReason::Age);
+            }
+        }
+        self.want(due);
+    }
+
+    /// Publishes everything soon: the service stops.
+    pub(super) fn want_all(&mut self, answer: Sender<()>) {
+        let all = self.seal.grown.keys().map(|group| (group.clone(), RotateReason::Stop)).collect();
+        self.want(all);
+        self.seal.answers.push(answer);
+    }
+
+    /// Publishes soon what these partitions have.
+    pub(super) fn want_partitions(&mut self, partitions: Vec<TopicPartition>, answer: Sender<()>) {
+        self.want(partitions.into_iter().map(|partition| (Some(partition), RotateReason::Revoke)).collect());
+        self.seal.answers.push(answer);
+    }
+
+    /// Publishes the files of a group soon, since one of them is over its size.
+    pub(super) fn want_group(&mut self, group: Group) {
+        self.want(BTreeMap::from([(group, RotateReason::Size)]));
+    }
+
+    fn want(&mut self, mut groups: BTreeMap<Group, RotateReason>) {
+        if groups.is_empty() {
+            return;
+        }
+        // What is not ours now waits until it is, or is refused.
+        let ours = self.tracker.partitions();
+        groups.retain(|group, _| group.as_ref().is_none_or(|partition| ours.contains(partition)));
+        self.seal.wanted.extend(groups);
+    }
+
+    /// The group's word on a range.
+    pub(super) fn decided(
+        &mut self,
+        number: u64,
+        partition: TopicPartition,
+        verdict: Verdict,
+        reply: Option<Sender<()>>,
+    ) {
+        if let Some((asked, open)) = &mut self.seal.asked
+            && *asked == number
+        {
+            open.remove(&partition);
+            if open.is_empty() {
+                self.seal.asked = None;
+            }
+        }
+        let step = match verdict {
+            Verdict::Committed => Step::Publish { number, group: Some(partition) },
+            Verdict::Refused => Step::Refuse { seal: Some(number), partition },
+            Verdict::Undecided => Step::SetAside { number, partition },
+            Verdict::Open => {
+                tracing::warn!(%partition, number, "whether the group has taken these offsets is not known yet: their files stay hidden");
+                reply.iter().for_each(answer);
+                return;
+            }
+        };
+        self.seal.steps.push_back((step, reply));
+    }
+
+    /// Takes back what a partition has grown by.
+    pub(super) fn refused(&mut self, partition: TopicPartition, reply: Option<Sender<()>>) {
+        self.seal.steps.push_back((Step::Refuse { seal: None, partition }, reply));
+    }
+
+    /// Goes on with what can be done now.
+    pub(super) fn drive_seals(&mut self) -> Result<(), Error> {
+        // Everything here needs the state to itself: no block half-written, no checkpoint under way.
+        while !self.is_halfway() && !self.in_checkpoint && !self.is_stalled() {
+            if let Some((step, reply)) = self.seal.steps.pop_front() {
+                match self.step(&step)? {
+                    Ok(()) => reply.iter().for_each(answer),
+                    Err(error) => {
+                        self.seal.steps.push_front((step, reply));
+                        self.stalled(&may_pass(error)?);
+                        break;
+                    }
+                }
+                self.recovered();
+            } else if self.seal.asked.is_some() {
+                break;
+            } else if !self.seal.wanted.is_empty() {
+                self.prepare()?;
+            } else {
+                for reply in std::mem::take(&mut self.seal.answers) {
+                    self.answer_after_checkpoint(reply)?;
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// First step: everything in the files of the wanted groups is complete and durable.
+    fn prepare(&mut self) -> Result<(), Error> {
+        self.checkpoint_now()?;
+        fault::point("seal.synced");
+        let wanted = std::mem::take(&mut self.seal.wanted);
+        let seal = self.seal_of(&wanted);
+        if seal.ranges.is_empty() {
+            return Ok(());
+        }
+        let number = seal.number;
+        self.note_durably(&Frame::Prepared(Box::new(seal.clone())))?;
+        fault::point("seal.prepared");
+        let mut positions = Vec::new();
+        for range in &seal.ranges {
+            let group = range.partition().cloned();
+            match &range.offsets {
+                Some(offsets) if !self.decides(&group) => positions.push(offsets.to.clone()),
+                _ => self.seal.steps.push_back((Step::Publish { number, group }, None)),
+            }
+        }
+        if let (CommitPoint::Group(requests), false) = (&self.commit_point, positions.is_empty()) {
+            let open = positions.iter().map(|position| position.partition.clone()).collect();
+            self.seal.asked = Some((number, open));
+            // Without the thread that serves the group, the service is about to end: the next start decides.
+            drop(requests.send(SealRequest { number, positions }));
+        }
+        Ok(())
+    }
+
+    /// The complete files of these groups, and the offsets that they stand for.
+    fn seal_of(&mut self, wanted: &BTreeMap<Group, RotateReason>) -> Seal {
+        let mut ranges: BTreeMap<Group, SealedRange> = BTreeMap::new();
+        for (group, growth) in wanted.keys().filter_map(|group| Some((group, self.growth(group.as_ref()?)?))) {
+            ranges.insert(group.clone(), SealedRange { offsets: Some(growth), files: Vec::new() });
+        }
+        for (group, id) in self.sink.take(wanted) {
+            let Some(file) = self.state.files.get(&id) else { continue };
+            let file = SealedFile {
+                id,
+                name: file.name.clone(),
+                inode: file.inode,
+                lines: file.lines,
+                bytes: file.length,
+                crc: file.crc,
+                compression: file.compression,
+            };
+            let range = ranges.entry(group).or_insert_with(|| SealedRange { offsets: None, files: Vec::new() });
+            range.files.push(file);
+        }
+        self.seal.grown.retain(|group, _| !wanted.contains_key(group));
+        Seal { number: self.state.number + 1, ranges: ranges.into_values().collect() }
+    }
+
+    fn growth(&self, partition: &TopicPartition) -> Option<SealedOffsets> {
+        let state = self.state.partitions.get(partition)?;
+        let to = Position {
+            partition: partition.clone(),
+            topic_id: state.topic_id.clone(),
+            next: state.next,
+            leader_epoch: state.leader_epoch,
+        };
+        Some(SealedOffsets { growth: state.growth.clone()?, to })
+    }
+
+    /// Carries a decision out. The outer error ends the pipeline, the inner one stalls; done twice, it is done once.
+    fn step(&mut self, step: &Step) -> Result<io::Result<()>, Error> {
+        match step {
+            Step::Publish { number, group } => self.publish(*number, group),
+            Step::SetAside { number, partition } => self.set_aside(*number, partition),
+            Step::Refuse { seal, partition } => self.refuse(*seal, partition).map(Ok),
+            Step::Remove(names) => Ok(names.iter().try_for_each(|name| self.sink.remove_hidden(name))),
+        }
+    }
+
+    /// The range of a seal, while it is not done.
+    fn range(&self, number: u64, group: &Group) -> Option<SealedRange> {
+        let ranges = &self.state.seals.get(&number)?.ranges;
+        ranges.iter().find(|range| range.partition() == group.as_ref()).cloned()
+    }
+
+    /// Last step: the files of a range get their names.
+    fn publish(&mut self, number: u64, group: &Group) -> Result<io::Result<()>, Error> {
+        let Some(range) = self.range(number, group) else { return Ok(Ok(())) };
+        fault::point("publish.begin");
+        if let Err(error) = self.publish_files(number, &range) {
+            return Ok(Err(error));
+        }
+        fault::point("publish.done");
+        self.note_durably(&Frame::Published { number, partition: group.clone() })?;
+        fault::point("publish.noted");
+        let files = range.files.len();
+        match &range.offsets {
+            Some(SealedOffsets { growth, to }) => {
+                tracing::info!(partition = %to.partition, from = growth.from, to = to.next, number, files, "published");
+            }
+            None => tracing::info!(number, files, "published retries"),
+        }
+        Ok(Ok(()))
+    }
+
+    fn publish_files(&self, number: u64, range: &SealedRange) -> io::Result<()> {
+        let source = match &range.offsets {
+            None => Source::Retries,
+            Some(SealedOffsets { growth, to }) => Source::Range(Range {
+                topic: to.partition.topic.to_string(),
+                topic_id: to.topic_id.clone(),
+                partition: to.partition.partition,
+                from: growth.from,
+                to: to.next,
+            }),
+        };
+        let manifest = |file: Option<&SealedFile>| Manifest {
+            file: file.map(|file| file.name.rsplit('/').next().unwrap_or(&file.name).to_owned()),
+            lines: file.map_or(0, |file| file.lines),
+            bytes: file.map_or(0, |file| file.bytes),
+            crc32c: file.map_or(0, |file| file.crc),
+            compression: file.map_or_else(Default::default, |file| file.compression),
+            source: source.clone(),
+            home: self.state.home.clone(),
+            incarnation: self.state.incarnation,
+            number,
+        };
+        for file in &range.files {
+            self.sink.publish(file, &manifest(Some(file)).to_json())?;
+        }
+        if let (Source::Range(offsets), true) = (&source, range.files.is_empty()) {
+            let name = manifest::name_of_empty(offsets, number);
+            self.sink.publish_manifest(&name, &manifest(None).to_json())?;
+        }
+        Ok(())
+    }
+
+    /// Keeps files out of the way of which nobody can say whether they stand for records that another owner wrote too.
+    fn set_aside(&mut self, number: u64, partition: &TopicPartition) -> Result<io::Result<()>, Error> {
+        let Some(range) = self.range(number, &Some(partition.clone())) else { return Ok(Ok(())) };
+        for file in &range.files {
+            match self.sink.set_aside(file) {
+                Ok(name) => tracing::error!(
+                    %partition, file = name, lines = file.lines,
+                    "the group's metadata does not tell whether it took these lines: they are set aside"
+                ),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        self.note_durably(&Frame::Undecided { number, partition: partition.clone() })?;
+        if let Some(SealedOffsets { growth, to }) = &range.offsets {
+            tracing::error!(%partition, from = growth.from, to = to.next, number, "undecided: if no other instance has published these offsets, publish the files by hand");
+        }
+        Ok(Ok(()))
+    }
+
+    /// Takes back what a partition has grown by: its offset, counts, entries of the failure queue, and hidden files.
+    fn refuse(&mut self, seal: Option<u64>, partition: &TopicPartition) -> Result<(), Error> {
+        let (growth, files) = match seal {
+            Some(number) => {
+                let Some(range) = self.range(number, &Some(partition.clone())) else { return Ok(()) };
+                let Some(offsets) = range.offsets else { return Ok(()) };
+                (offsets.growth, range.files.into_iter().map(|file| file.name).collect())
+            }
+            None => {
+                let files = self.state.files.values().filter(|file| file.partition().as_ref() == Some(partition));
+                let files: Vec<_> = files.map(|file| file.name.clone()).collect();
+                let growth = self.state.partitions.get(partition).and_then(|state| state.growth.clone());
+                match growth {
+                    Some(growth) => (growth, files),
+                    None if files.is_empty() => return Ok(()),
+                    None => (Growth::default(), files),
+                }
+            }
+        };
+        self.checkpoint_now()?;
+        let removed = self.entries_from(partition, &growth)?;
+        let keys: Vec<u64> = removed.iter().map(|(key, _)| *key).collect();
+        let number = self.state.number + 1;
+        self.note_durably(&Frame::Refused { number, seal, partition: partition.clone(), removed })?;
+        fault::point("refuse.noted");
+        self.gauges.undone(&growth);
+        if seal.is_none() {
+            self.sink.forget_partition(partition);
+        }
+        self.remove.extend(keys);
+        self.show_queue();
+        self.seal.grown.remove(&Some(partition.clone()));
+        tracing::warn!(%partition, from = growth.from, records = growth.totals.consumed, "these records are read again, here or by their next owner: what was hidden of them goes");
+        self.seal.steps.push_front((Step::Remove(files), None));
+        Ok(())
+    }
+
+    /// The entries of the failure queue that a growth has, with their sizes.
+    fn entries_from(&self, partition: &TopicPartition, growth: &Growth) -> Result<Vec<(u64, u64)>, Error> {
+        let mut found = Vec::new();
+        if growth.totals.rejected.iter().sum::<u64>() > 0 {
+            self.checkpointer.store.entries(growth.first_key, &mut |key, entry| {
+                if entry.partition == *partition && entry.offset >= growth.from {
+                    found.push((key, entry.size()));
+                }
+                Walk::On
+            })?;
+        }
+        Ok(found)
+    }
+
+    /// Whether this run hides its files.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.state.visibility == Visibility::Sealed
+    }
+}

@@ -1,0 +1,260 @@
+//! The commit of hidden files: sent by the thread that serves the group, and judged when its answer was lost.
+//!
+//! librdkafka stamps a commit with the generation that it knows when it sends. It is sent here, between two looks at the
+//! group's events, after a check that the assignment is not lost: so a generation in which the partition is another's never
+//! carries our offsets. While the partition is ours, whatever the answer is, the same commit is sent again until it is
+//! taken. After that only the group's own word counts, asked for once no commit of ours can be on its way any more.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, bounded, select_biased};
+
+use super::{Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
+use crate::config::{Assignment, Visibility};
+use crate::delivery::{Inbox, SealRequest, Verdict};
+use crate::fault;
+use crate::msource::TopicPartition;
+use crate::msource::assignment::{Held, judge, may_grow};
+use crate::msource::journal::{Frame, Mark, PartitionState, Position, State};
+use crate::msource::native::{GroupOffset, KafkaError};
+
+/// Bound on one commit. An answer that takes longer is not known.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often the group is asked about ranges of partitions that are not ours.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// A seal that the group is asked to take.
+pub(super) struct Asked {
+    number: u64,
+    /// What it has not taken yet.
+    open: Vec<Position>,
+    sent: Sent,
+    again: Instant,
+}
+
+/// Whether a commit may be on its way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sent {
+    No,
+    Yes,
+}
+
+impl Consumer {
+    /// Takes up a request and sends it, again if need be.
+    pub(super) fn serve_seals(&mut self) -> Result<(), Error> {
+        if self.asked.is_none() {
+            let Ok(SealRequest { number, positions }) = self.parts.seals.try_recv() else { return Ok(()) };
+            self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
+        }
+        let Some(mut asked) = self.asked.take_if(|asked| Instant::now() >= asked.again) else { return Ok(()) };
+        let lost = self.client.assignment_lost();
+        let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
+        let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
+        for position in gone {
+            let verdict = if asked.sent == Sent::No { Verdict::Refused } else { Verdict::Open };
+            self.tell(asked.number, position.partition, verdict)?;
+        }
+        if ours.is_empty() {
+            return Ok(());
+        }
+        asked.sent = Sent::Yes;
+        asked.open = self.commit_seal(asked.number, ours)?;
+        if !asked.open.is_empty() {
+            asked.again = Instant::now() + RETRY / 4;
+            self.asked = Some(asked);
+        }
+        Ok(())
+    }
+
+    /// Sends the commit; returns what was not acknowledged.
+    fn commit_seal(&mut self, number: u64, positions: Vec<Position>) -> Result<Vec<Position>, Error> {
+        let commits: Vec<_> = positions.iter().map(|position| self.commit_of(position, number)).collect();
+        fault::point("seal.commit");
+        let answers = self.client.commit(&commits, COMMIT_TIMEOUT);
+        fault::point("seal.answered");
+        let answers = answers.unwrap_or_else(|error| vec![Err(error); positions.len()]);
+        let mut open = Vec::new();
+        for (position, answer) in positions.into_iter().zip(answers) {
+            match answer {
+                Ok(()) => self.tell(number, position.partition, Verdict::Committed)?,
+                Err(error) => {
+                    self.said_unanswered(&position.partition, number, &error);
+                    open.push(position);
+                }
+            }
+        }
+        if open.is_empty() {
+            self.unanswered_since = None;
+        }
+        Ok(open)
+    }
+
+    fn said_unanswered(&mut self, partition: &TopicPartition, number: u64, error: &KafkaError) {
+        let (since, said) = self.unanswered_since.get_or_insert_with(|| (Instant::now(), Said::No));
+        tracing::debug!(%partition, number, %error, "the group has not taken the offsets of a seal yet");
+        if *said == Said::No && since.elapsed() > Duration::from_secs(10) {
+            *said = Said::Yes;
+            tracing::warn!(%partition, number, %error, "the group does not take offsets: files stay hidden, and nothing is written until it does");
+        }
+    }
+
+    fn tell(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
+        self.send(Inbox::Decided { number, partition, verdict, reply: None })
+    }
+
+    fn send(&self, message: Inbox) -> Result<(), Error> {
+        self.parts.inbox.send(message).map_err(|_| Error::Closed)
+    }
+
+    /// Waits for an answer of the delivery, which may need the group's word before it can give it.
+    pub(super) fn answered(&mut self, answered: &Receiver<()>, patience: Duration) -> Result<bool, Error> {
+        let deadline = Instant::now() + patience;
+        loop {
+            self.serve_seals()?;
+            let left = deadline.saturating_duration_since(Instant::now()).min(IDLE_WAIT);
+            let requests = if self.asked.is_none() { self.parts.seals.clone() } else { crossbeam_channel::never() };
+            select_biased! {
+                recv(answered) -> answer => return answer.map(|()| true).map_err(|_| Error::Closed),
+                recv(requests) -> request => if let Ok(SealRequest { number, positions }) = request {
+                    self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
+                },
+                default(left) => if Instant::now() >= deadline { return Ok(false) },
+            }
+        }
+    }
+
+    /// Decides about what partitions that were given to us have hidden: goes on with it, or takes it back. Returns whether
+    /// something was taken back or published, so that where they stand is to be looked at again.
+    pub(super) fn judge_pending(&mut self) -> Result<bool, Error> {
+        if self.parts.config.assignment == Assignment::All {
+            return self.judge_alone();
+        }
+        let state = self.parts.gauges.durable().state.clone();
+        let hidden = |partition: &&TopicPartition| {
+            let grown = state.partitions.get(*partition).is_some_and(|state| state.growth.is_some());
+            grown || state.prepared(partition).is_some()
+        };
+        let partitions: Vec<_> = self.pending.iter().filter(hidden).cloned().collect();
+        if partitions.is_empty() {
+            return Ok(false);
+        }
+        let offsets = match self.client.committed(&partitions, REQUEST_TIMEOUT) {
+            Ok(offsets) => offsets,
+            Err(error) => {
+                self.in_trouble(format!("cannot find out what the group has taken: {error}"));
+                self.retry_at = Instant::now() + RETRY;
+                return Ok(true);
+            }
+        };
+        let mut changed = false;
+        for (partition, group) in partitions.into_iter().zip(offsets) {
+            changed |= self.judge_one(&state, &partition, group.as_ref(), Held::ByUs)?;
+        }
+        Ok(changed)
+    }
+
+    /// The same where the journal decides: only what is not whole any more is taken back, or what another configuration hid.
+    fn judge_alone(&mut self) -> Result<bool, Error> {
+        let state = self.parts.gauges.durable().state.clone();
+        let mut changed = false;
+        for partition in self.pending.clone() {
+            let growth = state.partitions.get(&partition).and_then(|state| state.growth.as_ref());
+            if growth.is_some_and(|growth| !self.hides() || !state.is_whole(&partition, growth)) {
+                changed |= self.refuse(partition)?;
+            }
+        }
+        Ok(changed)
+    }
+
+    fn judge_one(
+        &mut self,
+        state: &State,
+        partition: &TopicPartition,
+        group: Option<&GroupOffset>,
+        held: Held,
+    ) -> Result<bool, Error> {
+        let Some(here) = state.partitions.get(partition) else { return Ok(false) };
+        if let Some((number, range)) = state.prepared(partition) {
+            let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
+            let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group, held);
+            if verdict == Verdict::Open {
+                return Ok(false);
+            }
+            tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
+            let (reply, answered) = bounded(1);
+            self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
+            return self.until_stopped(&answered);
+        }
+        let Some(growth) = &here.growth else { return Ok(false) };
+        let goes_on = self.hides() && state.is_whole(partition, growth) && may_grow(here, growth, group);
+        // While it is not ours, nobody may have read it again yet.
+        if goes_on || held == Held::NotByUs && group.is_some_and(|group| group.offset == growth.from) {
+            return Ok(false);
+        }
+        self.refuse(partition.clone())
+    }
+
+    /// Whether files are hidden until the group has taken their offsets.
+    pub(super) fn hides(&self) -> bool {
+        self.parts.visibility == Visibility::Sealed
+    }
+
+    /// Takes back what a partition has grown by. Its assignment must be over.
+    pub(super) fn refuse(&mut self, partition: TopicPartition) -> Result<bool, Error> {
+        let (reply, answered) = bounded(1);
+        self.send(Inbox::Refuse { partition, reply: Some(reply) })?;
+        self.until_stopped(&answered)
+    }
+
+    fn until_stopped(&mut self, done: &Receiver<()>) -> Result<bool, Error> {
+        while !self.answered(done, IDLE_WAIT)? {
+            if self.parts.desk.stopping() {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Asks about what is hidden of partitions that are not ours, from time to time.
+    pub(super) fn look_at_hidden(&mut self) -> Result<(), Error> {
+        if self.parts.config.assignment == Assignment::All || Instant::now() < self.look_at {
+            return Ok(());
+        }
+        self.look_at = Instant::now() + LOOK;
+        let state = self.parts.gauges.durable().state.clone();
+        let partitions: Vec<_> = state
+            .partitions
+            .iter()
+            .filter(|(partition, here)| here.growth.is_some() || state.prepared(partition).is_some())
+            .map(|(partition, _)| partition.clone())
+            .filter(|partition| !self.pending.contains(partition))
+            .filter(|partition| self.slots.iter().all(|slot| slot.partition != *partition))
+            .collect();
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        match self.client.committed(&partitions, RETRY) {
+            Err(error) => tracing::debug!(%error, "cannot find out what the group has taken"),
+            Ok(offsets) => {
+                for (partition, group) in partitions.into_iter().zip(offsets) {
+                    self.judge_one(&state, &partition, group.as_ref(), Held::NotByUs)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What stands beside the group's offset of a partition that is about to be read, where files are hidden.
+    pub(super) fn note_base(&mut self, partition: &TopicPartition, mark: Option<Mark>) -> Result<(), Error> {
+        let known = |here: &PartitionState| here.growth.is_some() || here.mark == mark;
+        if self.parts.gauges.durable().state.partitions.get(partition).is_some_and(known) {
+            return Ok(());
+        }
+        let (reply, answered) = bounded(1);
+        let ticket = self.parts.tickets.take();
+        let frame = Frame::Base { partition: partition.clone(), mark };
+        self.send(Inbox::Note { ticket, frame, reply })?;
+        self.until_stopped(&answered).map(drop)
+    }
+}

@@ -1,0 +1,203 @@
+//! Hidden files: nothing is seen before it is complete, and what is seen was taken by the group.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::harness::tail::Tail;
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, wait_until};
+
+/// A home that hides its files until they are complete, which is soon.
+fn sealed(topic: &Topic) -> Home {
+    let mut home = Home::new(topic);
+    home.set("sink.visibility", "sealed").set("sink.rotate", serde_json::json!({"age": "2s", "idle": "500ms"}));
+    home
+}
+
+/// Hidden files below the event directory.
+fn hidden(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().starts_with('.') {
+            found.push(entry.path());
+        }
+    }
+    found
+}
+
+/// Every manifest has its file, every file its manifest, and the ranges fit together.
+fn assert_verified(home: &Home) {
+    let done = home.mtga(["--json", "verify"]).code(0);
+    let report: Value = serde_json::from_str(&done.stdout).expect("verify prints JSON");
+    assert!(report.to_string().contains("files"), "{report}");
+}
+
+/// Waits until everything produced can be seen.
+fn wait_seen(home: &Home, produced: &[Record]) {
+    home.wait_done(produced);
+    wait_until("everything is published", SOON, || {
+        let hidden = hidden(&home.path("data"));
+        holds(hidden.is_empty(), hidden)
+    });
+}
+
+fn assert_published(prepare: impl Fn(&mut Home)) {
+    let topic = Topic::create("sealed", 4);
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 12_000);
+    let mut home = sealed(&topic);
+    prepare(&mut home);
+    let service = home.foreground();
+    wait_seen(&home, &produced);
+    home.assert_exactly(&produced);
+    assert_verified(&home);
+    service.terminate();
+    home.assert_exactly(&produced);
+    assert_verified(&home);
+}
+
+#[test]
+fn records_become_exactly_their_lines_in_files_that_are_published() {
+    assert_published(|_| ());
+}
+
+#[test]
+fn records_of_a_group_become_exactly_their_lines_in_files_that_are_published() {
+    assert_published(|home| {
+        home.in_group();
+    });
+}
+
+#[test]
+fn nothing_is_seen_before_it_is_complete_and_a_stop_publishes_it() {
+    let topic = Topic::create("hidden", 2);
+    let mut home = sealed(&topic);
+    home.in_group().set("sink.rotate", serde_json::json!({"age": "1h", "idle": "1h"}));
+    let service = home.foreground();
+    let produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 3000);
+    home.wait_done(&produced);
+    assert_eq!(events::paths(&home.path("data")), Vec::<PathBuf>::new());
+    assert_eq!(hidden(&home.path("data")).len(), 2, "a file for each partition");
+    service.terminate();
+    assert_eq!(hidden(&home.path("data")), Vec::<PathBuf>::new());
+    home.assert_exactly(&produced);
+    assert_verified(&home);
+}
+
+#[test]
+fn compressed_files_are_published_with_their_ending() {
+    for (compression, ending, tool) in [("gzip", "log.gz", "gzip"), ("zstd", "log.zst", "zstd")] {
+        let topic = Topic::create("packed", 2);
+        let produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 2000);
+        let mut home = sealed(&topic);
+        home.in_group().set("sink.compression", compression);
+        let service = home.foreground();
+        wait_seen(&home, &produced);
+        service.terminate();
+        assert_verified(&home);
+        let paths = events::paths(&home.path("data"));
+        assert!(!paths.is_empty());
+        let mut lines = 0;
+        for path in paths {
+            assert!(path.to_string_lossy().ends_with(ending), "{path:?}");
+            lines += mtga_lines(tool, &path);
+        }
+        assert_eq!(lines, produced.len());
+    }
+}
+
+/// Lines of a file, unpacked by other means than ours.
+fn mtga_lines(tool: &str, path: &Path) -> usize {
+    use std::io::Read as _;
+    let file = std::fs::File::open(path).expect("a file");
+    let mut text = String::new();
+    if tool == "gzip" {
+        flate2::read::MultiGzDecoder::new(file).read_to_string(&mut text).expect("gzip members");
+    } else {
+        zstd::Decoder::new(file).expect("a decoder").read_to_string(&mut text).expect("zstd frames");
+    }
+    text.lines().count()
+}
+
+/// Kills the service again and again under load, each time after it has taken something more.
+fn assert_exactly_once_through_kills(kills: u64, configure: impl Fn(&mut Home)) {
+    let topic = Topic::create("sealkill", 4);
+    let mut home = sealed(&topic);
+    configure(&mut home);
+    let tail = Tail::follow(&home.path("data"));
+    let load = topic.load(Codec::Snappy, Mix::Dirty);
+    for kill in 1..=kills {
+        let service = home.foreground();
+        home.wait_written(kill * 1713);
+        service.kill();
+    }
+    let produced = load.stop();
+    let service = home.foreground();
+    wait_seen(&home, &produced);
+    service.terminate();
+    home.assert_exactly(&produced);
+    assert_verified(&home);
+    tail.assert_nothing_was_taken_back();
+}
+
+#[test]
+fn kill_9_under_load_publishes_every_record_once() {
+    assert_exactly_once_through_kills(5, |home| {
+        home.set("sink.rotate", serde_json::json!({"size": "300KiB", "age": "1s", "idle": "500ms"}));
+    });
+}
+
+#[test]
+fn kill_9_in_a_group_publishes_every_record_once() {
+    assert_exactly_once_through_kills(4, |home| {
+        home.in_group().set("sink.rotate", serde_json::json!({"size": "300KiB", "age": "1s", "idle": "500ms"}));
+    });
+}
+
+/// The steps of publication, in their order.
+const STEPS: [&str; 9] = [
+    "seal.synced",
+    "seal.prepared",
+    "seal.commit",
+    "seal.answered",
+    "publish.begin",
+    "publish.renamed",
+    "publish.manifest",
+    "publish.done",
+    "publish.noted",
+];
+
+/// Kills the service between each two steps, three times at different seals.
+fn assert_exactly_once_through_every_step(configure: impl Fn(&mut Home), steps: &[&str]) {
+    let topic = Topic::create("steps", 3);
+    let mut home = sealed(&topic);
+    configure(&mut home);
+    let tail = Tail::follow(&home.path("data"));
+    let load = topic.load(Codec::Snappy, Mix::Dirty);
+    for (index, step) in steps.iter().enumerate() {
+        let service = home.foreground_with("FAULT_POINT", &format!("{step}:{}", 1 + index % 3));
+        service.wait_killed();
+    }
+    let produced = load.stop();
+    let service = home.foreground();
+    wait_seen(&home, &produced);
+    service.terminate();
+    home.assert_exactly(&produced);
+    assert_verified(&home);
+    tail.assert_nothing_was_taken_back();
+}
+
+#[test]
+fn a_kill_between_any_two_steps_of_publication_publishes_every_record_once() {
+    let steps: Vec<_> = STEPS.into_iter().filter(|step| !matches!(*step, "seal.commit" | "seal.answered")).collect();
+    assert_exactly_once_through_every_step(|_| (), &steps);
+}
+
+#[test]
+fn a_kill_between_any_two_steps_of_the_commit_in_a_group_publishes_every_record_once() {
+    assert_exactly_once_through_every_step(
+        |home| {
+            home.in_group();
+        },
+        &STEPS,
+    );
+}
