@@ -34,3 +34,6 @@ mod sealed;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;
+/// `verify` on sealed files.
+#[cfg(test)]
+mod verify;
