@@ -52,7 +52,10 @@ const LAST_COMMIT: Duration = Duration::from_secs(5);
 /// Pause after a request that failed, and between looks at what is waited for.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long a revoked partition's blocks may take. Well below `max.poll.interval.ms`, whose default is five minutes.
+/// Longest pause before a client that failed is replaced.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// How long a revoked partition's blocks may take; less when `max.poll.interval.ms` is below its default of five minutes.
 const REVOKE_DEADLINE: Duration = Duration::from_mins(1);
 
 /// What a record costs besides its bytes: librdkafka's and our bookkeeping.
@@ -101,6 +104,8 @@ pub struct Desk {
     state: Mutex<(control::State, Option<String>)>,
     /// Assigned partitions.
     pub partitions: AtomicUsize,
+    /// Whether the group has given every partition to others.
+    pub without_share: AtomicBool,
     /// Set once: to finish and end.
     stop: AtomicBool,
     /// What turns records into lines from now on.
@@ -113,6 +118,7 @@ impl Desk {
         Self {
             state: Mutex::new((control::State::Starting, None)),
             partitions: AtomicUsize::new(0),
+            without_share: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             engine: RwLock::new(engine),
         }
@@ -162,6 +168,8 @@ pub struct Parts {
     pub properties: BTreeMap<String, String>,
     /// How often `assignment: all` looks for new partitions.
     pub discovery: Duration,
+    /// How long the group waits for a member that gives partitions up.
+    pub max_poll_interval: Duration,
     /// How blocks are cut.
     pub cut: Cut,
     /// `failure_queue.max_bytes` and `when_full`.
@@ -216,6 +224,13 @@ enum Said {
     Yes,
 }
 
+/// A client that can do nothing any more.
+struct Failed {
+    code: Code,
+    /// When it may be replaced.
+    again: Instant,
+}
+
 /// See the module.
 pub struct Consumer {
     parts: Parts,
@@ -239,6 +254,10 @@ pub struct Consumer {
     unanswered_since: Option<(Instant, Said)>,
     /// Partitions that are to be read from where they stand, since librdkafka has stopped fetching them.
     reseek: BTreeSet<TopicPartition>,
+    /// Whether the client has to be replaced.
+    failed: Option<Failed>,
+    /// Pause before the next client that fails is replaced.
+    retry_pause: Duration,
     /// Last, so that it is dropped last: it waits until every message is gone.
     client: Client,
 }
@@ -271,6 +290,8 @@ impl Consumer {
             commit_at: now,
             unanswered_since: None,
             reseek: BTreeSet::new(),
+            failed: None,
+            retry_pause: RETRY,
         })
     }
 
@@ -296,6 +317,10 @@ impl Consumer {
 
     fn join(&mut self) -> Result<(), Error> {
         self.parts.desk.show(control::State::Waiting, Some(format!("connecting to {}", self.parts.config.brokers)));
+        self.subscribe()
+    }
+
+    fn subscribe(&self) -> Result<(), Error> {
         match self.parts.config.assignment {
             Assignment::Group => self.client.subscribe(&self.parts.config.topics).map_err(Error::Client),
             Assignment::All => Ok(()),

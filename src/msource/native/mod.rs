@@ -149,9 +149,14 @@ pub struct TopicInfo {
     pub partitions: i32,
 }
 
+/// How long a client that is dropped may take to leave its group. librdkafka has no bound of its own for that.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
 struct Shared {
     events: Mutex<VecDeque<Event>>,
     closing: AtomicBool,
+    /// Whether a rebalance was told and not answered yet. librdkafka would wait for the answer when it is closed.
+    unanswered: AtomicBool,
 }
 
 impl Shared {
@@ -187,7 +192,11 @@ impl Client {
         }
         let invalid = |text: String| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text };
         let native = config.create_native_config().map_err(|error| invalid(error.to_string()))?;
-        let shared = Arc::new(Shared { events: Mutex::default(), closing: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            events: Mutex::default(),
+            closing: AtomicBool::new(false),
+            unanswered: AtomicBool::new(false),
+        });
         let mut message = [0 as c_char; 512];
         // SAFETY: the configuration is valid and, on success, owned by the client, which is why it is not dropped then. The
         // opaque pointer stays valid until the client is destroyed, since `self.shared` is dropped after that.
@@ -227,16 +236,8 @@ impl Client {
     /// Takes up to `most` messages, waiting up to `wait` for as many: a zero wait takes what is there. Records and
     /// partition errors both come as messages, in order within a partition. Serves callbacks, which become events.
     pub fn consume(&self, into: &mut Vec<Message>, most: usize, wait: Duration) {
-        into.reserve(most);
-        let spare = into.spare_capacity_mut();
-        let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
-        // SAFETY: `Message` is a transparent wrapper of the message pointer, there is room for `most` of them, and exactly the
-        // returned number has been written, each owned by us.
-        unsafe {
-            let got =
-                rd::rd_kafka_consume_batch_queue(self.queue, wait, spare.as_mut_ptr().cast(), most.min(spare.len()));
-            into.set_len(into.len() + usize::try_from(got).unwrap_or(0));
-        }
+        // SAFETY: the queue is live.
+        unsafe { consume(self.queue, into, most, wait) }
     }
 
     /// The next event, if any.
@@ -262,12 +263,14 @@ impl Client {
     /// Replaces the assignment; each partition is read from its offset.
     pub fn assign(&self, partitions: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
         let list = positions(partitions)?;
+        self.answered();
         // SAFETY: both are live; the list is copied.
         KafkaError::check(unsafe { rd::rd_kafka_assign(self.rk, list.ptr()) })
     }
 
     /// Gives up the whole assignment.
     pub fn unassign(&self) -> Result<(), KafkaError> {
+        self.answered();
         // SAFETY: a null list means none.
         KafkaError::check(unsafe { rd::rd_kafka_assign(self.rk, ptr::null()) })
     }
@@ -275,6 +278,7 @@ impl Client {
     /// Adds partitions to the assignment; each is read from its offset.
     pub fn incremental_assign(&self, partitions: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
         let list = positions(partitions)?;
+        self.answered();
         // SAFETY: both are live; the list is copied; the error object is ours.
         unsafe { KafkaError::check_object(rd::rd_kafka_incremental_assign(self.rk, list.ptr())) }
     }
@@ -282,8 +286,13 @@ impl Client {
     /// Takes partitions out of the assignment.
     pub fn incremental_unassign(&self, partitions: &[TopicPartition]) -> Result<(), KafkaError> {
         let list = names(partitions);
+        self.answered();
         // SAFETY: both are live; the list is copied; the error object is ours.
         unsafe { KafkaError::check_object(rd::rd_kafka_incremental_unassign(self.rk, list.ptr())) }
+    }
+
+    fn answered(&self) {
+        self.shared.unanswered.store(false, Ordering::Release);
     }
 
     /// Stops fetching these partitions; what was fetched but not taken is dropped.
@@ -383,17 +392,71 @@ impl Client {
     }
 }
 
+impl Client {
+    /// Gives the assignment up and leaves the group; returns whether that was done in time.
+    ///
+    /// # Safety
+    /// Nothing else is done with the client meanwhile, and no fatal error was raised.
+    unsafe fn close(&self) -> bool {
+        let deadline = Instant::now() + CLOSE_DEADLINE;
+        let mut rest = Vec::new();
+        // SAFETY: the client is live. Everything comes by the queue made here until it is closed, a rebalance too, which the
+        // callback answers. When there is no time left, librdkafka goes on using the queue, so it stays.
+        unsafe {
+            let queue = rd::rd_kafka_queue_new(self.rk);
+            let begun = KafkaError::check_object(rd::rd_kafka_consumer_close_queue(self.rk, queue));
+            if begun.is_ok() && self.shared.unanswered.load(Ordering::Acquire) {
+                rd::rd_kafka_assign(self.rk, ptr::null());
+            }
+            while begun.is_ok() && rd::rd_kafka_consumer_closed(self.rk) == 0 {
+                if Instant::now() >= deadline {
+                    return false;
+                }
+                consume(queue, &mut rest, 1, Duration::from_millis(50));
+                rest.clear();
+            }
+            rd::rd_kafka_queue_destroy(queue);
+        }
+        true
+    }
+}
+
 impl Drop for Client {
-    /// Leaves the group if that was not done, waits for nothing else, and frees the client. Every [`Message`] must be gone
-    /// by then, or this waits for it.
+    /// Leaves the group and frees the client. Every [`Message`] must be gone by then, or this waits for it. A client that
+    /// cannot leave in time stays until the end of the process.
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Release);
-        // SAFETY: the last use of both.
+        // SAFETY: the last use of both, unless librdkafka is not done with them: then they and what they refer to stay.
         unsafe {
-            rd::rd_kafka_consumer_close(self.rk);
+            // After a fatal error there is nothing to leave.
+            let failed = rd::rd_kafka_fatal_error(self.rk, ptr::null_mut(), 0);
+            if KafkaError::check(failed).is_ok() && !self.close() {
+                tracing::warn!(
+                    "the Kafka client could not leave its group in time; the group waits for its session to end"
+                );
+                std::mem::forget(Arc::clone(&self.shared));
+                return;
+            }
             rd::rd_kafka_queue_destroy(self.queue);
-            rd::rd_kafka_destroy(self.rk);
+            // Not closed once more: that would wait for ever where a rebalance is not answered.
+            rd::rd_kafka_destroy_flags(self.rk, rd::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
         }
+    }
+}
+
+/// Takes up to `most` messages from a queue.
+///
+/// # Safety
+/// The queue is live.
+unsafe fn consume(queue: *mut rd::rd_kafka_queue_t, into: &mut Vec<Message>, most: usize, wait: Duration) {
+    into.reserve(most);
+    let spare = into.spare_capacity_mut();
+    let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
+    // SAFETY: `Message` is a transparent wrapper of the message pointer, there is room for `most` of them, and exactly the
+    // returned number has been written, each owned by us.
+    unsafe {
+        let got = rd::rd_kafka_consume_batch_queue(queue, wait, spare.as_mut_ptr().cast(), most.min(spare.len()));
+        into.set_len(into.len() + usize::try_from(got).unwrap_or(0));
     }
 }
 
@@ -414,6 +477,7 @@ unsafe extern "C" fn on_rebalance(
             .iter()
             .map(|element| TopicPartition { topic: text(element.topic).into(), partition: element.partition })
             .collect();
+        shared.unanswered.store(true, Ordering::Release);
         shared.push(match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Event::Assign(list),
             _ => Event::Revoke(list),
