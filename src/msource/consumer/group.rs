@@ -50,6 +50,7 @@ impl Consumer {
                 Protocol::Eager => self.client.assign(&[]),
             };
             Self::log_answer(answer);
+            self.rewind(self.partitions());
         }
         self.show_share();
     }
@@ -69,6 +70,7 @@ impl Consumer {
             Protocol::Eager => self.client.unassign(),
         };
         Self::log_answer(answer);
+        self.rewind(self.partitions());
         self.show_share();
         Ok(())
     }

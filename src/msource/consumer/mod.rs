@@ -252,7 +252,7 @@ pub struct Consumer {
     commit_at: Instant,
     /// Since when commits are sent and none is answered, and whether that was told.
     unanswered_since: Option<(Instant, Said)>,
-    /// Partitions that are to be read from where they stand, since librdkafka has stopped fetching them.
+    /// Partitions that are to be read from where they stand: librdkafka has stopped fetching them, or is elsewhere.
     reseek: BTreeSet<TopicPartition>,
     /// Whether the client has to be replaced.
     failed: Option<Failed>,
@@ -359,7 +359,7 @@ impl Consumer {
             if current.0 != key {
                 current = (key, self.slot_of(key, &message));
             }
-            let Some(number) = current.1 else {
+            let Some(number) = current.1.filter(|number| !self.is_astray(*number)) else {
                 if !message.is_record() {
                     self.trouble(&message);
                 }
@@ -414,6 +414,11 @@ impl Consumer {
             self.slots.iter().position(|slot| slot.partition.partition == key.1 && *slot.partition.topic == *topic);
         self.index.insert(key, found);
         found
+    }
+
+    /// Whether librdkafka may be elsewhere in this partition than we are: what it hands out is not what comes next.
+    fn is_astray(&self, number: usize) -> bool {
+        !self.reseek.is_empty() && self.reseek.contains(&self.slots[number].partition)
     }
 
     fn partition_event(&mut self, number: usize, message: &Message, now: Instant) -> Result<(), Error> {
@@ -504,6 +509,7 @@ impl Consumer {
                 if let Err(error) = self.client.resume(&partitions) {
                     tracing::warn!(%error, "cannot resume the partitions");
                 }
+                self.rewind(partitions);
             }
         }
         room

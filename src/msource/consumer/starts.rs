@@ -216,6 +216,7 @@ impl Consumer {
             return;
         }
         let now = Instant::now();
+        let kept = self.partitions();
         let assigned: Vec<_> = started.iter().map(|position| (position.partition.clone(), position.next)).collect();
         for position in started {
             self.pending.remove(&position.partition);
@@ -243,6 +244,7 @@ impl Consumer {
             }
         };
         Self::log_answer(answer);
+        self.rewind(kept);
         if self.paused {
             // All of them are resumed together, when there is room.
             let all = self.partitions();
@@ -321,6 +323,16 @@ impl Consumer {
         }
     }
 
+    /// Reads these partitions from where they stand, after they were paused: by us, or by librdkafka, which pauses what we keep
+    /// in every rebalance. It would go on at the last place that it handed out, and takes an end of partition for a record in
+    /// that: the record that comes there next would never be seen.
+    pub(super) fn rewind(&mut self, partitions: Vec<TopicPartition>) {
+        if !partitions.is_empty() {
+            self.reseek.extend(partitions);
+            self.seek();
+        }
+    }
+
     fn read_again_later(&mut self, partition: TopicPartition) {
         self.reseek.insert(partition);
         self.retry_at = Instant::now() + RETRY;
@@ -329,9 +341,12 @@ impl Consumer {
     /// Reads partitions from where they stand that librdkafka has stopped fetching. When that does not work it fails in the
     /// same way again, and is tried again.
     pub(super) fn read_again(&mut self) {
-        if self.reseek.is_empty() || Instant::now() < self.retry_at {
-            return;
+        if !self.reseek.is_empty() && Instant::now() >= self.retry_at {
+            self.seek();
         }
+    }
+
+    fn seek(&mut self) {
         let wanted = std::mem::take(&mut self.reseek);
         let places: Vec<_> = self
             .slots

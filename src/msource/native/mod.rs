@@ -482,7 +482,7 @@ unsafe extern "C" fn on_rebalance(
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Event::Assign(list),
             _ => Event::Revoke(list),
         });
-        rd::rd_kafka_yield(rk);
+        // Not followed by `rd_kafka_yield`: `rd_kafka_consume_batch_queue` then drops the message that is next in its queue.
     }
 }
 

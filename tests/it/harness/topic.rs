@@ -88,13 +88,18 @@ impl Topic {
 
     /// Produces in the background until told to stop: about 10,000 records a second.
     pub(crate) fn load(&self, codec: Codec, mix: Mix) -> Load {
+        self.load_every(Duration::from_millis(10), codec, mix)
+    }
+
+    /// The same with this pause after each 200 records.
+    pub(crate) fn load_every(&self, pause: Duration, codec: Codec, mix: Mix) -> Load {
         let (stop, stopped) = channel();
         let topic = self.clone();
-        let thread = std::thread::spawn(move || topic.produce_until(codec, mix, &stopped));
+        let thread = std::thread::spawn(move || topic.produce_until(pause, codec, mix, &stopped));
         Load { stop, thread }
     }
 
-    fn produce_until(&self, codec: Codec, mix: Mix, stopped: &Receiver<()>) -> Vec<Record> {
+    fn produce_until(&self, pause: Duration, codec: Codec, mix: Mix, stopped: &Receiver<()>) -> Vec<Record> {
         let producer = Producer::new(codec);
         let mut all = Vec::new();
         loop {
@@ -102,7 +107,7 @@ impl Topic {
             let some: Vec<_> = (first..first + 200).map(|n| mix.record(n, self.partitions)).collect();
             producer.send(&self.name, &some);
             all.extend(some);
-            if stopped.recv_timeout(Duration::from_millis(10)) != Err(RecvTimeoutError::Timeout) {
+            if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
                 return all;
             }
         }
