@@ -19,8 +19,7 @@ impl Consumer {
             match event {
                 Event::Assign(partitions) => self.assigned(partitions),
                 Event::Revoke(partitions) => self.revoked(&partitions)?,
-                Event::Error { error, fatal: true } => self.client_failed(&error),
-                Event::Error { error, fatal: false } => self.in_trouble(error.to_string()),
+                Event::Error(error) => self.in_trouble(error.to_string()),
                 Event::Committed(Ok(())) => self.unanswered_since = None,
                 Event::Committed(Err(error)) => {
                     tracing::debug!(%error, "the group refused a commit; it is sent again");
@@ -30,6 +29,9 @@ impl Consumer {
                     self.commit_at = Instant::now() + RETRY;
                 }
             }
+        }
+        if let Some(error) = self.client.fatal_error() {
+            self.client_failed(&error);
         }
         self.replace_client()?;
         if self.parts.config.assignment == Assignment::All && Instant::now() >= self.discover_at {

@@ -442,7 +442,8 @@ impl Consumer {
 
     fn trouble(&mut self, message: &Message) {
         let Some(error) = message.error() else { return };
-        if error.code == Code::PartitionEOF {
+        // The client is asked for what is fatal.
+        if matches!(error.code, Code::PartitionEOF | Code::Fatal) {
             return;
         }
         let topic = message.topic();

@@ -85,13 +85,8 @@ pub enum Event {
     Assign(Vec<TopicPartition>),
     /// The group takes these partitions back; to be answered with one of the `unassign` calls.
     Revoke(Vec<TopicPartition>),
-    /// A client-level error, such as an unreachable broker. `fatal`: this consumer can do nothing any more.
-    Error {
-        /// What happened.
-        error: KafkaError,
-        /// Whether the consumer has to be made anew.
-        fatal: bool,
-    },
+    /// A client-level error, such as an unreachable broker, for people: its code decides nothing.
+    Error(KafkaError),
     /// The answer to an asynchronous commit.
     Committed(Result<(), KafkaError>),
 }
@@ -243,6 +238,17 @@ impl Client {
     /// The next event, if any.
     pub fn next_event(&self) -> Option<Event> {
         self.shared.events.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Why this client can do nothing any more and has to be made anew, if so.
+    pub fn fatal_error(&self) -> Option<KafkaError> {
+        let mut message = [0 as c_char; 512];
+        // SAFETY: the client is live; the text is NUL-terminated within the buffer.
+        unsafe {
+            let code = rd::rd_kafka_fatal_error(self.rk, message.as_mut_ptr(), message.len());
+            let text = || text(message.as_ptr());
+            KafkaError::check(code).err().map(|error| KafkaError { text: text(), ..error })
+        }
     }
 
     /// How the group changes assignments, once it has been joined.
@@ -429,8 +435,7 @@ impl Drop for Client {
         // SAFETY: the last use of both, unless librdkafka is not done with them: then they and what they refer to stay.
         unsafe {
             // After a fatal error there is nothing to leave.
-            let failed = rd::rd_kafka_fatal_error(self.rk, ptr::null_mut(), 0);
-            if KafkaError::check(failed).is_ok() && !self.close() {
+            if self.fatal_error().is_none() && !self.close() {
                 tracing::warn!(
                     "the Kafka client could not leave its group in time; the group waits for its session to end"
                 );
@@ -486,20 +491,11 @@ unsafe extern "C" fn on_rebalance(
     }
 }
 
-unsafe extern "C" fn on_error(rk: *mut rd::rd_kafka_t, err: c_int, reason: *const c_char, opaque: *mut c_void) {
-    // SAFETY: the opaque pointer is the client's `Shared`; the code is one of librdkafka's.
+unsafe extern "C" fn on_error(_: *mut rd::rd_kafka_t, _: c_int, reason: *const c_char, opaque: *mut c_void) {
+    // SAFETY: the opaque pointer is the client's `Shared`; the reason is a string that lives during the callback.
     unsafe {
         let shared = &*opaque.cast::<Shared>();
-        let mut message = [0 as c_char; 512];
-        let cause = rd::rd_kafka_fatal_error(rk, message.as_mut_ptr(), message.len());
-        let fatal = err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__FATAL as c_int;
-        // The code of what is not fatal is any number, and nothing is decided by it.
-        let error = if fatal {
-            KafkaError { code: cause.into(), text: text(message.as_ptr()) }
-        } else {
-            KafkaError { code: RDKafkaErrorCode::Unknown, text: text(reason) }
-        };
-        shared.push(Event::Error { error, fatal });
+        shared.push(Event::Error(KafkaError { code: RDKafkaErrorCode::Unknown, text: text(reason) }));
     }
 }
 

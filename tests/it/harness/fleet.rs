@@ -1,6 +1,8 @@
 //! Several homes of one group on one topic, and what their files amount to together.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use mtga::control::{Counts, Status};
@@ -8,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::{Map, Value};
 
 use super::process::Service;
-use super::topic::committed;
+use super::topic::Group;
 use super::{Home, Record, SOON, Topic, events, holds, oracle, wait_until};
 
 /// How long the group waits for a member that says nothing: of the classic protocol by our configuration, of the new one
@@ -36,10 +38,9 @@ pub(crate) enum Membership {
 }
 
 /// Instances of one group. Those that run are killed when this is dropped.
-#[derive(Debug)]
 pub(crate) struct Fleet {
     pub(crate) topic: Topic,
-    pub(crate) group: String,
+    group: Group,
     // Before the homes, which are looked after as long as a service runs in them.
     services: Vec<Option<Service>>,
     pub(crate) homes: Vec<Home>,
@@ -69,7 +70,7 @@ impl Fleet {
             home
         });
         Self {
-            group: format!("g_{}", topic.name),
+            group: Group::new(&format!("g_{}", topic.name)),
             topic: topic.clone(),
             services: (0..count).map(|_| None).collect(),
             homes: homes.collect(),
@@ -121,8 +122,7 @@ impl Fleet {
         let partitions = self.topic.partitions as u64;
         let least = partitions / among.len() as u64;
         wait_until(&format!("the partitions are divided among {among:?}"), SOON, || {
-            let statuses: Vec<Status> =
-                among.iter().map(|number| self.homes[*number].try_status()).collect::<Result<_, _>>()?;
+            let statuses: Vec<Status> = among.iter().map(|number| self.ask(*number)).collect::<Result<_, _>>()?;
             let shares: Vec<_> = statuses.iter().map(|status| status.partitions).collect();
             let fair = shares.iter().sum::<u64>() == partitions && shares.iter().all(|share| *share >= least);
             holds(fair, statuses.iter().map(|s| (s.partitions, s.state, s.reason.clone())).collect::<Vec<_>>())
@@ -131,14 +131,30 @@ impl Fleet {
 
     /// Waits until this instance has written so many more records.
     pub(crate) fn wait_progress(&self, number: usize, records: u64) {
-        let home = &self.homes[number];
-        let before = home.status().counts.written;
-        home.wait_written(before + records);
+        let written = || self.ask(number).map(|status| status.counts.written);
+        let goal = written().expect("the instance answers") + records;
+        wait_until(&format!("instance {number} has written {goal}"), SOON, || {
+            let written = written()?;
+            holds(written >= goal, written)
+        });
+    }
+
+    /// The status of an instance that runs, over its socket: a command each time would take the machine from those who are
+    /// waited for.
+    pub(crate) fn ask(&self, number: usize) -> Result<Status, String> {
+        let told = |error: std::io::Error| error.to_string();
+        let mut stream = UnixStream::connect(self.homes[number].path("tmp/mtga.sock")).map_err(told)?;
+        stream.set_read_timeout(Some(SOON)).map_err(told)?;
+        stream.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"Status\",\"params\":{}}\n").map_err(told)?;
+        let mut reply = String::new();
+        BufReader::new(stream).read_line(&mut reply).map_err(told)?;
+        let mut reply: Value = serde_json::from_str(&reply).map_err(|error| format!("{error}: {reply}"))?;
+        serde_json::from_value(reply["result"].take()).map_err(|error| format!("{error}: {reply}"))
     }
 
     /// What the group has, by partition.
     pub(crate) fn committed(&self) -> BTreeMap<i32, i64> {
-        committed(&self.group, &self.topic).into_iter().collect()
+        self.group.committed(&self.topic).into_iter().collect()
     }
 
     /// Waits until the group has acknowledged everything that was produced.

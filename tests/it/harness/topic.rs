@@ -11,6 +11,7 @@ use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
@@ -185,16 +186,26 @@ impl Producer {
 
 /// The committed offsets of a group, by partition.
 pub(crate) fn committed(group: &str, topic: &Topic) -> HashMap<i32, i64> {
-    use rdkafka::consumer::{BaseConsumer, Consumer as _};
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", broker::address())
-        .set("group.id", group)
-        .create()
-        .expect("the consumer's configuration is sound");
-    let mut list = rdkafka::TopicPartitionList::new();
-    list.add_partition_range(&topic.name, 0, topic.partitions - 1);
-    let list = consumer.committed_offsets(list, SOON).expect("the group's offsets");
-    list.elements().iter().filter_map(|e| Some((e.partition(), e.offset().to_raw().filter(|o| *o >= 0)?))).collect()
+    Group::new(group).committed(topic)
+}
+
+/// A group, asked from outside.
+pub(crate) struct Group(BaseConsumer);
+
+impl Group {
+    pub(crate) fn new(name: &str) -> Self {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", broker::address()).set("group.id", name);
+        Self(config.create().expect("the consumer's configuration is sound"))
+    }
+
+    /// Its committed offsets, by partition.
+    pub(crate) fn committed(&self, topic: &Topic) -> HashMap<i32, i64> {
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_range(&topic.name, 0, topic.partitions - 1);
+        let list = self.0.committed_offsets(list, SOON).expect("the group's offsets");
+        list.elements().iter().filter_map(|e| Some((e.partition(), e.offset().to_raw().filter(|o| *o >= 0)?))).collect()
+    }
 }
 
 fn admin() -> AdminClient<DefaultClientContext> {
@@ -214,7 +225,6 @@ mod tests {
 
     #[test]
     fn what_every_codec_produces_is_on_the_broker_in_its_partition() {
-        use rdkafka::consumer::{BaseConsumer, Consumer as _};
         let mut topic = Topic::create("harness", 2);
         let mut produced = Vec::new();
         for codec in [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {
