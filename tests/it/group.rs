@@ -1,11 +1,13 @@
 //! Several instances of one group: every record exactly once through orderly rebalances, and what an instance that is lost
 //! can repeat. All files of all instances together are compared with the oracle.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use mtga::control::State;
 use nix::sys::signal::Signal;
 
+use crate::files::SmallDisk;
 use crate::harness::fleet::{Fleet, Membership, Protocol};
 use crate::harness::topic::Load;
 use crate::harness::{Codec, Home, Mix, SOON, Topic, holds, wait_until};
@@ -202,6 +204,38 @@ fn a_frozen_instance_of_an_eager_group_moves_nothing_of_the_new_owner() {
 #[test]
 fn a_frozen_static_member_of_the_new_protocol_moves_nothing_of_the_new_owner() {
     assert_at_least_once_through_a_loss(Protocol::Consumer, Membership::Static, Loss::Frozen);
+}
+
+#[test]
+fn an_instance_that_cannot_write_gives_its_partitions_up_in_time() {
+    let topic = Topic::create("stuck", 6);
+    let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Dynamic);
+    // The group replaces a member that has not answered by then.
+    let properties = serde_json::json!({"session.timeout.ms": "6000", "max.poll.interval.ms": "15000"});
+    fleet.set("kafka.librdkafka", properties);
+    fleet.set("sink.batch.lines", 100);
+    let disk = SmallDisk::mount(fleet.homes[0].path("data"), "32m");
+    let load = steady(&topic, Mix::Clean);
+    fleet.start(0);
+    fleet.wait_shared(&[0]);
+    fleet.wait_progress(0, 1000);
+    fs::write(disk.0.join(".ballast"), vec![0; 32 << 20]).expect_err("no room is left");
+    wait_until("the disk is full", SOON, || {
+        let status = fleet.ask(0)?;
+        holds(status.state == State::Paused, status)
+    });
+    fleet.start(1);
+    fleet.wait_shared(&[0, 1]);
+    fleet.wait_progress(1, 1000);
+    fs::remove_file(disk.0.join(".ballast")).expect("the ballast");
+    fleet.wait_progress(0, 1000);
+    let produced = load.stop();
+    fleet.wait_done(&produced);
+    assert!(!fleet.homes[0].log().contains("lost=true"), "the group did not have to replace it");
+    fleet.stop_all();
+    // The one block that was begun can only be completed.
+    let repeats = fleet.repeats(&produced);
+    assert!(repeats.len() <= 1 && repeats.values().all(|offsets| offsets.len() <= 100), "{repeats:?}");
 }
 
 #[test]

@@ -523,3 +523,44 @@ unsafe extern "C" fn on_log(_: *const rd::rd_kafka_t, level: c_int, facility: *c
         _ => tracing::debug!(target: "librdkafka", %facility, "{line}"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+
+    /// Waits for an event.
+    fn event(client: &Client, wanted: impl Fn(&Event) -> bool) {
+        let deadline = Instant::now() + Duration::from_mins(1);
+        let mut rest = Vec::new();
+        while !client.next_event().is_some_and(|event| wanted(&event)) {
+            assert!(Instant::now() < deadline, "the event does not come");
+            client.consume(&mut rest, 10, Duration::from_millis(50));
+        }
+    }
+
+    #[test]
+    fn a_client_that_has_not_answered_a_rebalance_can_be_dropped() {
+        let brokers = MockCluster::new(1).expect("brokers");
+        brokers.create_topic("t", 2, 1).expect("a topic");
+        for strategy in ["cooperative-sticky", "range"] {
+            let properties = [
+                ("bootstrap.servers", brokers.bootstrap_servers()),
+                ("group.id", format!("g_{strategy}")),
+                ("partition.assignment.strategy", strategy.to_owned()),
+            ];
+            let properties = properties.map(|(key, value)| (key.to_owned(), value)).into();
+            let client = Client::new(&properties).expect("a client");
+            client.subscribe(&["t".to_owned()]).expect("a subscription");
+            event(&client, |event| matches!(event, Event::Assign(_)));
+            let begun = Instant::now();
+            drop(client);
+            assert!(
+                begun.elapsed() < CLOSE_DEADLINE,
+                "{strategy}: it left its group, which took {:?}",
+                begun.elapsed()
+            );
+        }
+    }
+}
