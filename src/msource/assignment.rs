@@ -42,6 +42,13 @@ impl FromStr for Owner {
     }
 }
 
+impl GroupOffset {
+    /// Whether an instance left it, and no tool.
+    pub fn has_owner(&self) -> bool {
+        self.metadata.parse::<Owner>().is_ok()
+    }
+}
+
 /// What is known of a partition when it is given to us.
 #[derive(Clone, Debug)]
 pub struct Known<'a> {

@@ -8,7 +8,7 @@ use mtga::control::State;
 use nix::sys::signal::Signal;
 
 use crate::files::SmallDisk;
-use crate::harness::fleet::{Fleet, Membership, Protocol};
+use crate::harness::fleet::{Fleet, Membership, Protocol, SESSION};
 use crate::harness::topic::Load;
 use crate::harness::{Codec, Home, Mix, SOON, Topic, holds, wait_until};
 
@@ -104,7 +104,7 @@ fn a_static_member_that_is_killed_and_started_within_its_session_loses_and_repea
     let topic = Topic::create("within", 6);
     let mut fleet = Fleet::new(&topic, 3, Protocol::Cooperative, Membership::Static);
     // Nobody is to take its partitions over, however slow this machine is.
-    fleet.set("kafka.librdkafka", serde_json::json!({"session.timeout.ms": "30000"}));
+    fleet.property("session.timeout.ms", "30000");
     let load = steady(&topic, Mix::Dirty);
     for number in 0..3 {
         fleet.start(number);
@@ -139,6 +139,10 @@ enum Loss {
 fn assert_at_least_once_through_a_loss(protocol: Protocol, membership: Membership, loss: Loss) {
     let topic = Topic::create("lost", 6);
     let mut fleet = Fleet::new(&topic, 2, protocol, membership);
+    if protocol == Protocol::Eager {
+        // Who is frozen past its session is so past this, too.
+        fleet.property("max.poll.interval.ms", &SESSION.as_millis().to_string());
+    }
     let load = steady(&topic, Mix::Clean);
     fleet.start(0);
     fleet.start(1);
@@ -211,9 +215,8 @@ fn an_instance_that_cannot_write_gives_its_partitions_up_in_time() {
     let topic = Topic::create("stuck", 6);
     let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Dynamic);
     // The group replaces a member that has not answered by then.
-    let properties = serde_json::json!({"session.timeout.ms": "6000", "max.poll.interval.ms": "15000"});
-    fleet.set("kafka.librdkafka", properties);
-    fleet.set("sink.batch.lines", 100);
+    fleet.property("max.poll.interval.ms", "15000");
+    fleet.set("sink.batch.lines", &100);
     let disk = SmallDisk::mount(fleet.homes[0].path("data"), "32m");
     let load = steady(&topic, Mix::Clean);
     fleet.start(0);
@@ -242,7 +245,7 @@ fn an_instance_that_cannot_write_gives_its_partitions_up_in_time() {
 fn two_instances_of_one_name_do_not_drive_each_other_out() {
     let topic = Topic::create("namesake", 4);
     let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Dynamic);
-    fleet.set("kafka.instance_id", "both");
+    fleet.set("kafka.instance_id", &"both");
     let load = steady(&topic, Mix::Clean);
     fleet.start(0);
     fleet.wait_shared(&[0]);
@@ -268,7 +271,7 @@ fn two_instances_of_one_name_do_not_drive_each_other_out() {
 fn a_name_that_is_taken_is_waited_for_in_the_new_protocol() {
     let topic = Topic::create("taken", 4);
     let mut fleet = Fleet::new(&topic, 2, Protocol::Consumer, Membership::Dynamic);
-    fleet.set("kafka.instance_id", "both");
+    fleet.set("kafka.instance_id", &"both");
     let load = steady(&topic, Mix::Dirty);
     fleet.start(0);
     fleet.wait_shared(&[0]);
@@ -311,7 +314,7 @@ fn latest_is_pinned_for_the_next_owner_too() {
     let topic = Topic::create("pinned", 3);
     topic.fill(Codec::Snappy, Mix::Clean, 0, 300);
     let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Dynamic);
-    fleet.set("kafka.start", "latest");
+    fleet.set("kafka.start", &"latest");
     fleet.start(0);
     fleet.wait_shared(&[0]);
     fleet.stop(0);

@@ -122,7 +122,13 @@ impl Consumer {
                     decided.push((position, frame));
                 }
                 Decision::Move { to, cause } => {
-                    tracing::warn!(%partition, to, "another instance has read on, or the group's offset was reset: going on there");
+                    let local = local.get(partition).map_or(-1, |local| local.next);
+                    let owned = group.get(partition).and_then(Option::as_ref).is_some_and(GroupOffset::has_owner);
+                    if owned && to >= local {
+                        tracing::info!(%partition, local, to, "another instance has read on: going on there");
+                    } else {
+                        tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
+                    }
                     decided.push((at(to, -1), Some(Frame::Move { to: at(to, -1), cause })));
                 }
                 Decision::Adopt { at: next } => decided.push((at(next, -1), Some(Frame::Start(at(next, -1))))),

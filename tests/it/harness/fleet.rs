@@ -43,6 +43,7 @@ pub(crate) struct Fleet {
     group: Group,
     // Before the homes, which are looked after as long as a service runs in them.
     services: Vec<Option<Service>>,
+    properties: Map<String, Value>,
     pub(crate) homes: Vec<Home>,
 }
 
@@ -74,11 +75,18 @@ impl Fleet {
             topic: topic.clone(),
             services: (0..count).map(|_| None).collect(),
             homes: homes.collect(),
+            properties,
         }
     }
 
+    /// Sets a property of librdkafka in every configuration.
+    pub(crate) fn property(&mut self, key: &str, value: &str) {
+        self.properties.insert(key.to_owned(), value.into());
+        self.set("kafka.librdkafka", &self.properties.clone());
+    }
+
     /// Sets a key of every configuration.
-    pub(crate) fn set(&mut self, key: &str, value: impl Into<Value> + Clone) {
+    pub(crate) fn set(&mut self, key: &str, value: &(impl Into<Value> + Clone)) {
         for home in &mut self.homes {
             home.set(key, value.clone());
         }
