@@ -42,7 +42,7 @@ impl Client {
 }
 
 impl Drop for Client {
-    /// Leaves the group and frees the client. Every [`Message`] must be gone by then, or this waits for it. A client that
+    /// Leaves the group and frees the client. Every [`Message`](super::Message) must be gone by then, or this waits for it. A client that
     /// cannot leave in time stays until the end of the process.
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Release);
