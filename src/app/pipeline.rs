@@ -205,6 +205,7 @@ impl Pipeline {
                     config: config.kafka.clone(),
                     properties: properties::consuming(config),
                     discovery: properties::discovery(&config.kafka),
+                    max_poll_interval: properties::max_poll_interval(&config.kafka),
                     cut: cut(config),
                     queue: (config.failure_queue.max_bytes, config.failure_queue.when_full),
                     blocks: blocks.clone(),

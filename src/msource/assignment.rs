@@ -125,6 +125,13 @@ pub fn may_grow(partition: &PartitionState, growth: &Growth, group: Option<&Grou
     group.offset == growth.from && found.map(|owner| owner.mark) == partition.mark
 }
 
+impl GroupOffset {
+    /// Whether an instance left it, and no tool.
+    pub fn has_owner(&self) -> bool {
+        self.metadata.parse::<Owner>().is_ok()
+    }
+}
+
 /// What is known of a partition when it is given to us.
 #[derive(Clone, Debug)]
 pub struct Known<'a> {

@@ -19,6 +19,9 @@ mod files;
 /// A service that is stopped with SIGSTOP: every command comes back in time.
 #[cfg(test)]
 mod frozen;
+/// Several instances of one group: rebalances, instances that are killed, frozen, or have each other's name.
+#[cfg(test)]
+mod group;
 /// `set_offset`.
 #[cfg(test)]
 mod offsets;

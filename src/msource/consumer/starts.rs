@@ -137,7 +137,13 @@ impl Consumer {
                     decided.push(Begin { at: position, frame });
                 }
                 Decision::Move { to, cause } => {
-                    tracing::warn!(%partition, to, "another instance has read on, or the group's offset was reset: going on there");
+                    let local = local.get(partition).map_or(-1, |local| local.next);
+                    let owned = group.get(partition).and_then(Option::as_ref).is_some_and(GroupOffset::has_owner);
+                    if owned && to >= local {
+                        tracing::info!(%partition, local, to, "another instance has read on: going on there");
+                    } else {
+                        tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
+                    }
                     let frame = Some(Frame::Move { to: at(to, -1), cause });
                     decided.push(Begin { at: at(to, -1), frame });
                 }
@@ -251,6 +257,7 @@ impl Consumer {
             return;
         }
         let now = Instant::now();
+        let kept = self.partitions();
         let assigned: Vec<_> = started.iter().map(|position| (position.partition.clone(), position.next)).collect();
         for position in started {
             self.pending.remove(&position.partition);
@@ -278,6 +285,7 @@ impl Consumer {
             }
         };
         Self::log_answer(answer);
+        self.rewind(kept);
         if self.paused {
             // All of them are resumed together, when there is room.
             let all = self.partitions();
@@ -359,6 +367,16 @@ impl Consumer {
         Ok(true)
     }
 
+    /// Reads these partitions from where they stand, after they were paused: by us, or by librdkafka, which pauses what we keep
+    /// in every rebalance. It would go on at the last place that it handed out, and takes an end of partition for a record in
+    /// that: the record that comes there next would never be seen.
+    pub(super) fn rewind(&mut self, partitions: Vec<TopicPartition>) {
+        if !partitions.is_empty() {
+            self.reseek.extend(partitions);
+            self.seek();
+        }
+    }
+
     fn read_again_later(&mut self, partition: TopicPartition) {
         self.reseek.insert(partition);
         self.retry_at = Instant::now() + RETRY;
@@ -367,9 +385,12 @@ impl Consumer {
     /// Reads partitions from where they stand that librdkafka has stopped fetching. When that does not work it fails in the
     /// same way again, and is tried again.
     pub(super) fn read_again(&mut self) {
-        if self.reseek.is_empty() || Instant::now() < self.retry_at {
-            return;
+        if !self.reseek.is_empty() && Instant::now() >= self.retry_at {
+            self.seek();
         }
+    }
+
+    fn seek(&mut self) {
         let wanted = std::mem::take(&mut self.reseek);
         let places: Vec<_> = self
             .slots

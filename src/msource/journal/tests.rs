@@ -4,7 +4,6 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::msink::FileKey;
 use crate::msource::TopicPartition;
 
 fn position(partition: i32, next: i64) -> Position {
