@@ -251,6 +251,7 @@ mod tests {
             attempts: 1,
             first_failure: 0,
             last_failure: 0,
+            recipe: "r".into(),
         };
         let to = Position {
             partition: partition.clone(),

@@ -25,11 +25,13 @@ use crate::transform::{Record, Scratch};
 
 mod check;
 mod demo;
+mod export;
 mod home;
 mod live;
 mod offsets;
 mod pipeline;
 mod queue;
+mod retry;
 
 use home::{Places, View, failed};
 use live::Live;

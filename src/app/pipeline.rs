@@ -1,6 +1,7 @@
 //! The pipeline: every thread of the data plane, started in order and ended front to back.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -8,11 +9,13 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::home::{self, Places, chain, failed};
+use super::queue::Turns;
+use super::retry;
 use crate::block::RawBlock;
 use crate::config::{Config, Mode, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
-use crate::delivery::{self, Budget, Delivery, Gauges, Inbox, Tickets};
+use crate::delivery::{self, Budget, Delivery, Finish, Gauges, Inbox, Tickets};
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
@@ -33,6 +36,9 @@ const SPARE_BUFFERS: usize = 32;
 
 /// How long a stop may take before what is in flight is left to the next start's recovery.
 const STOP_DEADLINE: Duration = Duration::from_secs(25);
+
+/// How long work on the failure queue may take to come to an end at a stop.
+const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Share of `memory` for blocks in flight; librdkafka's queue has a quarter.
 const BLOCKS_SHARE: u64 = 2;
@@ -57,8 +63,11 @@ pub(super) struct Pipeline {
     pub(super) inbox: Sender<Inbox>,
     pub(super) tracker: Arc<Tracker>,
     pub(super) blocks: Mutex<Option<Sender<RawBlock>>>,
-    /// Held by the one that works on the failure queue: an entry must not be in two blocks at once.
-    pub(super) queue: Arc<Mutex<()>>,
+    pub(super) turns: Turns,
+    /// Set when the end begins: no further work on the failure queue.
+    ending: AtomicBool,
+    /// Tries the failure queue by itself.
+    retrier: Mutex<Option<JoinHandle<()>>>,
     ended: Receiver<Result<(), delivery::Error>>,
     consumer: Mutex<Option<JoinHandle<Result<(), consumer::Error>>>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
@@ -154,7 +163,7 @@ impl Pipeline {
         let budget = Arc::new(Budget::new(config.memory / BLOCKS_SHARE));
         let tracker = Arc::new(Tracker::default());
         let tickets = Arc::new(Tickets::default());
-        let queue = Arc::new(Mutex::new(()));
+        let turns = Turns::new();
         let (inbox, received) = unbounded();
         let (spare, spares) = bounded(SPARE_BUFFERS);
         let (blocks, to_workers) = bounded(CHANNEL);
@@ -178,7 +187,7 @@ impl Pipeline {
             fsync: config.sink.fsync,
             history: config.store.history,
             sink_dir: config.sink.dir.clone(),
-            queue: Arc::clone(&queue),
+            claimed: Arc::clone(&turns.claimed),
             queue_bound: (config.failure_queue.when_full == WhenFull::DropOldest)
                 .then_some(config.failure_queue.max_bytes),
         })
@@ -207,7 +216,7 @@ impl Pipeline {
                 Some(thread.spawn(move || consumer.run(STOP_DEADLINE)).map_err(failed)?)
             }
         };
-        Ok(Arc::new(Self {
+        let pipeline = Arc::new(Self {
             store,
             home,
             gauges,
@@ -217,11 +226,18 @@ impl Pipeline {
             inbox,
             tracker,
             blocks: Mutex::new(Some(blocks)),
-            queue,
+            turns,
+            ending: AtomicBool::new(false),
+            retrier: Mutex::default(),
             ended,
             consumer: Mutex::new(consumer),
             workers: Mutex::new(workers),
-        }))
+        });
+        if feed == Feed::Kafka {
+            let retrier = retry::spawn(&pipeline, &config.failure_queue).map_err(failed)?;
+            *pipeline.retrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(retrier);
+        }
+        Ok(pipeline)
     }
 
     /// Whether a thread of the data plane has ended, which outside of a stop is a failure.
@@ -234,8 +250,31 @@ impl Pipeline {
             || !self.ended.is_empty()
     }
 
+    /// Whether no work on the failure queue may begin any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire) || self.desk.stopping()
+    }
+
+    /// Waits until nobody works on the failure queue, and finishes what they left behind the consumer's last barrier.
+    fn end_queue(&self) {
+        let deadline = Instant::now() + QUEUE_DEADLINE;
+        let turn = loop {
+            let turn = self.turns.try_take();
+            if turn.is_some() || Instant::now() >= deadline {
+                break turn;
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        };
+        let (reply, answered) = bounded(1);
+        let barrier = Inbox::Checkpoint { before: self.tickets.next(), finish: Finish::Files, reply };
+        if turn.is_none() || self.inbox.send(barrier).is_err() || answered.recv_deadline(deadline).is_err() {
+            tracing::warn!("work on the failure queue was cut short: the next start completes it");
+        }
+    }
+
     /// Ends every thread front to back and returns the first failure. The consumer has been told to stop.
     pub(super) fn end(&self) -> Result<(), Failure> {
+        self.ending.store(true, Ordering::Release);
         let mut outcome = Ok(());
         if !self.ended.is_empty() {
             // The delivery failed: it is what the others failed of.
@@ -248,6 +287,9 @@ impl Pipeline {
                 Err(_) => Err(failed("the kafka thread panicked; see the service log")),
             };
             outcome = outcome.and(consumed);
+            if self.ended.is_empty() {
+                self.end_queue();
+            }
         }
         drop(self.blocks.lock().unwrap_or_else(PoisonError::into_inner).take());
         for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -256,7 +298,15 @@ impl Pipeline {
             }
         }
         drop(self.inbox.send(Inbox::End));
-        outcome.and_then(|()| self.delivery_outcome())
+        let outcome = outcome.and_then(|()| self.delivery_outcome());
+        if let Some(retrier) = self.retrier.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A restart opens the store anew, which this thread may still hold; it has nothing left to wait for.
+            let deadline = Instant::now() + QUEUE_DEADLINE;
+            while !retrier.is_finished() && Instant::now() < deadline {
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+        }
+        outcome
     }
 
     fn delivery_outcome(&self) -> Result<(), Failure> {

@@ -86,8 +86,7 @@ impl Worker {
                         value: message.value(),
                     };
                     if let Err(reject) = one.take(&origin) {
-                        let (partition, topic_id) = (to.partition.clone(), to.topic_id.clone());
-                        one.output.rejects.push(Rejected::first(message, partition, topic_id, reject, now));
+                        one.output.rejects.push(Rejected::first(message, to, reject, &engine.fingerprint, now));
                     }
                 }
             }
@@ -102,7 +101,7 @@ impl Worker {
                         value: Some(&entry.value),
                     };
                     if let Err(reject) = one.take(&origin) {
-                        one.output.rejects.push(Rejected::again(key, entry, reject, now));
+                        one.output.rejects.push(Rejected::again(key, entry, reject, &engine.fingerprint, now));
                     }
                 }
             }

@@ -168,6 +168,7 @@ fn entry(number: i32, offset: i64) -> QueueEntry {
         attempts: 1,
         first_failure: 0,
         last_failure: 0,
+        recipe: "r".into(),
     }
 }
 
@@ -300,7 +301,7 @@ impl Home {
             fsync: true,
             history: Duration::from_hours(1),
             sink_dir: self.data(),
-            queue: Arc::default(),
+            claimed: Arc::new(Mutex::new(u64::MAX)),
             queue_bound: None,
         });
         let ended = delivery::spawn(delivery.unwrap()).unwrap();

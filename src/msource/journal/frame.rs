@@ -1,5 +1,7 @@
 //! What the journal says: its frames and the parts they are made of.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::State;
@@ -181,6 +183,8 @@ pub struct QueueEntry {
     pub first_failure: i64,
     /// When it failed last.
     pub last_failure: i64,
+    /// The recipe with which it failed last: with another one it is tried again by itself.
+    pub recipe: Arc<str>,
 }
 
 impl QueueEntry {

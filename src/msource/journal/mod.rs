@@ -35,7 +35,7 @@ mod tests;
 pub use frame::{
     Block, BlockSource, FileIntent, Frame, Header, MoveCause, Piece, Position, QueueCause, QueueChange, QueueEntry,
 };
-pub use state::{FileState, PartitionState, State, Totals};
+pub use state::{FileState, PartitionState, Place, State, Totals};
 
 /// Version of the format.
 pub const VERSION: u32 = 1;
