@@ -31,6 +31,7 @@ mod live;
 mod offsets;
 mod pipeline;
 mod queue;
+mod rebuild;
 mod retry;
 
 use home::{Places, View, failed};

@@ -10,6 +10,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::home::{self, Places, chain, failed};
 use super::queue::Turns;
+use super::rebuild;
 use super::retry;
 use crate::block::RawBlock;
 use crate::config::{Config, Mode, WhenFull};
@@ -125,28 +126,33 @@ impl Ready {
     fn new(config: &Config, desk: &Desk, feed: Feed) -> Result<Self, Failure> {
         let places = Places::of(config);
         let opened = home::open(&places)?;
-        let mut change = home::behind(&places, &opened).map_err(failed)?;
+        let mut change = home::behind(&opened);
         let dir = EventDir::open(&config.sink.dir).map_err(|error| {
             Failure::new(FailureKind::CannotCreate, format!("cannot use the event directory: {error}"))
         })?;
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
         let mut source =
-            Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.store, &mut patience);
+            Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.checked.store, &mut patience);
         let recovered = recover(&opened.contents, &dir, &mut source).map_err(|error| failed(chain(&error)))?;
         drop(source);
         let Some(recovered) = recovered else { return Err(failed("the journal holds no state")) };
         if recovered.blocks > 0 {
             tracing::info!(blocks = recovered.blocks, repaired = recovered.repaired, "recovered from a crash");
         }
-        let state = recovered.state;
+        let mut state = recovered.state;
+        rebuild::reconcile(&opened.checked, &change, &mut state)?;
         let journal = Journal::begin(&places.journal, &opened.contents, &state)
             .map_err(|error| failed(format!("cannot begin the journal in {}: {error}", places.journal.display())))?;
         change.state = state.clone();
-        opened.store.apply(&change).map_err(|error| failed(chain(&error)))?;
+        let store = opened.checked.store;
+        store.apply(&change).map_err(|error| failed(chain(&error)))?;
         // Old segments are what a lost store is rebuilt from: they go when the store has everything for good.
-        opened.store.sync().map_err(|error| failed(chain(&error)))?;
+        store.sync().map_err(|error| failed(chain(&error)))?;
         journal.prune(config.store.history, SystemTime::now()).map_err(failed)?;
-        Ok(Self { store: Arc::new(opened.store), journal, journal_dir: places.journal, dir, state })
+        if let Err(error) = home::prune_recipes(&places, &mut state, &desk.engine().fingerprint) {
+            tracing::warn!(%error, "cannot remove recipes that nothing needs any more");
+        }
+        Ok(Self { store: Arc::new(store), journal, journal_dir: places.journal, dir, state })
     }
 }
 
@@ -170,7 +176,7 @@ impl Pipeline {
         let template = desk.engine().template.clone();
         let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, Now::current());
         let workers = worker::spawn(config.workers, &to_workers, &inbox, &spares).map_err(failed)?;
-        let home = (state.home.clone(), state.incarnation);
+        let (home, former) = ((state.home.clone(), state.incarnation), state.former.clone());
         let delivery = Delivery::new(delivery::Parts {
             inbox: received,
             inbox_sender: inbox.clone(),
@@ -210,6 +216,7 @@ impl Pipeline {
                     gauges: Arc::clone(&gauges),
                     desk: Arc::clone(desk),
                     home: home.clone(),
+                    former,
                 })
                 .map_err(|error| Failure::new(FailureKind::Config, chain(&error)))?;
                 let thread = std::thread::Builder::new().name("kafka".into());

@@ -120,6 +120,16 @@ pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
     Ok(())
 }
 
+/// The number up to which the blocks are in no kept segment any more; `None` when that cannot be told.
+pub fn forgotten(dir: &Path) -> io::Result<Option<u64>> {
+    let Some(oldest) = segments(dir)?.first().copied() else { return Ok(None) };
+    let bytes = fs::read(segment_path(dir, oldest))?;
+    Ok(match Frames::new(oldest, &bytes).nth(1) {
+        Some(Frame::Image(state)) => Some(state.number),
+        _ => None,
+    })
+}
+
 /// The fold that knows which frames are durable: the numbers of blocks and queue changes rise along the journal, so a
 /// checkpoint covers a prefix of what came since the last one.
 struct Fold {

@@ -28,9 +28,9 @@ pub struct State {
     pub files: BTreeMap<u64, FileState>,
     /// Counts over the store's life.
     pub totals: Totals,
-    /// The incarnation before this one, when it ended here and nobody else can have gone on with it: what the group has of
-    /// it is ours.
-    pub former: Option<u64>,
+    /// Incarnations before this one that ended here, so that nobody else can have gone on with them: what the group has of
+    /// them is ours.
+    pub former: Vec<u64>,
     /// Where the store lies, so that a copy of it shows.
     pub place: Place,
     /// Each recipe with the number of the last block that it made: what recovery may still need.
