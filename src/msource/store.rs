@@ -173,7 +173,8 @@ fn failure(path: &Path, error: sled::Error) -> StoreError {
             StoreError::Damaged(path.to_owned(), error.to_string())
         }
         sled::Error::Io(error) => StoreError::Io(path.to_owned(), error),
-        sled::Error::Unsupported(text) => {
+        // A damaged configuration is taken for an old one; a whole one that names another version is none of our making.
+        sled::Error::Unsupported(text) if text.contains("pagecache version") => {
             StoreError::Io(path.to_owned(), io::Error::new(io::ErrorKind::Unsupported, text))
         }
         error => StoreError::Damaged(path.to_owned(), error.to_string()),

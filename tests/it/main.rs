@@ -31,3 +31,6 @@ mod queue;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;
+/// The store: damaged, gone, copied, newer.
+#[cfg(test)]
+mod store;

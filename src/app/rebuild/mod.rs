@@ -377,3 +377,6 @@ fn identity(dir: &Path) -> io::Result<(u64, u64)> {
 fn is_same(known: (u64, u64), found: (u64, u64)) -> bool {
     known.0 == found.0 && (known.1 == found.1 || known.1 == 0 || found.1 == 0)
 }
+
+#[cfg(test)]
+mod tests;
