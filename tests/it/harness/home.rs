@@ -107,6 +107,14 @@ impl Home {
         Service::spawn(self.command().arg("start_not_daemon"), log)
     }
 
+    /// Runs the service in the foreground until it is killed at this fault point; see `src/fault.rs`.
+    pub(crate) fn killed_at(&self, point: &str) {
+        let mut command = self.command();
+        let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
+        let service = Service::spawn(command.arg("start_not_daemon").env("FAULT_POINT", point), log);
+        service.wait_killed(point);
+    }
+
     /// The daemon's process id, by its pid file.
     pub(crate) fn pid(&self) -> Pid {
         self.running().expect("the pid file names a running daemon of this home")

@@ -100,6 +100,12 @@ impl Service {
         assert_eq!(status.code(), Some(0), "the service ended with {status} after SIGTERM");
     }
 
+    /// Waits until it is killed by itself, at a fault point.
+    pub(crate) fn wait_killed(mut self, point: &str) {
+        let status = ended(&mut self.0, SOON).unwrap_or_else(|| panic!("the service came to {point} within {SOON:?}"));
+        assert_eq!(status.code(), None, "the service ended with {status} before it came to {point}");
+    }
+
     /// SIGKILL.
     pub(crate) fn kill(mut self) {
         assert_eq!(self.0.try_wait().expect("a child"), None, "the service ended by itself");
