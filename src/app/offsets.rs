@@ -121,6 +121,7 @@ impl Asker {
             let local = state.partitions.get(partition);
             let decision = decide(&Known {
                 home: (&state.home, state.incarnation),
+                former: &state.former,
                 local,
                 group: group.as_ref(),
                 topic_id,

@@ -137,6 +137,8 @@ impl GroupOffset {
 pub struct Known<'a> {
     /// Our home and incarnation.
     pub home: (&'a str, u64),
+    /// Incarnations of ours that ended here.
+    pub former: &'a [u64],
     /// Where we stood.
     pub local: Option<&'a PartitionState>,
     /// The group's offset; `None` also when no group is asked.
@@ -179,7 +181,10 @@ pub enum Decision {
 pub fn decide(known: &Known<'_>) -> Decision {
     let other = |id: &str| !id.is_empty() && !known.topic_id.is_empty() && id != known.topic_id;
     let owner = known.group.and_then(|group| group.metadata.parse::<Owner>().ok());
-    let ours = owner.as_ref().is_some_and(|owner| (owner.mark.home.as_str(), owner.mark.incarnation) == known.home);
+    let ours = owner.as_ref().is_some_and(|owner| {
+        let Mark { home, incarnation, .. } = &owner.mark;
+        home == known.home.0 && (*incarnation == known.home.1 || known.former.contains(incarnation))
+    });
     let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));
     let group_decides = known.visibility == Visibility::Sealed;
     match (known.local, known.group) {
@@ -224,7 +229,8 @@ mod tests {
     ) {
         let (local, group) = (local.into(), group.into());
         let known = Known {
-            home: ("me", 1),
+            home: ("me", 9),
+            former: &[7, 8],
             local: local.as_ref(),
             group: group.as_ref(),
             topic_id: ID,
@@ -236,7 +242,15 @@ mod tests {
 
     #[test]
     fn our_own_mark_means_the_local_position() {
-        check(Some(local(50, ID)), Some(group(40, &format!("me/1/7/{ID}"))), true, &Decision::Continue);
+        check(Some(local(50, ID)), Some(group(40, &format!("me/9/7/{ID}"))), true, &Decision::Continue);
+    }
+
+    #[test]
+    fn an_incarnation_that_ended_here_is_ours_and_a_copys_is_not() {
+        check(Some(local(50, ID)), Some(group(40, &format!("me/7/7/{ID}"))), true, &Decision::Continue);
+        let moved = Decision::Move { to: 40, cause: MoveCause::Takeover };
+        check(Some(local(50, ID)), Some(group(40, &format!("me/6/7/{ID}"))), true, &moved);
+        check(Some(local(50, ID)), Some(group(40, &format!("you/7/7/{ID}"))), true, &moved);
     }
 
     #[test]
@@ -255,13 +269,13 @@ mod tests {
     #[test]
     fn a_recreated_topic_starts_again() {
         check(Some(local(50, "bbbb")), None, true, &Decision::Recreated);
-        check(Some(local(50, "bbbb")), Some(group(40, "me/1/7/bbbb")), true, &Decision::Recreated);
+        check(Some(local(50, "bbbb")), Some(group(40, "me/9/7/bbbb")), true, &Decision::Recreated);
         check(None, Some(group(40, "you/1/7/bbbb")), true, &Decision::Recreated);
     }
 
     #[test]
     fn brokers_without_topic_ids_only_have_offsets() {
-        check(Some(local(50, "")), Some(group(40, "me/1/7/")), true, &Decision::Continue);
+        check(Some(local(50, "")), Some(group(40, "me/9/7/")), true, &Decision::Continue);
     }
 
     #[test]

@@ -37,6 +37,9 @@ mod sealed;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;
+/// The store: damaged, gone, copied, newer.
+#[cfg(test)]
+mod store;
 /// `verify` on sealed files.
 #[cfg(test)]
 mod verify;

@@ -168,6 +168,7 @@ fn entry(number: i32, offset: i64) -> QueueEntry {
         attempts: 1,
         first_failure: 0,
         last_failure: 0,
+        recipe: "r".into(),
     }
 }
 
@@ -302,7 +303,7 @@ impl Home {
             sink_dir: self.data(),
             rotate: sink_config(&self.data()).rotate,
             commit_point: delivery::CommitPoint::Journal,
-            queue: Arc::default(),
+            claimed: Arc::new(Mutex::new(u64::MAX)),
             queue_bound: None,
         });
         let ended = delivery::spawn(delivery.unwrap()).unwrap();

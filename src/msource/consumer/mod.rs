@@ -195,6 +195,8 @@ pub struct Parts {
     pub desk: Arc<Desk>,
     /// Our home and incarnation.
     pub home: (String, u64),
+    /// Incarnations of ours that ended here.
+    pub former: Vec<u64>,
 }
 
 /// A partition that is read.

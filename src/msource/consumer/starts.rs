@@ -113,6 +113,7 @@ impl Consumer {
             let topic_id = infos.get(&*partition.topic).map_or("", |info| info.id.as_str());
             let decision = decide(&Known {
                 home: (&self.parts.home.0, self.parts.home.1),
+                former: &self.parts.former,
                 local: local.get(partition),
                 group: group.get(partition).and_then(Option::as_ref),
                 topic_id,

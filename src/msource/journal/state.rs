@@ -34,6 +34,23 @@ pub struct State {
     pub seals: BTreeMap<u64, Seal>,
     /// Counts over the store's life.
     pub totals: Totals,
+    /// Incarnations before this one that ended here, so that nobody else can have gone on with them: what the group has of
+    /// them is ours.
+    pub former: Vec<u64>,
+    /// Where the store lies, so that a copy of it shows.
+    pub place: Place,
+    /// Each recipe with the number of the last block that it made: what recovery may still need.
+    pub recipes: BTreeMap<String, u64>,
+}
+
+/// What tells a store from a copy of it; zeros where nothing is known yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The store's directory: its inode, and when it was created (nanoseconds since 1970 UTC, 0 where the file system does
+    /// not say).
+    pub root: (u64, u64),
+    /// The journal's directory in it.
+    pub journal: (u64, u64),
 }
 
 /// Where a partition stands; see [`Position`].
@@ -125,6 +142,8 @@ pub struct Totals {
     pub cleared: u64,
     /// Entries dropped for room.
     pub dropped: u64,
+    /// Entries that went with a damaged store.
+    pub lost: u64,
 }
 
 impl Totals {
@@ -290,6 +309,10 @@ impl State {
 
     fn apply_block(&mut self, block: &Block) {
         self.number = self.number.max(block.number);
+        match self.recipes.get_mut(&block.recipe) {
+            Some(last) => *last = block.number,
+            None => drop(self.recipes.insert(block.recipe.clone(), block.number)),
+        }
         if self.visibility == Visibility::Sealed {
             self.grow(block);
         }

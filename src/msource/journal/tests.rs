@@ -244,6 +244,7 @@ fn entry() -> QueueEntry {
         attempts: 1,
         first_failure: 0,
         last_failure: 0,
+        recipe: "r".into(),
     }
 }
 
