@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};
+use crate::delivery::Cure;
 use crate::delivery::recovery::queue_changes;
 use crate::msource::consumer::now_millis;
 use crate::msource::journal::{self, Contents, Frame, QueueEntry, State};
@@ -42,6 +43,61 @@ pub(super) struct Opened {
     pub(super) contents: Contents,
     /// Number up to which the store has the queue's entries.
     pub(super) store_number: u64,
+}
+
+/// Whether the home was in use by this process before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// The first time: what is not there is made.
+    First,
+    /// Again, after the disk failed: what was there and is not any more is waited for, since it may be a missing mount.
+    Again,
+}
+
+/// Why there is no pipeline.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The disk failed: to begin again may do better.
+    Passing(Failure),
+    /// Nothing that the program could do helps.
+    Lasting(Failure),
+}
+
+impl Broken {
+    /// An error with its causes, by what may help.
+    pub(super) fn new(cure: Cure, error: &dyn std::error::Error) -> Self {
+        match cure {
+            Cure::Again => Self::Passing(failed(chain(error))),
+            Cure::None => Self::Lasting(failed(chain(error))),
+        }
+    }
+
+    /// An operation on the disk that failed. Only a format that is too new stays as it is.
+    pub(super) fn disk(what: impl std::fmt::Display, error: &io::Error) -> Self {
+        let failure = failed(format!("{what}: {error}"));
+        if error.kind() == io::ErrorKind::Unsupported { Self::Lasting(failure) } else { Self::Passing(failure) }
+    }
+}
+
+impl From<StoreError> for Broken {
+    fn from(error: StoreError) -> Self {
+        Self::new(Cure::from(&error), &error)
+    }
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Lasting(failure)
+    }
+}
+
+impl From<Broken> for Failure {
+    /// For whoever does not try again.
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Passing(failure) | Broken::Lasting(failure) => failure,
+        }
+    }
 }
 
 pub(super) fn failed(what: impl std::fmt::Display) -> Failure {
@@ -79,35 +135,49 @@ pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
 }
 
 /// Opens the home of a service that is about to run. A damaged store is set aside; the journal has what counts.
-pub(super) fn open(places: &Places) -> Result<Opened, Failure> {
-    DirBuilder::new().recursive(true).mode(0o750).create(&places.root).map_err(|error| {
-        Failure::new(FailureKind::CannotCreate, format!("cannot create {}: {error}", places.root.display()))
-    })?;
+pub(super) fn open(places: &Places, opening: Opening) -> Result<Opened, Broken> {
+    match opening {
+        Opening::First => {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o750)
+                .create(&places.root)
+                .map_err(|error| Broken::disk(format_args!("cannot create {}", places.root.display()), &error))?;
+        }
+        Opening::Again => {
+            fs::metadata(&places.journal).map_err(|error| {
+                Broken::disk(format_args!("cannot find the journal {}", places.journal.display()), &error)
+            })?;
+        }
+    }
     let store = match open_store(&places.sled) {
         Err(StoreError::Damaged(path, why)) => {
-            let aside = set_aside(&path, now_millis() / 1000)
-                .map_err(|error| failed(format!("cannot set the damaged store {} aside: {error}", path.display())))?;
+            let aside = set_aside(&path, now_millis() / 1000).map_err(|error| {
+                Broken::disk(format_args!("cannot set the damaged store {} aside", path.display()), &error)
+            })?;
             tracing::error!(why, aside = %aside.display(), "the store is damaged: set aside, and rebuilt from the journal");
-            SledStore::open(&places.sled, STORE_PATIENCE).map_err(|error| failed(chain(&error)))?
+            SledStore::open(&places.sled, STORE_PATIENCE)?
         }
-        opened => opened.map_err(|error| failed(chain(&error)))?,
+        // At a start, another process has it.
+        Err(error @ StoreError::Locked(_)) if opening == Opening::First => return Err(failed(chain(&error)).into()),
+        opened => opened?,
     };
-    let mut opened = look(places, store)?;
+    let mut opened = look(places, store, opening)?;
     catch_up(places, &mut opened)?;
     Ok(opened)
 }
 
 /// Gives the store what a checkpoint covers and it lost: the recovery makes lines again from the queue's entries in it.
-fn catch_up(places: &Places, opened: &mut Opened) -> Result<(), Failure> {
+fn catch_up(places: &Places, opened: &mut Opened) -> Result<(), Broken> {
     let Some(state) = opened.contents.state.as_ref().filter(|state| state.number > opened.store_number) else {
         return Ok(());
     };
     tracing::warn!(store = opened.store_number, journal = state.number, "the store is behind the journal: catching up");
-    let mut frames = numbered(places).map_err(failed)?;
+    let mut frames = numbered(places)?;
     frames.retain(|frame| number_of(frame).is_some_and(|number| number <= state.number));
     let mut change = StoreChange { state: state.clone(), ..StoreChange::default() };
     queue_changes(frames, opened.store_number, &mut change);
-    opened.store.apply(&change).map_err(|error| failed(chain(&error)))?;
+    opened.store.apply(&change)?;
     opened.store_number = state.number;
     Ok(())
 }
@@ -121,13 +191,14 @@ fn number_of(frame: &Frame) -> Option<u64> {
 }
 
 /// The blocks and queue changes of every kept segment.
-fn numbered(places: &Places) -> io::Result<Vec<Frame>> {
+fn numbered(places: &Places) -> Result<Vec<Frame>, Broken> {
     let mut frames = Vec::new();
     journal::history(&places.journal, |frame| {
         if number_of(&frame).is_some() {
             frames.push(frame);
         }
-    })?;
+    })
+    .map_err(|error| Broken::disk(format_args!("cannot read the journal {}", places.journal.display()), &error))?;
     Ok(frames)
 }
 
@@ -139,10 +210,14 @@ fn open_store(path: &Path) -> Result<SledStore, StoreError> {
     Ok(store)
 }
 
-fn look(places: &Places, store: SledStore) -> Result<Opened, Failure> {
+fn look(places: &Places, store: SledStore, opening: Opening) -> Result<Opened, Broken> {
     let mut contents = journal::read(&places.journal)
-        .map_err(|error| failed(format!("cannot read the journal {}: {error}", places.journal.display())))?;
-    let kept = store.state().map_err(|error| failed(chain(&error)))?;
+        .map_err(|error| Broken::disk(format_args!("cannot read the journal {}", places.journal.display()), &error))?;
+    if opening == Opening::Again && contents.state.is_none() {
+        let text = format!("the journal {} is gone; bring it back", places.journal.display());
+        return Err(Broken::Passing(failed(text)));
+    }
+    let kept = store.state()?;
     let store_number = kept.as_ref().map_or(0, |state| state.number);
     if contents.state.is_none() {
         if kept.is_some() {
@@ -158,7 +233,7 @@ fn look(places: &Places, store: SledStore) -> Result<Opened, Failure> {
 }
 
 /// What brings the store's queue up to the journal: everything that is numbered above what the store has.
-pub(super) fn behind(places: &Places, opened: &Opened) -> io::Result<StoreChange> {
+pub(super) fn behind(places: &Places, opened: &Opened) -> Result<StoreChange, Broken> {
     let mut change = StoreChange::default();
     let durable = opened.contents.state.as_ref().map_or(0, |state| state.number);
     if opened.store_number >= durable {
@@ -187,8 +262,8 @@ impl View {
             StoreError::Locked(_) => Failure::new(FailureKind::Unavailable, chain(&error)),
             _ => failed(chain(&error)),
         })?;
-        let opened = look(&places, store)?;
-        let change = behind(&places, &opened).map_err(failed)?;
+        let opened = look(&places, store, Opening::First)?;
+        let change = behind(&places, &opened)?;
         let mut state = opened.contents.state.unwrap_or_default();
         for frame in &opened.contents.tail {
             state.apply(frame);
@@ -280,7 +355,7 @@ mod tests {
         journal.append(&reject(1, 0, &partition)).unwrap();
         journal.append(&Frame::Checkpoint { number: 1 }).unwrap();
         journal.append(&reject(2, 1, &partition)).unwrap();
-        let opened = open(&places).unwrap();
+        let opened = open(&places, Opening::First).unwrap();
         assert_eq!(opened.store_number, 1);
         assert!(opened.store.entry(0).unwrap().is_some(), "covered by the checkpoint");
         assert!(opened.store.entry(1).unwrap().is_none(), "not covered: for the recovery to judge");

@@ -181,7 +181,7 @@ impl Pipeline {
     }
 
     fn refuse_stop(&self) -> Result<(), Failure> {
-        if self.desk.stopping() { Err(stopping()) } else { Ok(()) }
+        if self.desk.stopping() || self.gauges.is_over() { Err(stopping()) } else { Ok(()) }
     }
 
     /// Removes entries, after they are safely in the export file if there is one.
@@ -231,7 +231,7 @@ impl Pipeline {
 }
 
 fn stopping() -> Failure {
-    Failure::new(FailureKind::Unavailable, "the service is stopping")
+    Failure::new(FailureKind::Unavailable, "the service is stopping, or begins again after its disk failed; see status")
 }
 
 /// A file that gets each removed record as a JSON line.

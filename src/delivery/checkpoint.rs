@@ -82,6 +82,9 @@ impl Checkpointer {
                     return Ok(saved?);
                 }
             }
+            if self.gauges.is_over() {
+                return Ok(self.store.apply(change)?);
+            }
             thread::park_timeout(pause);
             pause = (pause * 2).min(PAUSES.1);
         }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -100,7 +100,9 @@ struct Stall {
 pub struct Delivery {
     inbox: Receiver<Inbox>,
     checkpointer: Arc<Checkpointer>,
-    jobs: Sender<Job>,
+    /// To the checkpoint thread, which ends without it.
+    jobs: Option<Sender<Job>>,
+    checkpoints: Option<JoinHandle<()>>,
     sink: FileSink,
     state: State,
     tracker: Arc<Tracker>,
@@ -151,14 +153,15 @@ impl Delivery {
             gauges: Arc::clone(&parts.gauges),
         });
         let (jobs, received) = bounded(1);
-        Arc::clone(&checkpointer)
+        let checkpoints = Arc::clone(&checkpointer)
             .spawn(received, parts.inbox_sender)
             .map_err(|error| Error::Thread(format!("cannot start the checkpoint thread: {error}")))?;
         let now = Instant::now();
         Ok(Self {
             inbox: parts.inbox,
             checkpointer,
-            jobs,
+            jobs: Some(jobs),
+            checkpoints: Some(checkpoints),
             sink: parts.sink,
             state: parts.state,
             tracker: parts.tracker,
@@ -188,8 +191,24 @@ impl Delivery {
         })
     }
 
-    /// Works until an error, or until it is told to end.
+    /// Works until an error, or until it is told to end. Nothing of the home is open or locked any more when it returns.
     pub fn run(mut self) -> Result<(), Error> {
+        let outcome = self.work();
+        if let Err(error) = &outcome {
+            // Nothing more is to be taken from Kafka, whoever is the first to notice.
+            self.gauges.set_stalled(Some(error.to_string()));
+        }
+        self.gauges.end();
+        drop(self.jobs.take());
+        if let Some(checkpoints) = self.checkpoints.take() {
+            checkpoints.thread().unpark();
+            // What it did not do tells itself in the outcome, or is not needed any more.
+            drop(checkpoints.join());
+        }
+        outcome
+    }
+
+    fn work(&mut self) -> Result<(), Error> {
         loop {
             match self.inbox.recv_timeout(self.patience()) {
                 Ok(Inbox::End) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
@@ -286,7 +305,10 @@ impl Delivery {
         if self.stall.as_ref().is_some_and(|stall| now >= stall.again) {
             match self.sink.reopen_dir() {
                 Ok(()) => self.advance()?,
-                Err(error) => self.stalled(&may_pass(error)?),
+                Err(error) => {
+                    let error = self.may_pass(error)?;
+                    self.stalled(&error);
+                }
             }
         }
         if now >= self.last_tick + ROTATION_TICK {
@@ -294,6 +316,7 @@ impl Delivery {
             if self.stall.is_none() {
                 // Only the journal can fail here; what was not finished is due again at the next tick.
                 if let Err(error) = self.with_sink(|sink, ledger, now| sink.rotate_due(now, ledger)) {
+                    let error = self.may_pass(error)?;
                     tracing::error!(%error, "cannot finish a file yet");
                 }
                 self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
@@ -316,7 +339,8 @@ impl Delivery {
                     Ok(()) => self.settle(writing),
                     Err(error) => {
                         self.writing = Some(writing);
-                        self.stalled(&may_pass(error)?);
+                        let error = self.may_pass(error)?;
+                        self.stalled(&error);
                         return Ok(());
                     }
                 }
@@ -432,8 +456,9 @@ impl Delivery {
                 }
             }
         };
+        appended.map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
         let Frame::Block(block) = frame else { unreachable!("made above") };
-        Ok(appended.map(|()| Some(block)))
+        Ok(Ok(Some(block)))
     }
 
     /// A block is written, or dropped because its assignment is over.
@@ -494,8 +519,10 @@ impl Delivery {
         self.barriers = waiting;
         for (_, finish, reply) in reached {
             if finish == Finish::Files {
-                self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger))
-                    .map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
+                if let Err(error) = self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger)) {
+                    let error = self.may_pass(error)?;
+                    return Err(Error::Journal(self.checkpointer.journal_dir.clone(), error));
+                }
                 self.dirty = true;
             }
             self.answer_after_checkpoint(reply)?;
@@ -523,7 +550,8 @@ impl Delivery {
         self.last_checkpoint = Instant::now();
         self.answers.append(&mut self.next_answers);
         let job = self.job();
-        self.jobs.send(job).map_err(|_| Error::Thread("the checkpoint thread ended".into()))
+        let sent = self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok());
+        sent.ok_or_else(|| Error::Thread("the checkpoint thread ended".into()))
     }
 
     fn job(&mut self) -> Job {
@@ -572,6 +600,19 @@ impl Delivery {
         file.sync_data().map_err(|error| Error::Sync("the journal".into(), error))
     }
 
+    /// Tells what is tried again in place from a failed sync, after which nothing can be relied on, and from a journal that
+    /// takes no frames.
+    fn may_pass(&self, error: io::Error) -> Result<io::Error, Error> {
+        let error = match error.downcast::<SyncFailed>() {
+            Ok(SyncFailed { what, source }) => return Err(Error::Sync(what, source)),
+            Err(error) => error,
+        };
+        match error.downcast::<JournalFailed>() {
+            Ok(JournalFailed(source)) => Err(Error::Journal(self.checkpointer.journal_dir.clone(), source)),
+            Err(error) => Ok(error),
+        }
+    }
+
     fn with_sink<T>(
         &mut self,
         act: impl FnOnce(&mut FileSink, &mut dyn Ledger, Now) -> io::Result<T>,
@@ -580,6 +621,11 @@ impl Delivery {
         act(&mut self.sink, &mut ledger, Now::current())
     }
 }
+
+/// The journal failed. Comes inside an [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the journal")]
+struct JournalFailed(#[source] io::Error);
 
 /// Keeps account of files in the journal and the state.
 struct JournalLedger<'a> {
@@ -590,7 +636,7 @@ struct JournalLedger<'a> {
 impl JournalLedger<'_> {
     fn note(&mut self, frame: &Frame, durable: bool) -> io::Result<()> {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        journal.append(frame)?;
+        journal.append(frame).map_err(|error| io::Error::other(JournalFailed(error)))?;
         if durable {
             journal.sync().map_err(|error| SyncFailed::io("the journal", error))?;
         }
@@ -610,14 +656,6 @@ impl Ledger for JournalLedger<'_> {
 
     fn end(&mut self, id: u64) -> io::Result<()> {
         self.note(&Frame::End { id }, false)
-    }
-}
-
-/// Tells what may pass from a failed sync, after which nothing can be relied on.
-fn may_pass(error: io::Error) -> Result<io::Error, Error> {
-    match error.downcast::<SyncFailed>() {
-        Ok(SyncFailed { what, source }) => Err(Error::Sync(what, source)),
-        Err(error) => Ok(error),
     }
 }
 

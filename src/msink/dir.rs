@@ -51,6 +51,11 @@ impl EventDir {
     /// holds is [`io::ErrorKind::ResourceBusy`].
     pub fn open(path: &Path) -> io::Result<Self> {
         make_all(path).map_err(|error| about(path, "create", &error))?;
+        Self::open_present(path)
+    }
+
+    /// Opens and locks a directory that must be there: one that was in use and is gone may be a mount that is missing.
+    pub fn open_present(path: &Path) -> io::Result<Self> {
         Ok(Self { path: path.to_owned(), root: lock(path)? })
     }
 
@@ -95,8 +100,10 @@ impl EventDir {
         match finish() {
             Ok(inode) => Ok((file, inode)),
             Err(error) => {
-                // Nobody knows the file yet. Left behind, it would only make the next attempt skip its name.
+                // Nobody knows the file yet. Left behind, it would only make the next attempt skip its name. The directories that
+                // are empty then go too: after a sync that failed, only what is made anew is sure to be synced by the next one.
                 unlinkat(parent, file_name, UnlinkatFlags::NoRemoveDir).ok();
+                self.remove_empty(name, &parents);
                 Err(error)
             }
         }
@@ -137,6 +144,17 @@ impl EventDir {
             parents.push(directory);
         }
         Ok((parents, file_name))
+    }
+
+    /// Removes the directories on the way to `name` that have nothing in them.
+    fn remove_empty(&self, name: &str, parents: &[OwnedFd]) {
+        let components: Vec<&str> = name.split('/').collect();
+        for depth in (0..parents.len()).rev() {
+            let above = self.innermost(&parents[..depth]);
+            if unlinkat(above, components[depth], UnlinkatFlags::RemoveDir).is_err() {
+                break;
+            }
+        }
     }
 
     fn innermost<'a>(&'a self, parents: &'a [OwnedFd]) -> BorrowedFd<'a> {
@@ -202,7 +220,12 @@ fn make_durable(path: &Path) -> io::Result<()> {
     }
     fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))?;
     let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-    File::open(above.unwrap_or(Path::new(".")))?.sync_all()
+    let synced = File::open(above.unwrap_or(Path::new("."))).and_then(|above| above.sync_all());
+    if synced.is_err() {
+        // Found there, it would be taken for durable the next time.
+        fs::remove_dir(path).ok();
+    }
+    synced
 }
 
 /// Makes one directory and opens it. Its entry is synced with the file that it is made for.

@@ -170,7 +170,7 @@ impl Regenerate for Rereader<'_> {
                     match self.store.entry(*key) {
                         Ok(Some(entry)) => entries.push((*key, entry)),
                         Ok(None) => return Ok(Regenerated::Gone(format!("entry {key} of the failure queue is gone"))),
-                        Err(error) => return Err(RecoveryError::Source(error.to_string())),
+                        Err(error) => return Err(error.into()),
                     }
                 }
                 (Source::Queue(taken.clone()), Records::Queue(entries))

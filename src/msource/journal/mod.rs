@@ -241,9 +241,24 @@ impl Journal {
         OpenOptions::new().write(true).open(segment_path(&self.dir, segment))?.set_len(end)
     }
 
+    /// Makes a segment, durably or not at all: half of one would take room, and void what goes on to be written before it.
     fn segment(dir: &Path, segment: u64, previous: Option<(u64, u64)>, image: &State) -> io::Result<Self> {
         let path = segment_path(dir, segment);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o640).open(&path)?;
+        Self::write_segment(dir, &path, segment, previous, image).map_err(|error| match fs::remove_file(&path) {
+            // What could not be removed must not be taken for less than it is.
+            Err(left) if left.kind() != io::ErrorKind::NotFound => io::Error::other(left),
+            _ => error,
+        })
+    }
+
+    fn write_segment(
+        dir: &Path,
+        path: &Path,
+        segment: u64,
+        previous: Option<(u64, u64)>,
+        image: &State,
+    ) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o640).open(path)?;
         allocate(&file)?;
         let mut journal = Self { dir: dir.to_owned(), segment, file: Arc::new(file), position: 0 };
         journal.append(&Frame::Header(Header { version: VERSION, segment, previous }))?;
@@ -281,16 +296,7 @@ impl Journal {
     pub fn turn(&mut self, image: &State) -> io::Result<()> {
         self.sync()?;
         let ended = Some((self.segment, self.position));
-        match Self::segment(&self.dir, self.segment + 1, ended, image) {
-            Ok(next) => *self = next,
-            Err(error) => {
-                // Half a segment must not void what goes on to be written here.
-                fs::remove_file(segment_path(&self.dir, self.segment + 1))
-                    .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-                    .map_err(io::Error::other)?;
-                return Err(error);
-            }
-        }
+        *self = Self::segment(&self.dir, self.segment + 1, ended, image)?;
         self.trim(ended)
     }
 
