@@ -25,6 +25,9 @@ mod offsets;
 /// Records from the topic to the files, through restarts and kills.
 #[cfg(test)]
 mod pipeline;
+/// Power cuts, on a disk that forgets what was not synced.
+#[cfg(test)]
+mod power;
 /// The failure queue and its commands.
 #[cfg(test)]
 mod queue;
