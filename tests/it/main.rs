@@ -13,6 +13,9 @@ mod config;
 /// A copy of `_build` somewhere else: `mctl` and the life of the daemon.
 #[cfg(test)]
 mod deploy;
+/// Disks that fail: full, read-only, gone, I/O errors, syncs that fail.
+#[cfg(test)]
+mod disk;
 /// Event files: names, rotation, open files, a full disk.
 #[cfg(test)]
 mod files;
