@@ -1,9 +1,9 @@
 //! What a home keeps between runs: store, journal, recipes. Opens them, and brings what a crash left apart together again.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};
 use crate::delivery::recovery::queue_changes;
+use crate::durable::create_dirs;
 use crate::msource::consumer::now_millis;
 use crate::msource::journal::{self, Contents, Frame, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk, set_aside};
@@ -80,7 +81,7 @@ pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
 
 /// Opens the home of a service that is about to run. A damaged store is set aside; the journal has what counts.
 pub(super) fn open(places: &Places) -> Result<Opened, Failure> {
-    DirBuilder::new().recursive(true).mode(0o750).create(&places.root).map_err(|error| {
+    create_dirs(&places.root).map_err(|error| {
         Failure::new(FailureKind::CannotCreate, format!("cannot create {}: {error}", places.root.display()))
     })?;
     let store = match open_store(&places.sled) {

@@ -19,13 +19,15 @@
 //! **Failure.** Every I/O error goes to the caller and leaves the position where it was, so that the same frame can be
 //! written again.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use crate::durable::create_dirs;
 
 mod frame;
 mod state;
@@ -229,7 +231,12 @@ pub struct Journal {
 impl Journal {
     /// Begins a new segment with the image of a state in which everything is durable.
     pub fn begin(dir: &Path, contents: &Contents, image: &State) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
+        create_dirs(dir)?;
+        if let Some((segment, _)) = contents.end {
+            // Its last frames may be in memory only. They are not needed for the image, but for the rejects in them until the
+            // store has those for good.
+            File::open(segment_path(dir, segment))?.sync_all()?;
+        }
         let journal = Self::segment(dir, contents.last_segment + 1, contents.end, image)?;
         journal.trim(contents.end)?;
         Ok(journal)
@@ -284,9 +291,10 @@ impl Journal {
         match Self::segment(&self.dir, self.segment + 1, ended, image) {
             Ok(next) => *self = next,
             Err(error) => {
-                // Half a segment must not void what goes on to be written here.
+                // It must not void what goes on to be written here, nor come back after a power cut.
                 fs::remove_file(segment_path(&self.dir, self.segment + 1))
                     .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+                    .and_then(|()| File::open(&self.dir)?.sync_all())
                     .map_err(io::Error::other)?;
                 return Err(error);
             }
