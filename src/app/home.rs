@@ -1,9 +1,9 @@
 //! What a home keeps between runs: store, journal, recipes. Opens them, and brings what a crash left apart together again.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::config::Config;
 use crate::control::{Failure, FailureKind};
 use crate::delivery::Cure;
 use crate::delivery::recovery::queue_changes;
+use crate::durable::create_dirs;
 use crate::msource::consumer::now_millis;
 use crate::msource::journal::{self, Contents, Frame, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk, set_aside};
@@ -138,10 +139,7 @@ pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
 pub(super) fn open(places: &Places, opening: Opening) -> Result<Opened, Broken> {
     match opening {
         Opening::First => {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o750)
-                .create(&places.root)
+            create_dirs(&places.root)
                 .map_err(|error| Broken::disk(format_args!("cannot create {}", places.root.display()), &error))?;
         }
         Opening::Again => {

@@ -15,16 +15,18 @@
 //! How it fails: with the system's error. [`blames_name`] tells what is wrong with one name from what is wrong with the
 //! disk. A name that is taken is [`io::ErrorKind::AlreadyExists`].
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::{Mode, fchmod, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+
+use crate::durable::create_dirs;
 
 /// Mode of directories that are made here.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -50,7 +52,12 @@ impl EventDir {
     /// Opens and locks the directory; makes it, and those above it, if it is not there. A directory that another owner
     /// holds is [`io::ErrorKind::ResourceBusy`].
     pub fn open(path: &Path) -> io::Result<Self> {
-        make_all(path).map_err(|error| about(path, "create", &error))?;
+        let make = || {
+            create_dirs(path)?
+                .iter()
+                .try_for_each(|made| fs::set_permissions(made, Permissions::from_mode(DIRECTORY_MODE)))
+        };
+        make().map_err(|error| about(path, "create", &error))?;
         Self::open_present(path)
     }
 
@@ -199,33 +206,6 @@ fn lock(path: &Path) -> io::Result<File> {
         )),
         Err(TryLockError::Error(error)) => Err(about(path, "lock", &error)),
     }
-}
-
-/// Makes the event directory and those above it, each durable in its parent.
-fn make_all(path: &Path) -> io::Result<()> {
-    match make_durable(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_all(path.parent().ok_or(error)?)?;
-            make_durable(path)
-        }
-        done => done,
-    }
-}
-
-/// Makes one directory of a path, unless something is there.
-fn make_durable(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        made => made?,
-    }
-    fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))?;
-    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-    let synced = File::open(above.unwrap_or(Path::new("."))).and_then(|above| above.sync_all());
-    if synced.is_err() {
-        // Found there, it would be taken for durable the next time.
-        fs::remove_dir(path).ok();
-    }
-    synced
 }
 
 /// Makes one directory and opens it. Its entry is synced with the file that it is made for.

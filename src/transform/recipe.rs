@@ -5,9 +5,8 @@
 //! was, whatever settings and configuration are in force by then.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +15,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Options, Transform};
 use crate::config::{Payload, TimeZone, Validation};
+use crate::durable::create_dirs;
 use crate::msink::name::{Fields, NameTemplate};
 use crate::settings::{Settings, Sources};
 
@@ -96,9 +96,9 @@ impl Recipe {
     pub fn keep(&self, dir: &Path) -> io::Result<String> {
         let (text, fingerprint) = self.text()?;
         let path = dir.join(format!("{fingerprint}.json"));
+        create_dirs(dir)?;
         let is_new = !path.try_exists()?;
         if is_new {
-            DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
             let new = path.with_extension("new");
             let mut file = File::create(&new)?;
             file.write_all(text.as_bytes())?;

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::Duration;
 
-use mtga::control::State;
 use mtga::msource::journal;
 use mtga::record::Reason;
 use xxhash_rust::xxh3::xxh3_128;
@@ -18,7 +17,7 @@ use crate::harness::disk::{Layer, Model};
 use crate::harness::oracle::{self, Outcome};
 use crate::harness::process::Service;
 use crate::harness::records::Random;
-use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
+use crate::harness::{Codec, Home, Mix, Record, Topic};
 
 /// A home on a disk that loses power.
 struct Rig {
@@ -150,7 +149,7 @@ fn model(seed: u64, cut: u64) -> Model {
 fn assert_exactly_once_through_cuts(cuts: u64, seed: u64, configure: impl FnOnce(&mut Home)) {
     let topic = Topic::create("power", 4);
     let mut rig = Rig::new(&topic, configure);
-    let load = topic.load(Codec::Snappy, Mix::Dirty);
+    let load = topic.load_of(25, Codec::Snappy, Mix::Dirty);
     let mut random = Random(seed);
     for cut in 1..=cuts {
         let service = rig.start(None);

@@ -19,13 +19,15 @@
 //! **Failure.** Every I/O error goes to the caller and leaves the position where it was, so that the same frame can be
 //! written again.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
+
+use crate::durable::create_dirs;
 
 mod frame;
 mod state;
@@ -229,7 +231,16 @@ pub struct Journal {
 impl Journal {
     /// Begins a new segment with the image of a state in which everything is durable.
     pub fn begin(dir: &Path, contents: &Contents, image: &State) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
+        create_dirs(dir)?;
+        if let Some((segment, end)) = contents.end {
+            // Its last frames may be in memory only. They are not needed for the image, but for the rejects in them until the
+            // store has those for good. They are written once more, since a sync that failed may have lost them to the disk.
+            let file = OpenOptions::new().read(true).write(true).open(segment_path(dir, segment))?;
+            let mut frames = vec![0; usize::try_from(end).map_err(io::Error::other)?];
+            file.read_exact_at(&mut frames, 0)?;
+            file.write_all_at(&frames, 0)?;
+            file.sync_all()?;
+        }
         let journal = Self::segment(dir, contents.last_segment + 1, contents.end, image)?;
         journal.trim(contents.end)?;
         Ok(journal)
@@ -244,10 +255,13 @@ impl Journal {
     /// Makes a segment, durably or not at all: half of one would take room, and void what goes on to be written before it.
     fn segment(dir: &Path, segment: u64, previous: Option<(u64, u64)>, image: &State) -> io::Result<Self> {
         let path = segment_path(dir, segment);
-        Self::write_segment(dir, &path, segment, previous, image).map_err(|error| match fs::remove_file(&path) {
-            // What could not be removed must not be taken for less than it is.
-            Err(left) if left.kind() != io::ErrorKind::NotFound => io::Error::other(left),
-            _ => error,
+        Self::write_segment(dir, &path, segment, previous, image).map_err(|error| {
+            let gone = match fs::remove_file(&path) {
+                Err(left) if left.kind() != io::ErrorKind::NotFound => Err(left),
+                _ => File::open(dir).and_then(|dir| dir.sync_all()),
+            };
+            // What is not gone for good must not be taken for less than it is.
+            gone.err().map_or(error, io::Error::other)
         })
     }
 

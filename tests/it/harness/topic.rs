@@ -88,18 +88,23 @@ impl Topic {
 
     /// Produces in the background until told to stop: about 10,000 records a second.
     pub(crate) fn load(&self, codec: Codec, mix: Mix) -> Load {
+        self.load_of(200, codec, mix)
+    }
+
+    /// The same with so many records at a time, each 10 ms or more.
+    pub(crate) fn load_of(&self, batch: u64, codec: Codec, mix: Mix) -> Load {
         let (stop, stopped) = channel();
         let topic = self.clone();
-        let thread = std::thread::spawn(move || topic.produce_until(codec, mix, &stopped));
+        let thread = std::thread::spawn(move || topic.produce_until(batch, codec, mix, &stopped));
         Load { stop, thread }
     }
 
-    fn produce_until(&self, codec: Codec, mix: Mix, stopped: &Receiver<()>) -> Vec<Record> {
+    fn produce_until(&self, batch: u64, codec: Codec, mix: Mix, stopped: &Receiver<()>) -> Vec<Record> {
         let producer = Producer::new(codec);
         let mut all = Vec::new();
         loop {
             let first = all.len() as u64;
-            let some: Vec<_> = (first..first + 200).map(|n| mix.record(n, self.partitions)).collect();
+            let some: Vec<_> = (first..first + batch).map(|n| mix.record(n, self.partitions)).collect();
             producer.send(&self.name, &some);
             all.extend(some);
             if stopped.recv_timeout(Duration::from_millis(10)) != Err(RecvTimeoutError::Timeout) {
