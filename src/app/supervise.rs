@@ -81,6 +81,9 @@ fn run(live: &Arc<Live>, process: &Process<'_>, opening: Opening, trouble: &mut 
         pipeline.has_ended()
     });
     live.end();
+    if let Some(stalled) = pipeline.gauges.stalled() {
+        live.desk.show(State::Paused, Some(stalled));
+    }
     let ended = pipeline.end();
     if ended.is_ok() && !live.desk.stopping() {
         return Err(failed("the pipeline ended by itself; this is a bug").into());

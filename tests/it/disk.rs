@@ -114,7 +114,7 @@ fn a_failed_sync_of_the_journal_is_not_forgotten() {
 #[test]
 fn a_failed_sync_while_a_file_makes_room_for_another_is_not_forgotten() {
     assert_a_failed_sync_is_not_forgotten("data/", 5, Then::GoesOn, |home| {
-        home.set("sink.file", "{log_name}/events.{seq}.log").set("sink.max_open_files", 2);
+        home.set("sink.file", "{partition}/events.{seq}.log").set("sink.max_open_files", 1);
     });
 }
 
@@ -236,7 +236,7 @@ fn a_start_on_a_full_disk_says_so_and_waits_for_room() {
     let home = Home::new(&topic);
     // Dropped before the home, whose directory it lies in.
     let disk = Mount::new(home.path("tmp/store"), "64m");
-    fs::write(disk.0.join("ballast"), vec![0; 64 << 20]).expect_err("no room is left");
+    fs::write(disk.0.join("ballast"), vec![0; 65 << 20]).expect_err("no room is left");
     let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 2000);
     let started = home.mtga(["start"]).success();
     assert!(started.contains("paused") && started.contains("store"), "the command says what is the matter: {started}");
