@@ -25,7 +25,7 @@ use std::os::unix::fs::FileExt;
 
 use super::Cure;
 use super::refit::{Behind, refit};
-use crate::msink::dir::EventDir;
+use crate::msink::dir::{EventDir, blames_name};
 use crate::msource::journal::{Block, BlockSource, Contents, Frame, Piece, QueueEntry, State};
 use crate::msource::store::{StoreChange, StoreError};
 
@@ -196,7 +196,7 @@ impl Work<'_> {
                 tracing::error!(file = state.name, "somebody replaced this file; it is left as it is");
                 Ok(Found::Foreign)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound || blames_name(&error) => {
                 if state.inode != 0 {
                     tracing::error!(file = state.name, "somebody removed this file; its last lines are gone with it");
                 }

@@ -13,7 +13,8 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
 use super::checkpoint::{Checkpointer, Finished, Job};
 use super::{Budget, Error, Finish, Gauges, Inbox};
-use crate::block::{DoneBlock, Source};
+use crate::block::{DoneBlock, Lines, Source};
+use crate::msink::dir::blames_name;
 use crate::msink::file::{FileSink, Ledger, Now, RotateReason, SyncFailed};
 use crate::msource::journal::{
     Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueCause, QueueChange, QueueEntry, State,
@@ -349,7 +350,9 @@ impl Delivery {
             let Some(item) = self.waiting.remove(&self.next_ticket) else { break };
             self.next_ticket += 1;
             match item {
-                Item::Block(block) => self.writing = Some(Writing { block, frame: None, piece: 0, done: 0 }),
+                Item::Block(block) => {
+                    self.writing = Some(Writing { block, frame: None, piece: 0, done: 0 });
+                }
                 Item::Note { frame, reply } => {
                     self.append(&frame)?;
                     self.sync_journal()?;
@@ -387,11 +390,17 @@ impl Delivery {
 
     /// Writes a block, going on where a stall stopped it. The outer error ends the process, the inner one stalls.
     fn write(&mut self, writing: &mut Writing) -> Result<io::Result<()>, Error> {
-        if writing.frame.is_none() {
-            match self.admit(&writing.block)? {
-                Err(error) => return Ok(Err(error)),
-                Ok(None) => return Ok(Ok(())),
-                Ok(Some(frame)) => writing.frame = Some(frame),
+        while writing.frame.is_none() {
+            match self.targets(&writing.block) {
+                Err((piece, error)) => {
+                    if let Err(error) = refuse(&mut writing.block, piece, error) {
+                        return Ok(Err(error));
+                    }
+                }
+                Ok(targets) => match self.admit(&writing.block, &targets)? {
+                    None => return Ok(Ok(())),
+                    frame => writing.frame = frame,
+                },
             }
         }
         let Some(frame) = &writing.frame else { return Ok(Ok(())) };
@@ -408,18 +417,22 @@ impl Delivery {
         Ok(Ok(()))
     }
 
-    /// Decides where the lines go and puts the block into the journal; `None` when its assignment is over.
-    fn admit(&mut self, block: &DoneBlock) -> Result<io::Result<Option<Box<Block>>>, Error> {
-        let mut pieces = Vec::with_capacity(block.pieces.len());
-        for lines in &block.pieces {
+    /// Decides where each piece goes: file and position. An error comes with the piece that it is about.
+    fn targets(&mut self, block: &DoneBlock) -> Result<Vec<(u64, u64)>, (usize, io::Error)> {
+        let target = |(piece, lines): (usize, &Lines)| {
             let target = self.with_sink(|sink, ledger, now| sink.target(&lines.key, now, ledger));
-            let (file, position) = match target {
-                Ok(target) => target,
-                Err(error) => return Ok(Err(error)),
-            };
+            target.map_err(|error| (piece, error))
+        };
+        block.pieces.iter().enumerate().map(target).collect()
+    }
+
+    /// Puts the block into the journal; `None` when its assignment is over.
+    fn admit(&mut self, block: &DoneBlock, targets: &[(u64, u64)]) -> Result<Option<Box<Block>>, Error> {
+        let piece = |(lines, (file, position)): (&Lines, &(u64, u64))| {
             let length = lines.bytes.len() as u64;
-            pieces.push(Piece { file, position, length, crc: lines.crc, lines: lines.lines });
-        }
+            Piece { file: *file, position: *position, length, crc: lines.crc, lines: lines.lines }
+        };
+        let pieces = block.pieces.iter().zip(targets).map(piece).collect();
         let mut next_key = self.state.next_key;
         let mut fresh = || {
             next_key += 1;
@@ -449,7 +462,7 @@ impl Delivery {
             Source::Partition { epoch, from, to } => {
                 match self.tracker.admit(&to.partition, *epoch, *from, to.next, append) {
                     Ok(appended) => appended,
-                    Err(Refusal::Stale) => return Ok(Ok(None)),
+                    Err(Refusal::Stale) => return Ok(None),
                     Err(Refusal::NotNext { expected }) => {
                         return Err(Error::NotNext { partition: to.partition.clone(), from: *from, expected });
                     }
@@ -458,7 +471,7 @@ impl Delivery {
         };
         appended.map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
         let Frame::Block(block) = frame else { unreachable!("made above") };
-        Ok(Ok(Some(block)))
+        Ok(Some(block))
     }
 
     /// A block is written, or dropped because its assignment is over.
@@ -657,6 +670,22 @@ impl Ledger for JournalLedger<'_> {
     fn end(&mut self, id: u64) -> io::Result<()> {
         self.note(&Frame::End { id }, false)
     }
+}
+
+/// Rejects the records of a piece that can have no file by the fault of their own names; any other error is returned.
+fn refuse(block: &mut DoneBlock, piece: usize, error: io::Error) -> io::Result<()> {
+    let is_theirs = block.pieces.get(piece).is_some_and(|lines| !lines.rejects.is_empty());
+    if !is_theirs || !blames_name(&error) {
+        return Err(error);
+    }
+    let lines = block.pieces.remove(piece);
+    tracing::warn!(key = ?lines.key, %error, records = lines.lines, "no file can have the name that these records ask for");
+    for mut rejected in lines.rejects {
+        rejected.entry.reject.detail = format!("its file cannot be made: {error}").into();
+        block.rejects.push(rejected);
+    }
+    block.rejects.sort_by_key(|rejected| (rejected.key, rejected.entry.offset));
+    Ok(())
 }
 
 /// Answers; who asked may have given up waiting.

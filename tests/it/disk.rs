@@ -367,3 +367,47 @@ fn a_removed_or_shortened_file_is_told_and_the_next_line_goes_to_another() {
     assert_eq!(lines, 100, "what came after is whole");
     home.stop();
 }
+
+#[test]
+fn a_strangers_file_in_the_way_of_one_name_rejects_its_records_alone() {
+    let topic = Topic::create("blame", 1);
+    let record = |n: u64| {
+        let name = if n.is_multiple_of(3) { "blocked" } else { "free" };
+        let text = format!(
+            r#"{{"headers":{{"app_id":24,"log_name":"log_{name}"}},"logs":{{"sn":"0-{n}","role_id":1,"mtime":1608184243}}}}"#
+        );
+        Record { partition: 0, key: None, value: Some(text.into_bytes()), timestamp: 1_700_000_000_000 }
+    };
+    let produced: Vec<_> = (0..300).map(record).collect();
+    let mut home = Home::new(&topic);
+    home.set("sink.file", "{log_name}/events.{seq}.log").set("sink.batch.lines", 50);
+    fs::create_dir_all(home.path("data")).expect("a directory");
+    let stranger = home.path("data/log_blocked");
+    fs::write(&stranger, "a stranger's").expect("a file");
+    topic.produce(Codec::Snappy, &produced);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    let check = |home: &Home| {
+        let failures = home.failures();
+        let offsets: Vec<_> = failures.iter().map(|entry| entry.offset).collect();
+        assert_eq!(offsets, (0..100).map(|n| n * 3).collect::<Vec<_>>(), "in order");
+        for entry in &failures {
+            assert_eq!(entry.reason, Reason::Sink);
+            assert_eq!(entry.size, produced[entry.offset as usize].value.as_ref().map_or(0, Vec::len) as u64);
+        }
+    };
+    check(&home);
+    service.kill();
+    let service = home.foreground();
+    home.wait_done(&produced);
+    check(&home);
+    home.mtga(["retry_failures"]).success();
+    check(&home);
+    fs::remove_file(&stranger).expect("a file");
+    home.mtga(["retry_failures"]).success();
+    assert_eq!(home.integer("failure_queue_count"), 0);
+    service.terminate();
+    let files: Vec<_> = home.events().iter().map(|file| (file.name.clone(), file.lines.len())).collect();
+    let lines = |name: &str| files.iter().filter(|file| file.0.starts_with(name)).map(|file| file.1).sum::<usize>();
+    assert_eq!((lines("log_blocked/"), lines("log_free/")), (100, 200), "{files:?}");
+}
