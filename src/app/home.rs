@@ -21,6 +21,9 @@ use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk, set
 /// How long another process is waited for that holds the store: a command that reads it is done sooner.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The same for the service: a monitor may ask again and again, on a machine that is busy.
+const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Where things are below `store.path`.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
@@ -84,7 +87,7 @@ pub(super) fn open(places: &Places) -> Result<Opened, Failure> {
     create_dirs(&places.root).map_err(|error| {
         Failure::new(FailureKind::CannotCreate, format!("cannot create {}: {error}", places.root.display()))
     })?;
-    let store = match open_store(&places.sled) {
+    let store = match open_store(&places.sled, SERVICE_PATIENCE) {
         Err(StoreError::Damaged(path, why)) => {
             let aside = set_aside(&path, now_millis() / 1000)
                 .map_err(|error| failed(format!("cannot set the damaged store {} aside: {error}", path.display())))?;
@@ -133,8 +136,8 @@ fn numbered(places: &Places) -> io::Result<Vec<Frame>> {
 }
 
 /// Opens a store and reads from it, so that damage shows.
-fn open_store(path: &Path) -> Result<SledStore, StoreError> {
-    let store = SledStore::open(path, STORE_PATIENCE)?;
+fn open_store(path: &Path, patience: Duration) -> Result<SledStore, StoreError> {
+    let store = SledStore::open(path, patience)?;
     store.state()?;
     store.entries(0, &mut |_, _| Walk::Stop)?;
     Ok(store)
@@ -184,7 +187,7 @@ impl View {
         if !places.root.try_exists().map_err(failed)? {
             return Ok(Self { state: State::default(), store: None, overlay: BTreeMap::new() });
         }
-        let store = open_store(&places.sled).map_err(|error| match &error {
+        let store = open_store(&places.sled, STORE_PATIENCE).map_err(|error| match &error {
             StoreError::Locked(_) => Failure::new(FailureKind::Unavailable, chain(&error)),
             _ => failed(chain(&error)),
         })?;

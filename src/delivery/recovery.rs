@@ -22,6 +22,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::refit::{Behind, refit};
+use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msource::journal::{Block, BlockSource, Contents, Frame, Piece, QueueEntry, State};
 use crate::msource::store::StoreChange;
@@ -98,6 +99,7 @@ pub fn recover(
     }
     work.append_overflow()?;
     work.cut_ends()?;
+    point("recovery.unsynced");
     work.sync()?;
     Ok(Some(Recovered { blocks, repaired: work.repaired, state: work.state }))
 }
@@ -241,7 +243,9 @@ impl Work<'_> {
         if same {
             // What is there and right is not touched: somebody may be reading it.
             let good = there.iter().zip(lines).take_while(|(there, line)| there == line).count();
-            return file.write_all_at(&lines[good..], piece.position + good as u64).map_err(failed);
+            file.write_all_at(&lines[good..], piece.position + good as u64).map_err(failed)?;
+            point("recovery.mended");
+            return Ok(());
         }
         self.replace(piece, &there, lines)?;
         tracing::error!(

@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::{Options, Transform};
 use crate::config::{Payload, TimeZone, Validation};
 use crate::durable::create_dirs;
+use crate::fault::point;
 use crate::msink::name::{Fields, NameTemplate};
 use crate::settings::{Settings, Sources};
 
@@ -94,6 +95,7 @@ impl Recipe {
             file.sync_all()?;
             fs::rename(&new, &path)?;
         }
+        point("recipe.unnamed");
         File::open(dir)?.sync_all()?;
         Ok(fingerprint)
     }
