@@ -22,6 +22,9 @@ use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk, set
 /// How long another process is waited for that holds the store: a command that reads it is done sooner.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
+/// The same for the service: a monitor may ask again and again, on a machine that is busy.
+const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Where things are below `store.path`.
 #[derive(Clone, Debug)]
 pub(super) struct Places {
@@ -137,18 +140,20 @@ pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
 
 /// Opens the home of a service that is about to run. A damaged store is set aside; the journal has what counts.
 pub(super) fn open(places: &Places, opening: Opening) -> Result<Opened, Broken> {
-    match opening {
+    let patience = match opening {
         Opening::First => {
             create_dirs(&places.root)
                 .map_err(|error| Broken::disk(format_args!("cannot create {}", places.root.display()), &error))?;
+            SERVICE_PATIENCE
         }
         Opening::Again => {
             fs::metadata(&places.journal).map_err(|error| {
                 Broken::disk(format_args!("cannot find the journal {}", places.journal.display()), &error)
             })?;
+            STORE_PATIENCE
         }
-    }
-    let store = match open_store(&places.sled) {
+    };
+    let store = match open_store(&places.sled, patience) {
         Err(StoreError::Damaged(path, why)) => {
             let aside = set_aside(&path, now_millis() / 1000).map_err(|error| {
                 Broken::disk(format_args!("cannot set the damaged store {} aside", path.display()), &error)
@@ -201,8 +206,8 @@ fn numbered(places: &Places) -> Result<Vec<Frame>, Broken> {
 }
 
 /// Opens a store and reads from it, so that damage shows.
-fn open_store(path: &Path) -> Result<SledStore, StoreError> {
-    let store = SledStore::open(path, STORE_PATIENCE)?;
+fn open_store(path: &Path, patience: Duration) -> Result<SledStore, StoreError> {
+    let store = SledStore::open(path, patience)?;
     store.state()?;
     store.entries(0, &mut |_, _| Walk::Stop)?;
     Ok(store)
@@ -256,7 +261,7 @@ impl View {
         if !places.root.try_exists().map_err(failed)? {
             return Ok(Self { state: State::default(), store: None, overlay: BTreeMap::new() });
         }
-        let store = open_store(&places.sled).map_err(|error| match &error {
+        let store = open_store(&places.sled, STORE_PATIENCE).map_err(|error| match &error {
             StoreError::Locked(_) => Failure::new(FailureKind::Unavailable, chain(&error)),
             _ => failed(chain(&error)),
         })?;

@@ -14,6 +14,7 @@ use crate::config::{Config, Mode, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
 use crate::delivery::{self, Budget, Delivery, Gauges, Inbox, Tickets};
+use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
@@ -137,11 +138,14 @@ impl Ready {
             tracing::info!(blocks = recovered.blocks, repaired = recovered.repaired, "recovered from a crash");
         }
         let state = recovered.state;
+        point("start.recovered");
         let journal = Journal::begin(&places.journal, &opened.contents, &state).map_err(|error| {
             Broken::disk(format_args!("cannot begin the journal in {}", places.journal.display()), &error)
         })?;
+        point("start.begun");
         change.state = state.clone();
         opened.store.apply(&change)?;
+        point("start.applied");
         // Old segments are what a lost store is rebuilt from: they go when the store has everything for good.
         opened.store.sync()?;
         journal.prune(config.store.history, SystemTime::now()).map_err(|error| {

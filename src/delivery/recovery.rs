@@ -25,6 +25,7 @@ use std::os::unix::fs::FileExt;
 
 use super::Cure;
 use super::refit::{Behind, refit};
+use crate::fault::point;
 use crate::msink::dir::{EventDir, blames_name};
 use crate::msource::journal::{Block, BlockSource, Contents, Frame, Piece, QueueEntry, State};
 use crate::msource::store::{StoreChange, StoreError};
@@ -115,6 +116,7 @@ pub fn recover(
     }
     work.append_overflow()?;
     work.cut_ends()?;
+    point("recovery.unsynced");
     work.sync()?;
     Ok(Some(Recovered { blocks, repaired: work.repaired, state: work.state }))
 }
@@ -260,7 +262,9 @@ impl Work<'_> {
         let failed = |error| RecoveryError::File(name.clone(), error);
         let Some(file) = self.file(piece.file)? else { return Ok(()) };
         if lines.len() as u64 == piece.length && crc32c::crc32c(lines) == piece.crc {
-            return file.write_all_at(lines, piece.position).map_err(failed);
+            file.write_all_at(lines, piece.position).map_err(failed)?;
+            point("recovery.mended");
+            return Ok(());
         }
         let there = read(file, piece).map_err(failed)?;
         self.replace(piece, &there, lines)?;

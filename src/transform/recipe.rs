@@ -16,6 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use super::{Options, Transform};
 use crate::config::{Payload, TimeZone, Validation};
 use crate::durable::create_dirs;
+use crate::fault::point;
 use crate::msink::name::{Fields, NameTemplate};
 use crate::settings::{Settings, Sources};
 
@@ -105,6 +106,7 @@ impl Recipe {
             file.sync_all()?;
             fs::rename(&new, &path)?;
         }
+        point("recipe.unnamed");
         let synced = File::open(dir).and_then(|dir| dir.sync_all());
         if synced.is_err() && is_new {
             // Found there, it would be taken for durable the next time.

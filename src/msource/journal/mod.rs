@@ -28,6 +28,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::durable::create_dirs;
+use crate::fault::point;
 
 mod frame;
 mod state;
@@ -277,8 +278,11 @@ impl Journal {
         let mut journal = Self { dir: dir.to_owned(), segment, file: Arc::new(file), position: 0 };
         journal.append(&Frame::Header(Header { version: VERSION, segment, previous }))?;
         journal.append(&Frame::Image(Box::new(image.clone())))?;
+        point("journal.begun");
         journal.file.sync_all()?;
+        point("journal.unnamed");
         File::open(dir)?.sync_all()?;
+        point("journal.named");
         Ok(journal)
     }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read as _, Seek as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -98,6 +99,16 @@ impl Service {
         kill(self.pid(), Signal::SIGTERM).expect("the service runs");
         let status = ended(&mut self.0, SOON).expect("the drain ends");
         assert_eq!(status.code(), Some(0), "the service ended with {status} after SIGTERM");
+    }
+
+    /// Waits until it has killed itself at a fault point.
+    pub(crate) fn died(mut self) {
+        let status = ended(&mut self.0, SOON).expect("the service comes to the fault point");
+        assert_eq!(
+            status.signal(),
+            Some(Signal::SIGKILL as i32),
+            "the service ended with {status} before the fault point"
+        );
     }
 
     /// SIGKILL.

@@ -86,12 +86,12 @@ impl Topic {
         Producer::new(codec).send(&self.name, records);
     }
 
-    /// Produces in the background until told to stop: about 10,000 records a second.
+    /// Produces in the background until told to stop: some thousand records a second.
     pub(crate) fn load(&self, codec: Codec, mix: Mix) -> Load {
         self.load_of(200, codec, mix)
     }
 
-    /// The same with so many records at a time, each 10 ms or more.
+    /// The same with so many records at a time, about ten times a second.
     pub(crate) fn load_of(&self, batch: u64, codec: Codec, mix: Mix) -> Load {
         let (stop, stopped) = channel();
         let topic = self.clone();

@@ -23,6 +23,8 @@ use super::{Home, SOON};
 pub(crate) enum Model {
     /// Nothing.
     Strict,
+    /// All bytes of files whose path contains this, nothing else.
+    Only(&'static str),
     /// A part that this seed decides: of each file any pages, each as it was at any moment since the last sync, and any
     /// length in between; of the names in a directory the first so many changes.
     Random(u64),

@@ -163,7 +163,12 @@ pub(super) fn undo(records: &[Record<'_>], root: &Path, saved: &Path, model: Mod
         if let Some(path) = found.get(&inode) {
             let file = File::options().read(true).write(true).open(path);
             let file = file.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
-            undo_content(&file, &files[&inode].changes, random.as_mut());
+            let luck = match (&mut random, model) {
+                (Some(random), _) => Luck::of(random),
+                (None, Model::Only(part)) if path.to_string_lossy().contains(part) => Luck::All,
+                _ => Luck::None,
+            };
+            undo_content(&file, &files[&inode].changes, luck, random.as_mut());
         }
     }
 }
@@ -241,15 +246,19 @@ enum Luck {
     Pages,
 }
 
-fn undo_content(file: &File, changes: &[(&Content<'_>, Fate)], mut random: Option<&mut Random>) {
+impl Luck {
+    fn of(random: &mut Random) -> Self {
+        match random.below(4) {
+            0 => Self::None,
+            1 => Self::All,
+            _ => Self::Pages,
+        }
+    }
+}
+
+fn undo_content(file: &File, changes: &[(&Content<'_>, Fate)], luck: Luck, mut random: Option<&mut Random>) {
     let taken = changes.iter().filter(|(_, fate)| *fate != Fate::Durable).map(|(change, _)| &change.range);
     let Some(span) = taken.cloned().reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { return };
-    let luck = match &mut random {
-        None => Luck::None,
-        Some(random) => {
-            [Luck::None, Luck::All, Luck::Pages, Luck::Pages].into_iter().nth(random.below(4) as usize).expect("four")
-        }
-    };
     let open = changes.iter().filter(|(_, fate)| *fate == Fate::Open).count() as u64;
     // Of each page the changes up to one of them are kept; of the length too.
     let mut first_undone = || match (&luck, &mut random) {
