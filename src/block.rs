@@ -102,6 +102,9 @@ pub struct Lines {
     pub lines: u64,
     /// CRC-32C of the bytes.
     pub crc: u32,
+    /// Its records as rejects, in case that no file can have the name: kept only where names in records decide their file.
+    /// Copies, since the client of Kafka cannot end before its own records are gone.
+    pub rejects: Vec<Rejected>,
 }
 
 /// A record that failed.

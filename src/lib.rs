@@ -14,6 +14,7 @@ pub mod control;
 pub mod daemon;
 pub mod delivery;
 pub mod demo;
+pub mod durable;
 pub mod fault;
 pub mod logging;
 pub mod msink;

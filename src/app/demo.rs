@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use indicatif::HumanCount;
 
-use super::home::{Places, chain, failed};
+use super::home::{Opening, chain, failed};
 use super::offsets::Asker;
 use super::pipeline::{Feed, Pipeline, engine};
 use super::{TICK, load};
@@ -98,8 +98,8 @@ fn play(
     signals: &Receiver<Signal>,
     progress: &mut Progress,
 ) -> Result<Option<Summary>, Failure> {
-    let desk = Arc::new(Desk::new(engine(config, &Places::of(config).recipes)?));
-    let pipeline = Pipeline::start(config, &desk, Feed::Kafka)?;
+    let desk = Arc::new(Desk::new(engine(config)?));
+    let pipeline = Pipeline::start(config, &desk, Feed::Kafka, Opening::First)?;
     let partitions =
         (0..PARTITIONS).map(|partition| TopicPartition { topic: TOPIC.into(), partition: partition as i32 });
     let stage = Stage { pipeline: &pipeline, partitions: partitions.collect(), records };

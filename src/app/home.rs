@@ -1,9 +1,9 @@
 //! What a home keeps between runs: store, journal, recipes. Opens them, and brings what a crash left apart together again.
 
 use std::collections::BTreeMap;
-use std::fs::{self, DirBuilder};
+use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,13 +13,18 @@ use uuid::Uuid;
 use super::rebuild::{self, Checked, Damage};
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};
+use crate::delivery::Cure;
 use crate::delivery::recovery::queue_changes;
+use crate::durable::create_dirs;
 use crate::msource::journal::{self, Contents, Frame, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk};
 use crate::transform::recipe::Recipe;
 
 /// How long another process is waited for that holds the store: a command that reads it is done sooner.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The same for the service: a monitor may ask again and again, on a machine that is busy.
+const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where things are below `store.path`.
 #[derive(Clone, Debug)]
@@ -41,6 +46,61 @@ impl Places {
 pub(super) struct Opened {
     pub(super) checked: Checked,
     pub(super) contents: Contents,
+}
+
+/// Whether the home was in use by this process before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Opening {
+    /// The first time: what is not there is made.
+    First,
+    /// Again, after the disk failed: what was there and is not any more is waited for, since it may be a missing mount.
+    Again,
+}
+
+/// Why there is no pipeline.
+#[derive(Debug)]
+pub(super) enum Broken {
+    /// The disk failed: to begin again may do better.
+    Passing(Failure),
+    /// Nothing that the program could do helps.
+    Lasting(Failure),
+}
+
+impl Broken {
+    /// An error with its causes, by what may help.
+    pub(super) fn new(cure: Cure, error: &dyn std::error::Error) -> Self {
+        match cure {
+            Cure::Again => Self::Passing(failed(chain(error))),
+            Cure::None => Self::Lasting(failed(chain(error))),
+        }
+    }
+
+    /// An operation on the disk that failed. Only a format that is too new stays as it is.
+    pub(super) fn disk(what: impl std::fmt::Display, error: &io::Error) -> Self {
+        let failure = failed(format!("{what}: {error}"));
+        if error.kind() == io::ErrorKind::Unsupported { Self::Lasting(failure) } else { Self::Passing(failure) }
+    }
+}
+
+impl From<StoreError> for Broken {
+    fn from(error: StoreError) -> Self {
+        Self::new(Cure::from(&error), &error)
+    }
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Lasting(failure)
+    }
+}
+
+impl From<Broken> for Failure {
+    /// For whoever does not try again.
+    fn from(broken: Broken) -> Self {
+        match broken {
+            Broken::Passing(failure) | Broken::Lasting(failure) => failure,
+        }
+    }
 }
 
 pub(super) fn failed(what: impl std::fmt::Display) -> Failure {
@@ -78,14 +138,28 @@ pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
 }
 
 /// Opens the home of a service that is about to run, whatever became of store and journal; see [`super::rebuild`].
-pub(super) fn open(places: &Places) -> Result<Opened, Failure> {
-    for dir in [&places.root, &places.journal] {
-        DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(|error| {
-            Failure::new(FailureKind::CannotCreate, format!("cannot create {}: {error}", dir.display()))
-        })?;
-    }
-    let mut checked = rebuild::open_store(places, STORE_PATIENCE)?;
+pub(super) fn open(places: &Places, opening: Opening) -> Result<Opened, Broken> {
+    let patience = match opening {
+        Opening::First => {
+            for dir in [&places.root, &places.journal] {
+                create_dirs(dir)
+                    .map_err(|error| Broken::disk(format_args!("cannot create {}", dir.display()), &error))?;
+            }
+            SERVICE_PATIENCE
+        }
+        Opening::Again => {
+            fs::metadata(&places.journal).map_err(|error| {
+                Broken::disk(format_args!("cannot find the journal {}", places.journal.display()), &error)
+            })?;
+            STORE_PATIENCE
+        }
+    };
+    let mut checked = rebuild::open_store(places, opening, patience)?;
     let mut contents = rebuild::read_journal(places)?;
+    if opening == Opening::Again && contents.state.is_none() {
+        let text = format!("the journal {} is gone; bring it back", places.journal.display());
+        return Err(Broken::Passing(failed(text)));
+    }
     let damage = rebuild::reunite(&mut contents, checked.state.clone());
     let mut state = contents.state.take().unwrap_or_else(first_state);
     if damage == Damage::Journal {
@@ -112,19 +186,20 @@ fn first_state() -> State {
 }
 
 /// The blocks and queue changes of every kept segment.
-fn numbered(places: &Places) -> io::Result<Vec<Frame>> {
+fn numbered(places: &Places) -> Result<Vec<Frame>, Broken> {
     let mut frames = Vec::new();
     journal::history(&places.journal, |frame| {
         if frame.number().is_some() {
             frames.push(frame);
         }
-    })?;
+    })
+    .map_err(|error| Broken::disk(format_args!("cannot read the journal {}", places.journal.display()), &error))?;
     Ok(frames)
 }
 
 /// Opens a store and reads from it, so that damage shows.
-fn open_store(path: &Path) -> Result<SledStore, StoreError> {
-    let store = SledStore::open(path, STORE_PATIENCE)?;
+fn open_store(path: &Path, patience: Duration) -> Result<SledStore, StoreError> {
+    let store = SledStore::open(path, patience)?;
     store.state()?;
     store.entries(0, &mut |_, _| Walk::Stop)?;
     Ok(store)
@@ -152,7 +227,7 @@ impl View {
         if !places.root.try_exists().map_err(failed)? {
             return Ok(Self { state: State::default(), store: None, overlay: BTreeMap::new() });
         }
-        let store = open_store(&places.sled).map_err(|error| match &error {
+        let store = open_store(&places.sled, STORE_PATIENCE).map_err(|error| match &error {
             StoreError::Locked(_) => Failure::new(FailureKind::Unavailable, chain(&error)),
             _ => failed(chain(&error)),
         })?;
@@ -165,7 +240,7 @@ impl View {
         if number >= state.number {
             queue_changes(contents.tail.iter().cloned(), number, &mut change);
         } else {
-            queue_changes(numbered(&places).map_err(failed)?, number, &mut change);
+            queue_changes(numbered(&places)?, number, &mut change);
         }
         for frame in &contents.tail {
             state.apply(frame);
@@ -258,7 +333,7 @@ mod tests {
         journal.append(&reject(1, 0, &partition)).unwrap();
         journal.append(&Frame::Checkpoint { number: 1 }).unwrap();
         journal.append(&reject(2, 1, &partition)).unwrap();
-        let opened = open(&places).unwrap();
+        let opened = open(&places, Opening::First).unwrap();
         let store = &opened.checked.store;
         assert_eq!(store.state().unwrap().unwrap().number, 1);
         assert!(store.entry(0).unwrap().is_some(), "covered by the checkpoint");

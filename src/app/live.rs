@@ -2,18 +2,19 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::home::Places;
 use super::offsets::Asker;
-use super::pipeline::{Pipeline, engine};
+use super::pipeline::{Pipeline, engine, keep};
 use crate::cli::Place;
 use crate::config::Config;
 use crate::control::{
     ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Retried, Service, State,
     Status,
 };
+use crate::delivery::Gauges;
 use crate::logging::LevelHandle;
 use crate::msource::consumer::Desk;
 use crate::record::Reason;
@@ -32,7 +33,10 @@ pub(super) struct Live {
     pub(super) config: Config,
     pub(super) place: Place,
     pub(super) desk: Arc<Desk>,
-    pub(super) pipeline: OnceLock<Arc<Pipeline>>,
+    /// None while it starts, and while the disk fails.
+    pipeline: Mutex<Option<Arc<Pipeline>>>,
+    /// What the last pipeline showed: it is shown until there is another.
+    gauges: Mutex<Option<Arc<Gauges>>>,
     log: LevelHandle,
     started: Instant,
     samples: Mutex<VecDeque<(Instant, u64, u64)>>,
@@ -52,7 +56,8 @@ impl Live {
             config,
             place,
             desk,
-            pipeline: OnceLock::new(),
+            pipeline: Mutex::new(None),
+            gauges: Mutex::new(None),
             log,
             started: Instant::now(),
             samples: Mutex::default(),
@@ -62,10 +67,34 @@ impl Live {
         }
     }
 
+    /// A pipeline is there.
+    pub(super) fn begin(&self, pipeline: Arc<Pipeline>) -> Arc<Pipeline> {
+        lock(&self.samples).clear();
+        *lock(&self.gauges) = Some(Arc::clone(&pipeline.gauges));
+        *lock(&self.pipeline) = Some(Arc::clone(&pipeline));
+        pipeline
+    }
+
+    /// The pipeline ends: nobody finds it any more, and whoever works with it still will soon be done.
+    pub(super) fn end(&self) {
+        *lock(&self.pipeline) = None;
+        lock(&self.samples).clear();
+        self.desk.partitions.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether there has been a pipeline.
+    pub(super) fn has_run(&self) -> bool {
+        lock(&self.gauges).is_some()
+    }
+
+    fn shown(&self) -> Option<Arc<Gauges>> {
+        lock(&self.gauges).clone()
+    }
+
     /// Takes a sample for the rates; called every second.
     pub(super) fn sample(&self) {
-        let Some(pipeline) = self.pipeline.get() else { return };
-        let counts = pipeline.gauges.counts();
+        let Some(gauges) = self.shown() else { return };
+        let counts = gauges.counts();
         let mut samples = lock(&self.samples);
         samples.push_back((Instant::now(), counts.consumed, counts.written));
         while samples.front().is_some_and(|(at, ..)| at.elapsed() > RATE_WINDOW) {
@@ -77,12 +106,16 @@ impl Live {
         self.drained.store(true, Ordering::Release);
     }
 
-    fn running(&self) -> Result<&Arc<Pipeline>, Failure> {
-        self.pipeline.get().ok_or_else(|| {
-            let (_, reason) = self.desk.state();
-            let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            Failure::new(FailureKind::Unavailable, format!("the service is still starting{why}"))
-        })
+    fn running(&self) -> Result<Arc<Pipeline>, Failure> {
+        lock(&self.pipeline).clone().ok_or_else(|| self.absent())
+    }
+
+    /// Why there is no pipeline.
+    fn absent(&self) -> Failure {
+        let (state, reason) = self.desk.state();
+        let why = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
+        let what = if state == State::Paused { "the service pauses" } else { "the service is still starting" };
+        Failure::new(FailureKind::Unavailable, format!("{what}{why}"))
     }
 
     fn rates(&self, counts: &Counts) -> (f64, f64) {
@@ -97,17 +130,19 @@ impl Live {
     }
 
     fn rows(&self, timeout: Duration) -> Result<Vec<PartitionOffsets>, Failure> {
-        let pipeline = self.running()?;
+        let gauges = self.shown().ok_or_else(|| self.absent())?;
+        let pipeline = lock(&self.pipeline).clone();
         // Taken out, so that no second caller waits behind this one's timeout with the lock held.
         let asker = lock(&self.asker).take();
         let asker = match asker {
             Some(asker) => asker,
             None => Asker::new(&self.config, self.config.rpc.timeout / 2)?,
         };
-        let ours = pipeline.tracker.partitions();
-        let state = pipeline.gauges.durable().state.clone();
+        let ours = pipeline.as_ref().map(|pipeline| pipeline.tracker.partitions()).unwrap_or_default();
+        let state = gauges.durable().state.clone();
         let asker = asker.bounded(timeout);
-        let rows = if ours.is_empty() && self.desk.state().0 == State::Waiting && !self.without_share() {
+        let waits = ours.is_empty() && self.desk.state().0 == State::Waiting && !self.without_share();
+        let rows = if pipeline.is_none() || waits {
             asker.stopped_rows(&self.config, &state)
         } else {
             asker.running_rows(&state, &ours)
@@ -162,13 +197,13 @@ impl Service for Live {
             last_checkpoint_block: 0,
             gap_records: 0,
         };
-        let Some(pipeline) = self.pipeline.get() else { return Ok(status) };
+        let Some(gauges) = self.shown() else { return Ok(status) };
         status.lag = self.lag();
-        status.counts = pipeline.gauges.counts();
+        status.counts = gauges.counts();
         (status.consumed_per_second, status.written_per_second) = self.rates(&status.counts);
         status.partitions = self.desk.partitions.load(Ordering::Relaxed) as u64;
-        status.open_files = pipeline.gauges.open_files.load(Ordering::Relaxed) as u64;
-        let durable = pipeline.gauges.durable();
+        status.open_files = gauges.open_files.load(Ordering::Relaxed) as u64;
+        let durable = gauges.durable();
         status.home_id.clone_from(&durable.state.home);
         status.failure_queue_records = durable.state.totals.queue_records;
         status.failure_queue_bytes = durable.state.totals.queue_bytes;
@@ -183,7 +218,9 @@ impl Service for Live {
     }
 
     fn failure_count(&self) -> Result<u64, Failure> {
-        Ok(self.running()?.gauges.durable().state.totals.queue_records)
+        let gauges = self.shown().ok_or_else(|| self.absent())?;
+        let records = gauges.durable().state.totals.queue_records;
+        Ok(records)
     }
 
     fn failure_list(&self, query: &ListQuery) -> Result<Vec<FailureEntry>, Failure> {
@@ -203,7 +240,8 @@ impl Service for Live {
         let loaded =
             super::load(&self.place).map_err(|mistakes| Failure::new(FailureKind::Config, mistakes.join("\n")))?;
         // Everything else of the configuration needs a restart: only the two settings files and the level are taken over.
-        let engine = engine(&self.config, &Places::of(&self.config).recipes)?;
+        let engine = engine(&self.config)?;
+        keep(&engine, &Places::of(&self.config).recipes)?;
         let changed = engine.fingerprint != self.desk.engine().fingerprint;
         self.desk.set_engine(engine);
         self.log.set(loaded.config.log.level);
@@ -217,7 +255,7 @@ impl Service for Live {
         if self.drained.load(Ordering::Acquire) {
             return Ok(None);
         }
-        let Some(pipeline) = self.pipeline.get() else { return Ok(Some("still starting".to_owned())) };
+        let Ok(pipeline) = self.running() else { return Ok(Some(self.absent().message)) };
         let in_flight = pipeline.gauges.counts().in_flight;
         let stalled = pipeline.gauges.stalled().map(|stalled| format!(", {stalled}")).unwrap_or_default();
         Ok(Some(format!("{in_flight} records in flight{stalled}")))

@@ -7,9 +7,7 @@
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
-
-use crossbeam_channel::RecvTimeoutError;
+use std::time::Duration;
 
 use crate::cli::{
     Backend, DemoOptions, Format, Loaded, Moved, OffsetTarget, Place, Process, Scope, Selection, Verification,
@@ -23,7 +21,6 @@ use crate::control::{
 };
 use crate::msource::consumer::Desk;
 use crate::record::{Discard, Reason};
-use crate::signals::Signal;
 use crate::transform::{Record, Scratch};
 
 mod check;
@@ -36,18 +33,16 @@ mod pipeline;
 mod queue;
 mod rebuild;
 mod retry;
+mod supervise;
 mod verify;
 
-use home::{Places, View, failed};
+use home::{Opening, View, failed};
 use live::Live;
 use offsets::Asker;
 use pipeline::{Feed, Pipeline, engine};
 
 /// How often the main thread looks after the others.
 const TICK: Duration = Duration::from_millis(100);
-
-/// How often rates are sampled.
-const SAMPLE: Duration = Duration::from_secs(1);
 
 /// See the module.
 #[derive(Debug)]
@@ -82,10 +77,10 @@ impl Backend for App {
     }
 
     fn run(&self, config: Config, process: Process<'_>) -> Result<(), Failure> {
-        let desk = Arc::new(Desk::new(engine(&config, &Places::of(&config).recipes)?));
+        let desk = Arc::new(Desk::new(engine(&config)?));
         let live = Arc::new(Live::new(config, process.place.clone(), Arc::clone(&desk), process.log.clone()));
         let server = Server::start(&live.config.rpc, Arc::clone(&live) as Arc<dyn Service>)?;
-        let outcome = serve(&live, &process);
+        let outcome = supervise::serve(&live, &process);
         if let Err(failure) = &outcome {
             tracing::error!("{failure}");
         }
@@ -123,60 +118,6 @@ impl Backend for App {
     }
 }
 
-/// Starts the pipeline, looks after it until it is told to stop or fails, and ends it.
-fn serve(live: &Arc<Live>, process: &Process<'_>) -> Result<(), Failure> {
-    let starting = {
-        let live = Arc::clone(live);
-        let start =
-            move || Pipeline::start(&live.config, &live.desk, Feed::Kafka).map(|pipeline| live.pipeline.set(pipeline));
-        // On a thread of its own: recovery may wait for brokers, and signals are to be heard meanwhile.
-        thread::Builder::new().name("start".into()).spawn(start).map_err(failed)?
-    };
-    watch(live, process, || starting.is_finished());
-    let started = starting.join().map_err(|_| failed("the start panicked; see the service log"))?;
-    if let Err(failure) = started {
-        // Told to stop while recovery waited for a broker: nothing is in flight, the next start goes on with it.
-        return if live.desk.stopping() { Ok(()) } else { Err(failure) };
-    }
-    let Some(pipeline) = live.pipeline.get() else { return Err(failed("the pipeline did not start")) };
-    watch(live, process, || pipeline.has_ended());
-    live.desk.stop();
-    pipeline.end()
-}
-
-/// Serves signals, tells the starting command, and samples rates, until `over`.
-fn watch(live: &Live, process: &Process<'_>, over: impl Fn() -> bool) {
-    let mut sampled = Instant::now();
-    let mut told = None;
-    loop {
-        match process.signals.recv_timeout(TICK) {
-            Ok(Signal::Drain) => {
-                tracing::info!("asked to stop: draining");
-                live.desk.stop();
-            }
-            Ok(Signal::Reload) => {
-                if let Err(failure) = live.reload() {
-                    tracing::error!(%failure, "could not reload; the old settings stay");
-                }
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => thread::park_timeout(TICK),
-        }
-        if over() {
-            return;
-        }
-        let state = live.desk.state();
-        if told.as_ref() != Some(&state) {
-            process.reporter.state(state.0, state.1.as_deref());
-            told = Some(state);
-        }
-        if sampled.elapsed() >= SAMPLE {
-            sampled = Instant::now();
-            live.sample();
-        }
-    }
-}
-
 /// A service that does not run.
 struct Stopped {
     config: Config,
@@ -185,11 +126,11 @@ struct Stopped {
 impl Stopped {
     /// Runs a pipeline that is fed by nothing.
     fn with_pipeline<T>(&self, act: impl FnOnce(&Pipeline) -> Result<T, Failure>) -> Result<T, Failure> {
-        let desk = Arc::new(Desk::new(engine(&self.config, &Places::of(&self.config).recipes)?));
-        let pipeline = Pipeline::start(&self.config, &desk, Feed::Nothing)?;
+        let desk = Arc::new(Desk::new(engine(&self.config)?));
+        let pipeline = Pipeline::start(&self.config, &desk, Feed::Nothing, Opening::First)?;
         let outcome = act(&pipeline);
         let ended = pipeline.end();
-        outcome.and_then(|value| ended.map(|()| value))
+        outcome.and_then(|value| Ok(ended.map(|()| value)?))
     }
 
     fn not_running() -> Failure {

@@ -1,5 +1,6 @@
 //! The pipeline: every thread of the data plane, started in order and ended front to back.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
-use super::home::{self, Places, chain, failed};
+use super::home::{self, Broken, Opening, Places, chain, failed};
 use super::queue::Turns;
 use super::rebuild;
 use super::retry;
@@ -17,6 +18,7 @@ use crate::config::{Assignment, Config, Mode, Visibility, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
 use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, Tickets};
+use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
@@ -74,20 +76,23 @@ pub(super) struct Pipeline {
     workers: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// The recipe of a configuration, kept in the home and ready for work.
-pub(super) fn engine(config: &Config, recipes: &Path) -> Result<Arc<Engine>, Failure> {
+/// The recipe of a configuration, ready for work but not kept yet.
+pub(super) fn engine(config: &Config) -> Result<Arc<Engine>, Failure> {
     let loaded = Settings::load(&config.settings, config.app_id).map_err(|mistakes| {
         let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
         Failure::new(FailureKind::Config, lines.join("\n"))
     })?;
     let recipe = Recipe::new(config, &instance(config), loaded.sources);
-    let fingerprint = recipe
-        .keep(recipes)
-        .map_err(|error| failed(format!("cannot keep the settings in {}: {error}", recipes.display())))?;
-    recipe
-        .engine(&fingerprint)
-        .map(|engine| Arc::new(engine.for_sink(&config.sink)))
-        .map_err(|error| failed(chain(&error)))
+    let fingerprint = recipe.fingerprint().map_err(failed)?;
+    let engine = recipe.engine(&fingerprint).map_err(|error| failed(chain(&error)))?;
+    Ok(Arc::new(engine.for_sink(&config.sink)))
+}
+
+/// Keeps an engine's recipe in the home: before its first block.
+pub(super) fn keep(engine: &Engine, recipes: &Path) -> Result<(), Broken> {
+    let kept = engine.recipe.keep(recipes);
+    kept.map(drop)
+        .map_err(|error| Broken::disk(format_args!("cannot keep the settings in {}", recipes.display()), &error))
 }
 
 /// What `{instance}` in file names stands for.
@@ -126,19 +131,20 @@ struct Ready {
 
 impl Ready {
     /// Opens the home and completes what a crash cut short.
-    fn new(config: &Config, desk: &Desk, feed: Feed) -> Result<Self, Failure> {
+    fn new(config: &Config, desk: &Desk, feed: Feed, opening: Opening) -> Result<Self, Broken> {
         let places = Places::of(config);
-        let opened = home::open(&places)?;
+        let opened = home::open(&places, opening)?;
+        keep(&desk.engine(), &places.recipes)?;
         let mut change = home::behind(&opened);
-        let dir = EventDir::open(&config.sink.dir).map_err(|error| {
-            Failure::new(FailureKind::CannotCreate, format!("cannot use the event directory: {error}"))
-        })?;
+        let dir = event_dir(config, opening)?;
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
         let mut source =
             Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.checked.store, &mut patience);
-        let recovered = recover(&opened.contents, &dir, &mut source).map_err(|error| failed(chain(&error)))?;
+        let recovered = recover(&opened.contents, &dir, &mut source);
         drop(source);
-        let Some(recovered) = recovered else { return Err(failed("the journal holds no state")) };
+        let Some(recovered) = recovered.map_err(|error| Broken::new(error.cure(), &error))? else {
+            return Err(failed("the journal holds no state").into());
+        };
         if recovered.blocks > 0 {
             tracing::info!(blocks = recovered.blocks, repaired = recovered.repaired, "recovered from a crash");
         }
@@ -149,14 +155,20 @@ impl Ready {
             // Live files of an earlier configuration are complete now, and get no further lines.
             state.files.retain(|_, file| file.visibility == Visibility::Sealed);
         }
-        let journal = Journal::begin(&places.journal, &opened.contents, &state)
-            .map_err(|error| failed(format!("cannot begin the journal in {}: {error}", places.journal.display())))?;
+        point("start.recovered");
+        let journal = Journal::begin(&places.journal, &opened.contents, &state).map_err(|error| {
+            Broken::disk(format_args!("cannot begin the journal in {}", places.journal.display()), &error)
+        })?;
+        point("start.begun");
         change.state = state.clone();
         let store = opened.checked.store;
-        store.apply(&change).map_err(|error| failed(chain(&error)))?;
+        store.apply(&change)?;
+        point("start.applied");
         // Old segments are what a lost store is rebuilt from: they go when the store has everything for good.
-        store.sync().map_err(|error| failed(chain(&error)))?;
-        journal.prune(config.store.history, SystemTime::now()).map_err(failed)?;
+        store.sync()?;
+        journal.prune(config.store.history, SystemTime::now()).map_err(|error| {
+            Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
+        })?;
         if let Err(error) = home::prune_recipes(&places, &mut state, &desk.engine().fingerprint) {
             tracing::warn!(%error, "cannot remove recipes that nothing needs any more");
         }
@@ -164,11 +176,25 @@ impl Ready {
     }
 }
 
+fn event_dir(config: &Config, opening: Opening) -> Result<EventDir, Broken> {
+    let dir = match opening {
+        Opening::First => EventDir::open(&config.sink.dir),
+        Opening::Again => EventDir::open_present(&config.sink.dir),
+    };
+    dir.map_err(|error| {
+        let failure = Failure::new(FailureKind::CannotCreate, format!("cannot use the event directory: {error}"));
+        match (opening, error.kind()) {
+            (Opening::First, io::ErrorKind::ResourceBusy) => Broken::Lasting(failure),
+            _ => Broken::Passing(failure),
+        }
+    })
+}
+
 impl Pipeline {
     /// Opens the home, recovers, and starts every thread.
-    pub(super) fn start(config: &Config, desk: &Arc<Desk>, feed: Feed) -> Result<Arc<Self>, Failure> {
-        let ready = Ready::new(config, desk, feed)?;
-        Self::spawn(config, desk, feed, ready)
+    pub(super) fn start(config: &Config, desk: &Arc<Desk>, feed: Feed, opening: Opening) -> Result<Arc<Self>, Broken> {
+        let ready = Ready::new(config, desk, feed, opening)?;
+        Ok(Self::spawn(config, desk, feed, ready)?)
     }
 
     fn spawn(config: &Config, desk: &Arc<Desk>, feed: Feed, ready: Ready) -> Result<Arc<Self>, Failure> {
@@ -264,6 +290,11 @@ impl Pipeline {
         Ok(pipeline)
     }
 
+    /// Whether it has made a checkpoint: the disk takes what is written.
+    pub(super) fn has_saved(&self) -> bool {
+        self.gauges.durable().version > 0
+    }
+
     /// Whether a thread of the data plane has ended, which outside of a stop is a failure.
     pub(super) fn has_ended(&self) -> bool {
         let consumer = self.consumer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -276,7 +307,7 @@ impl Pipeline {
 
     /// Whether no work on the failure queue may begin any more.
     pub(super) fn is_ending(&self) -> bool {
-        self.ending.load(Ordering::Acquire) || self.desk.stopping()
+        self.ending.load(Ordering::Acquire) || self.desk.stopping() || self.gauges.is_over()
     }
 
     /// Waits until nobody works on the failure queue, and finishes what they left behind the consumer's last barrier.
@@ -296,9 +327,13 @@ impl Pipeline {
         }
     }
 
-    /// Ends every thread front to back and returns the first failure. The consumer has been told to stop.
-    pub(super) fn end(&self) -> Result<(), Failure> {
+    /// Ends every thread front to back and returns the first failure. When the service is to stop, this is called after the
+    /// consumer has finished everything; else what is in flight is dropped.
+    pub(super) fn end(&self) -> Result<(), Broken> {
         self.ending.store(true, Ordering::Release);
+        if !self.desk.stopping() {
+            self.gauges.end();
+        }
         let mut outcome = Ok(());
         if !self.ended.is_empty() {
             // The delivery failed: it is what the others failed of.
@@ -307,18 +342,19 @@ impl Pipeline {
         if let Some(consumer) = self.consumer.lock().unwrap_or_else(PoisonError::into_inner).take() {
             let consumed = match consumer.join() {
                 Ok(Ok(()) | Err(consumer::Error::Closed)) => Ok(()),
-                Ok(Err(error)) => Err(failed(chain(&error))),
-                Err(_) => Err(failed("the kafka thread panicked; see the service log")),
+                Ok(Err(error)) => Err(failed(chain(&error)).into()),
+                Err(_) => Err(failed("the kafka thread panicked; see the service log").into()),
             };
             outcome = outcome.and(consumed);
-            if self.ended.is_empty() {
+            if self.ended.is_empty() && self.desk.stopping() {
                 self.end_queue();
             }
         }
+        self.gauges.end();
         drop(self.blocks.lock().unwrap_or_else(PoisonError::into_inner).take());
         for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if worker.join().is_err() {
-                outcome = outcome.and(Err(failed("a transform thread panicked; see the service log")));
+                outcome = outcome.and(Err(failed("a transform thread panicked; see the service log").into()));
             }
         }
         drop(self.inbox.send(Inbox::End));
@@ -333,12 +369,12 @@ impl Pipeline {
         outcome
     }
 
-    fn delivery_outcome(&self) -> Result<(), Failure> {
+    fn delivery_outcome(&self) -> Result<(), Broken> {
         match self.ended.recv_timeout(STOP_DEADLINE) {
             Ok(Ok(())) | Err(crossbeam_channel::RecvTimeoutError::Timeout) => Ok(()),
-            Ok(Err(error)) => Err(failed(chain(&error))),
+            Ok(Err(error)) => Err(Broken::new(error.cure(), &error)),
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
-                Err(failed("the delivery thread panicked; see the service log"))
+                Err(failed("the delivery thread panicked; see the service log").into())
             }
         }
     }

@@ -376,5 +376,5 @@ impl Pipeline {
 }
 
 fn stopping() -> Failure {
-    Failure::new(FailureKind::Unavailable, "the service is stopping")
+    Failure::new(FailureKind::Unavailable, "the service is stopping, or begins again after its disk failed; see status")
 }

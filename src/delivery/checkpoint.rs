@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender};
 
 use super::{Error, Gauges, Inbox};
+use crate::fault::point;
 use crate::msource::journal::{Frame, Journal};
 use crate::msource::store::{Store, StoreChange, StoreError};
 
@@ -46,9 +47,11 @@ impl Checkpointer {
     /// Makes a checkpoint.
     pub(super) fn run(&self, job: Job) -> Result<Finished, Error> {
         let begun = Instant::now();
+        point("checkpoint.begun");
         for file in &job.files {
             file.sync_data().map_err(|error| Error::Sync("an event file".into(), error))?;
         }
+        point("checkpoint.synced");
         let number = job.change.state.number;
         let file = {
             let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
@@ -56,11 +59,14 @@ impl Checkpointer {
             journal.append(&frame).map_err(|error| Error::Journal(self.journal_dir.clone(), error))?;
             journal.file()
         };
+        point("checkpoint.noted");
         file.sync_data().map_err(|error| Error::Sync("the journal".into(), error))?;
+        point("checkpoint.durable");
         if !job.change.remove.is_empty() {
-            crate::fault::point("queue_checkpointed");
+            point("queue_checkpointed");
         }
         self.save(&job.change)?;
+        point("checkpoint.saved");
         let mut durable = self.gauges.durable();
         durable.state = job.change.state;
         durable.at = Instant::now();
@@ -84,6 +90,9 @@ impl Checkpointer {
                     self.gauges.set_unsaved(None);
                     return Ok(saved?);
                 }
+            }
+            if self.gauges.is_over() {
+                return Ok(self.store.apply(change)?);
             }
             thread::park_timeout(pause);
             pause = (pause * 2).min(PAUSES.1);

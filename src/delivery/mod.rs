@@ -15,11 +15,12 @@
 //! **Recovery** ([`recovery`]) looks at the blocks after the last checkpoint and completes what is missing in the files.
 //!
 //! **How it fails.** A disk, directory or permission that fails stalls the thread: it says so in [`Gauges`], tries again
-//! with backoff, and goes on where it stopped; nothing is taken from Kafka meanwhile. A failed sync or a broken invariant
-//! ends the process with an [`Error`]; the next start recovers.
+//! with backoff, and goes on where it stopped; nothing is taken from Kafka meanwhile. A failed sync, a journal or a store
+//! that fails, and a broken invariant end both threads with an [`Error`]. [`Error::cure`] says whether a new delivery,
+//! which begins with a recovery as after a kill, may do better.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -43,11 +44,11 @@ mod writer;
 
 pub use writer::{Delivery, Parts, spawn};
 
-/// Why delivery cannot go on: the process ends, and the next start recovers.
+/// Why delivery cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A sync failed: what it covered may be gone although a later sync succeeds.
-    #[error("cannot sync {0} to disk; check the disk, then start again")]
+    #[error("cannot sync {0} to disk")]
     Sync(String, #[source] std::io::Error),
     /// The journal failed.
     #[error("cannot write the journal {}", .0.display())]
@@ -73,6 +74,39 @@ pub enum Error {
     /// A thread could not be started, or ended too early.
     #[error("{0}")]
     Thread(String),
+}
+
+/// What may help after an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cure {
+    /// To begin again: the disk may do better then.
+    Again,
+    /// Nothing that the program could do.
+    None,
+}
+
+impl Error {
+    /// What may help.
+    pub fn cure(&self) -> Cure {
+        match self {
+            // A hidden file that is gone is found out by recovery, which lets its partition be read again.
+            Self::Sync(..) | Self::Journal(..) | Self::Hidden(_) => Cure::Again,
+            Self::Store(error) => error.into(),
+            Self::NotNext { .. } | Self::Thread(_) => Cure::None,
+        }
+    }
+}
+
+impl From<&StoreError> for Cure {
+    /// A damaged store is rebuilt when it is opened again.
+    fn from(error: &StoreError) -> Self {
+        match error {
+            StoreError::Locked(_) | StoreError::Damaged(..) | StoreError::NoRoom { .. } | StoreError::Io(..) => {
+                Self::Again
+            }
+            StoreError::Newer(_) => Self::None,
+        }
+    }
 }
 
 /// What the delivery thread is sent.
@@ -252,6 +286,8 @@ pub struct Gauges {
     stalled: Mutex<Option<String>>,
     /// What keeps progress from being saved, for people.
     unsaved: Mutex<Option<String>>,
+    /// Set once nothing is written any more.
+    over: AtomicBool,
     /// Files open for writing.
     pub open_files: AtomicUsize,
     /// Bytes in the failure queue, those not checkpointed yet included.
@@ -297,6 +333,7 @@ impl Gauges {
             durable: Mutex::new(Durable { state, at: Instant::now(), version: 0 }),
             stalled: Mutex::default(),
             unsaved: Mutex::default(),
+            over: AtomicBool::new(false),
             open_files: AtomicUsize::new(0),
             queue_bytes,
             stayed: AtomicU64::new(0),
@@ -370,6 +407,16 @@ impl Gauges {
     pub fn stalled(&self) -> Option<String> {
         let stalled = self.stalled.lock().unwrap_or_else(PoisonError::into_inner).clone();
         stalled.or_else(|| self.unsaved.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    /// Whoever works for this delivery is to end: what is in flight is made again by the next one.
+    pub fn end(&self) {
+        self.over.store(true, Ordering::Release);
+    }
+
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
     }
 
     fn set_unsaved(&self, what: Option<String>) {

@@ -3,7 +3,9 @@
 //! It walks over what the journal has after the last checkpoint. Each block says which bytes it put where; they are
 //! checked against length and CRC:
 //!
-//! - All there: the block is done, nothing is read again.
+//! - All there: the block is done, nothing is read again. Its bytes are written once more in their place, which no reader
+//!   can see: what is in the page cache may be lost to the disk, when a sync that failed came before this, and the next
+//!   sync would succeed without it.
 //! - Cut short or damaged: the block is made again from its source under its recipe, and what is missing is appended, so
 //!   that a torn line is completed and never cut: collectors that tail a file start over when it shrinks. Damage, which
 //!   only a power cut leaves, is written over in place.
@@ -23,12 +25,14 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use super::Cure;
 use super::refit::{Behind, refit};
 use crate::config::Visibility;
-use crate::msink::dir::EventDir;
+use crate::fault::point;
+use crate::msink::dir::{EventDir, blames_name};
 use crate::msink::name::hidden;
 use crate::msource::journal::{Block, BlockSource, Contents, FileState, Frame, Piece, QueueEntry, State};
-use crate::msource::store::StoreChange;
+use crate::msource::store::{StoreChange, StoreError};
 
 /// Makes the lines of a block again.
 pub trait Regenerate {
@@ -57,6 +61,20 @@ pub enum RecoveryError {
     /// The source cannot work at all.
     #[error("cannot read again what a crash cut short: {0}")]
     Source(String),
+    /// The store, where entries of the failure queue are read again, failed.
+    #[error("cannot read again what a crash cut short")]
+    Store(#[from] StoreError),
+}
+
+impl RecoveryError {
+    /// What may help.
+    pub fn cure(&self) -> Cure {
+        match self {
+            Self::File(..) => Cure::Again,
+            Self::Store(error) => error.into(),
+            Self::Stopped | Self::Source(_) => Cure::None,
+        }
+    }
 }
 
 /// Where recovery ended.
@@ -106,6 +124,7 @@ pub fn recover(
     }
     work.append_overflow()?;
     work.cut_ends()?;
+    point("recovery.unsynced");
     work.sync()?;
     work.remove_refused()?;
     Ok(Some(Recovered { blocks, repaired: work.repaired, state: work.state }))
@@ -191,7 +210,7 @@ impl Work<'_> {
                 tracing::error!(file = path, "somebody replaced this file; it is left as it is");
                 Ok(Found::Foreign)
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            Err(error) if error.kind() == io::ErrorKind::NotFound || blames_name(&error) => {
                 if state.inode != 0 {
                     tracing::error!(file = path, "somebody removed this file; its last lines are gone with it");
                 }
@@ -212,12 +231,18 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Whether every piece of the block is there.
+    /// Whether every piece of the block is there. What is there is written once more, so that the next sync covers it.
     fn complete(&mut self, block: &Block) -> Result<bool, RecoveryError> {
         for piece in &block.pieces {
             let Some(file) = self.file(piece.file)? else { continue };
-            let bytes = read(file, piece).map_err(|error| RecoveryError::File(self.name(piece.file), error))?;
-            if bytes.len() as u64 != piece.length || crc32c::crc32c(&bytes) != piece.crc {
+            let again = read(file, piece).and_then(|bytes| {
+                let complete = bytes.len() as u64 == piece.length && crc32c::crc32c(&bytes) == piece.crc;
+                if complete {
+                    file.write_all_at(&bytes, piece.position)?;
+                }
+                Ok(complete)
+            });
+            if !again.map_err(|error| RecoveryError::File(self.name(piece.file), error))? {
                 return Ok(false);
             }
         }
@@ -248,13 +273,12 @@ impl Work<'_> {
         let name = self.name(piece.file);
         let failed = |error| RecoveryError::File(name.clone(), error);
         let Some(file) = self.file(piece.file)? else { return Ok(()) };
-        let there = read(file, piece).map_err(failed)?;
-        let same = lines.len() as u64 == piece.length && crc32c::crc32c(lines) == piece.crc;
-        if same {
-            // What is there and right is not touched: somebody may be reading it.
-            let good = there.iter().zip(lines).take_while(|(there, line)| there == line).count();
-            return file.write_all_at(&lines[good..], piece.position + good as u64).map_err(failed);
+        if lines.len() as u64 == piece.length && crc32c::crc32c(lines) == piece.crc {
+            file.write_all_at(lines, piece.position).map_err(failed)?;
+            point("recovery.mended");
+            return Ok(());
         }
+        let there = read(file, piece).map_err(failed)?;
         self.replace(piece, &there, lines)?;
         tracing::error!(
             file = name,
@@ -271,7 +295,7 @@ impl Work<'_> {
         let behind = if last && !self.overflow.contains_key(&piece.file) { Behind::Nothing } else { Behind::Pieces };
         let fit = refit(there, lines, length, behind);
         if let Some(file) = self.file(piece.file)? {
-            file.write_all_at(&fit.bytes[fit.kept..], piece.position + fit.kept as u64).map_err(failed)?;
+            file.write_all_at(&fit.bytes, piece.position).map_err(failed)?;
         }
         if !fit.overflow.is_empty() {
             self.overflow.entry(piece.file).or_default().extend(fit.overflow);

@@ -26,7 +26,7 @@ use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
-use super::writer::{Delivery, answer, may_pass};
+use super::writer::{Delivery, answer};
 use super::{CommitPoint, Error, SealRequest, Verdict};
 use crate::config::Visibility;
 use crate::fault;
@@ -203,7 +203,8 @@ impl Delivery {
                     Ok(()) => reply.iter().for_each(answer),
                     Err(error) => {
                         self.seal.steps.push_front((step, reply));
-                        self.stalled(&may_pass(error)?);
+                        let error = self.may_pass(error)?;
+                        self.stalled(&error);
                         break;
                     }
                 }

@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
@@ -14,8 +14,9 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use super::checkpoint::{Checkpointer, Finished, Job};
 use super::seal::Sealing;
 use super::{Budget, CommitPoint, Error, Finish, Gauges, Inbox};
-use crate::block::{DoneBlock, Source};
+use crate::block::{DoneBlock, Lines, Source};
 use crate::config;
+use crate::msink::dir::blames_name;
 use crate::msink::file::{FileSink, HiddenGone, Ledger, Now, RotateReason, SyncFailed};
 use crate::msource::journal::{
     Block, BlockSource, FileIntent, Frame, Journal, Piece, QueueCause, QueueChange, QueueEntry, State,
@@ -115,7 +116,9 @@ struct Stall {
 pub struct Delivery {
     inbox: Receiver<Inbox>,
     pub(super) checkpointer: Arc<Checkpointer>,
-    jobs: Sender<Job>,
+    /// To the checkpoint thread, which ends without it.
+    jobs: Option<Sender<Job>>,
+    checkpoints: Option<JoinHandle<()>>,
     pub(super) sink: FileSink,
     pub(super) state: State,
     pub(super) tracker: Arc<Tracker>,
@@ -173,14 +176,15 @@ impl Delivery {
             gauges: Arc::clone(&parts.gauges),
         });
         let (jobs, received) = bounded(1);
-        Arc::clone(&checkpointer)
+        let checkpoints = Arc::clone(&checkpointer)
             .spawn(received, parts.inbox_sender)
             .map_err(|error| Error::Thread(format!("cannot start the checkpoint thread: {error}")))?;
         let now = Instant::now();
         Ok(Self {
             inbox: parts.inbox,
             checkpointer,
-            jobs,
+            jobs: Some(jobs),
+            checkpoints: Some(checkpoints),
             sink: parts.sink,
             state: parts.state,
             tracker: parts.tracker,
@@ -216,8 +220,24 @@ impl Delivery {
         })
     }
 
-    /// Works until an error, or until it is told to end.
+    /// Works until an error, or until it is told to end. Nothing of the home is open or locked any more when it returns.
     pub fn run(mut self) -> Result<(), Error> {
+        let outcome = self.work();
+        if let Err(error) = &outcome {
+            // Nothing more is to be taken from Kafka, whoever is the first to notice.
+            self.gauges.set_stalled(Some(error.to_string()));
+        }
+        self.gauges.end();
+        drop(self.jobs.take());
+        if let Some(checkpoints) = self.checkpoints.take() {
+            checkpoints.thread().unpark();
+            // What it did not do tells itself in the outcome, or is not needed any more.
+            drop(checkpoints.join());
+        }
+        outcome
+    }
+
+    fn work(&mut self) -> Result<(), Error> {
         self.resume_seals();
         loop {
             match self.inbox.recv_timeout(self.patience()) {
@@ -353,7 +373,10 @@ impl Delivery {
         if self.stall.as_ref().is_some_and(|stall| now >= stall.again) {
             match self.sink.reopen_dir() {
                 Ok(()) => self.advance()?,
-                Err(error) => self.stalled(&may_pass(error)?),
+                Err(error) => {
+                    let error = self.may_pass(error)?;
+                    self.stalled(&error);
+                }
             }
         }
         if now >= self.last_tick + ROTATION_TICK {
@@ -364,6 +387,7 @@ impl Delivery {
                 }
                 // Only the journal can fail here; what was not finished is due again at the next tick.
                 if let Err(error) = self.with_sink(|sink, ledger, now| sink.rotate_due(now, ledger)) {
+                    let error = self.may_pass(error)?;
                     tracing::error!(%error, "cannot finish a file yet");
                 }
                 self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
@@ -398,7 +422,8 @@ impl Delivery {
                     Ok(()) => self.settle(writing),
                     Err(error) => {
                         self.writing = Some(writing);
-                        self.stalled(&may_pass(error)?);
+                        let error = self.may_pass(error)?;
+                        self.stalled(&error);
                         return Ok(());
                     }
                 }
@@ -410,7 +435,9 @@ impl Delivery {
             let Some(item) = self.waiting.remove(&self.next_ticket) else { break };
             self.next_ticket += 1;
             match item {
-                Item::Block(block) => self.writing = Some(Writing { block, frame: None, piece: 0, done: 0 }),
+                Item::Block(block) => {
+                    self.writing = Some(Writing { block, frame: None, piece: 0, done: 0 });
+                }
                 Item::Note { frame, reply } => {
                     self.append(&frame)?;
                     self.sync_journal()?;
@@ -448,11 +475,17 @@ impl Delivery {
 
     /// Writes a block, going on where a stall stopped it. The outer error ends the process, the inner one stalls.
     fn write(&mut self, writing: &mut Writing) -> Result<io::Result<()>, Error> {
-        if writing.frame.is_none() {
-            match self.admit(&writing.block)? {
-                Err(error) => return Ok(Err(error)),
-                Ok(None) => return Ok(Ok(())),
-                Ok(Some(frame)) => writing.frame = Some(frame),
+        while writing.frame.is_none() {
+            match self.targets(&writing.block) {
+                Err((piece, error)) => {
+                    if let Err(error) = refuse(&mut writing.block, piece, error) {
+                        return Ok(Err(error));
+                    }
+                }
+                Ok(targets) => match self.admit(&writing.block, &targets)? {
+                    None => return Ok(Ok(())),
+                    frame => writing.frame = frame,
+                },
             }
         }
         let Some(frame) = &writing.frame else { return Ok(Ok(())) };
@@ -472,18 +505,22 @@ impl Delivery {
         Ok(Ok(()))
     }
 
-    /// Decides where the lines go and puts the block into the journal; `None` when its assignment is over.
-    fn admit(&mut self, block: &DoneBlock) -> Result<io::Result<Option<Box<Block>>>, Error> {
-        let mut pieces = Vec::with_capacity(block.pieces.len());
-        for lines in &block.pieces {
+    /// Decides where each piece goes: file and position. An error comes with the piece that it is about.
+    fn targets(&mut self, block: &DoneBlock) -> Result<Vec<(u64, u64)>, (usize, io::Error)> {
+        let target = |(piece, lines): (usize, &Lines)| {
             let target = self.with_sink(|sink, ledger, now| sink.target(&lines.key, now, ledger));
-            let (file, position) = match target {
-                Ok(target) => target,
-                Err(error) => return Ok(Err(error)),
-            };
+            target.map_err(|error| (piece, error))
+        };
+        block.pieces.iter().enumerate().map(target).collect()
+    }
+
+    /// Puts the block into the journal; `None` when its assignment is over.
+    fn admit(&mut self, block: &DoneBlock, targets: &[(u64, u64)]) -> Result<Option<Box<Block>>, Error> {
+        let piece = |(lines, (file, position)): (&Lines, &(u64, u64))| {
             let length = lines.bytes.len() as u64;
-            pieces.push(Piece { file, position, length, crc: lines.crc, lines: lines.lines });
-        }
+            Piece { file: *file, position: *position, length, crc: lines.crc, lines: lines.lines }
+        };
+        let pieces = block.pieces.iter().zip(targets).map(piece).collect();
         let mut next_key = self.state.next_key;
         let mut fresh = || {
             next_key += 1;
@@ -513,18 +550,19 @@ impl Delivery {
             Source::Partition { epoch, from, to } => {
                 match self.tracker.admit(&to.partition, *epoch, *from, to.next, append) {
                     Ok(appended) => appended,
-                    Err(Refusal::Stale) => return Ok(Ok(None)),
+                    Err(Refusal::Stale) => return Ok(None),
                     Err(Refusal::NotNext { expected }) => {
                         return Err(Error::NotNext { partition: to.partition.clone(), from: *from, expected });
                     }
                 }
             }
         };
+        appended.map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
         let Frame::Block(block) = frame else { unreachable!("made above") };
         if matches!(block.source, BlockSource::Queue(_)) {
             crate::fault::point("queue_framed");
         }
-        Ok(appended.map(|()| Some(block)))
+        Ok(Some(block))
     }
 
     /// A block is written, or dropped because its assignment is over.
@@ -609,8 +647,10 @@ impl Delivery {
                 Finish::Files if self.is_sealed() => self.want_all(reply),
                 Finish::Hidden(partitions) if self.is_sealed() => self.want_partitions(partitions, reply),
                 Finish::Files => {
-                    self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger))
-                        .map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
+                    if let Err(error) = self.with_sink(|sink, ledger, _| sink.finish_all(RotateReason::Stop, ledger)) {
+                        let error = self.may_pass(error)?;
+                        return Err(Error::Journal(self.checkpointer.journal_dir.clone(), error));
+                    }
                     self.dirty = true;
                     self.answer_after_checkpoint(reply)?;
                 }
@@ -640,7 +680,8 @@ impl Delivery {
         self.last_checkpoint = Instant::now();
         self.answers.append(&mut self.next_answers);
         let job = self.job();
-        self.jobs.send(job).map_err(|_| Error::Thread("the checkpoint thread ended".into()))
+        let sent = self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok());
+        sent.ok_or_else(|| Error::Thread("the checkpoint thread ended".into()))
     }
 
     /// Makes everything durable that is written, here and now. No checkpoint may be under way.
@@ -704,6 +745,23 @@ impl Delivery {
         file.sync_data().map_err(|error| Error::Sync("the journal".into(), error))
     }
 
+    /// Tells what is tried again in place from a failed sync, after which nothing can be relied on, and from a journal that
+    /// takes no frames.
+    pub(super) fn may_pass(&self, error: io::Error) -> Result<io::Error, Error> {
+        let error = match error.downcast::<SyncFailed>() {
+            Ok(SyncFailed { what, source }) => return Err(Error::Sync(what, source)),
+            Err(error) => error,
+        };
+        let error = match error.downcast::<HiddenGone>() {
+            Ok(gone) => return Err(Error::Hidden(gone)),
+            Err(error) => error,
+        };
+        match error.downcast::<JournalFailed>() {
+            Ok(JournalFailed(source)) => Err(Error::Journal(self.checkpointer.journal_dir.clone(), source)),
+            Err(error) => Ok(error),
+        }
+    }
+
     fn with_sink<T>(
         &mut self,
         act: impl FnOnce(&mut FileSink, &mut dyn Ledger, Now) -> io::Result<T>,
@@ -712,6 +770,11 @@ impl Delivery {
         act(&mut self.sink, &mut ledger, Now::current())
     }
 }
+
+/// The journal failed. Comes inside an [`io::Error`].
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write the journal")]
+struct JournalFailed(#[source] io::Error);
 
 /// Keeps account of files in the journal and the state.
 struct JournalLedger<'a> {
@@ -722,7 +785,7 @@ struct JournalLedger<'a> {
 impl JournalLedger<'_> {
     fn note(&mut self, frame: &Frame, durable: bool) -> io::Result<()> {
         let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        journal.append(frame)?;
+        journal.append(frame).map_err(|error| io::Error::other(JournalFailed(error)))?;
         if durable {
             journal.sync().map_err(|error| SyncFailed::io("the journal", error))?;
         }
@@ -745,16 +808,20 @@ impl Ledger for JournalLedger<'_> {
     }
 }
 
-/// Tells what may pass from a failed sync, after which nothing can be relied on, and from a hidden file that is gone.
-pub(super) fn may_pass(error: io::Error) -> Result<io::Error, Error> {
-    let error = match error.downcast::<SyncFailed>() {
-        Ok(SyncFailed { what, source }) => return Err(Error::Sync(what, source)),
-        Err(error) => error,
-    };
-    match error.downcast::<HiddenGone>() {
-        Ok(gone) => Err(Error::Hidden(gone)),
-        Err(error) => Ok(error),
+/// Rejects the records of a piece that can have no file by the fault of their own names; any other error is returned.
+fn refuse(block: &mut DoneBlock, piece: usize, error: io::Error) -> io::Result<()> {
+    let is_theirs = block.pieces.get(piece).is_some_and(|lines| !lines.rejects.is_empty());
+    if !is_theirs || !blames_name(&error) {
+        return Err(error);
     }
+    let lines = block.pieces.remove(piece);
+    tracing::warn!(key = ?lines.key, %error, records = lines.lines, "no file can have the name that these records ask for");
+    for mut rejected in lines.rejects {
+        rejected.entry.reject.detail = format!("its file cannot be made: {error}").into();
+        block.rejects.push(rejected);
+    }
+    block.rejects.sort_by_key(|rejected| (rejected.key, rejected.entry.offset));
+    Ok(())
 }
 
 /// Answers; who asked may have given up waiting.

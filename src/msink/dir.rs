@@ -15,16 +15,18 @@
 //! How it fails: with the system's error. [`blames_name`] tells what is wrong with one name from what is wrong with the
 //! disk. A name that is taken is [`io::ErrorKind::AlreadyExists`].
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+
+use crate::durable::create_dirs;
 
 /// Mode of directories that are made here.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -50,7 +52,17 @@ impl EventDir {
     /// Opens and locks the directory; makes it, and those above it, if it is not there. A directory that another owner
     /// holds is [`io::ErrorKind::ResourceBusy`].
     pub fn open(path: &Path) -> io::Result<Self> {
-        make_all(path).map_err(|error| about(path, "create", &error))?;
+        let make = || {
+            create_dirs(path)?
+                .iter()
+                .try_for_each(|made| fs::set_permissions(made, Permissions::from_mode(DIRECTORY_MODE)))
+        };
+        make().map_err(|error| about(path, "create", &error))?;
+        Self::open_present(path)
+    }
+
+    /// Opens and locks a directory that must be there: one that was in use and is gone may be a mount that is missing.
+    pub fn open_present(path: &Path) -> io::Result<Self> {
         Ok(Self { path: path.to_owned(), root: lock(path)? })
     }
 
@@ -95,8 +107,10 @@ impl EventDir {
         match finish() {
             Ok(inode) => Ok((file, inode)),
             Err(error) => {
-                // Nobody knows the file yet. Left behind, it would only make the next attempt skip its name.
+                // Nobody knows the file yet. Left behind, it would only make the next attempt skip its name. The directories that
+                // are empty then go too: after a sync that failed, only what is made anew is sure to be synced by the next one.
                 unlinkat(parent, file_name, UnlinkatFlags::NoRemoveDir).ok();
+                self.remove_empty(name, &parents);
                 Err(error)
             }
         }
@@ -176,6 +190,17 @@ impl EventDir {
         Ok((parents, file_name))
     }
 
+    /// Removes the directories on the way to `name` that have nothing in them.
+    fn remove_empty(&self, name: &str, parents: &[OwnedFd]) {
+        let components: Vec<&str> = name.split('/').collect();
+        for depth in (0..parents.len()).rev() {
+            let above = self.innermost(&parents[..depth]);
+            if unlinkat(above, components[depth], UnlinkatFlags::RemoveDir).is_err() {
+                break;
+            }
+        }
+    }
+
     fn innermost<'a>(&'a self, parents: &'a [OwnedFd]) -> BorrowedFd<'a> {
         parents.last().map_or(self.root.as_fd(), AsFd::as_fd)
     }
@@ -218,28 +243,6 @@ fn lock(path: &Path) -> io::Result<File> {
         )),
         Err(TryLockError::Error(error)) => Err(about(path, "lock", &error)),
     }
-}
-
-/// Makes the event directory and those above it, each durable in its parent.
-fn make_all(path: &Path) -> io::Result<()> {
-    match make_durable(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_all(path.parent().ok_or(error)?)?;
-            make_durable(path)
-        }
-        done => done,
-    }
-}
-
-/// Makes one directory of a path, unless something is there.
-fn make_durable(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(()),
-        made => made?,
-    }
-    fs::set_permissions(path, Permissions::from_mode(DIRECTORY_MODE))?;
-    let above = path.parent().filter(|above| !above.as_os_str().is_empty());
-    File::open(above.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Makes one directory and opens it. Its entry is synced with the file that it is made for.

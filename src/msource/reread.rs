@@ -18,6 +18,7 @@ use super::store::Store;
 use super::tracker::Tracker;
 use crate::block::{RawBlock, Records, Source};
 use crate::delivery::recovery::{RecoveryError, Regenerate, Regenerated};
+use crate::record::Reason;
 use crate::transform::recipe::{Engine, Recipe, RecipeError};
 use crate::transform::worker::Worker;
 
@@ -149,6 +150,21 @@ fn read(client: &Client, to: &Position, wait: &mut dyn Wait) -> Result<Result<Ve
     }
 }
 
+/// The records of a block without those that could have no file, whatever is in the way of it by now.
+fn without_file(records: Records, block: &Block) -> Records {
+    let refused: Vec<_> = block.rejects.iter().filter(|(_, entry)| entry.reject.reason == Reason::Sink).collect();
+    match records {
+        Records::Kafka(mut messages) => {
+            messages.retain(|message| refused.iter().all(|(_, entry)| entry.offset != message.offset()));
+            Records::Kafka(messages)
+        }
+        Records::Queue(mut entries) => {
+            entries.retain(|(key, _)| refused.iter().all(|(refused, _)| refused != key));
+            Records::Queue(entries)
+        }
+    }
+}
+
 impl Regenerate for Rereader<'_> {
     fn lines(&mut self, block: &Block) -> Result<Regenerated, RecoveryError> {
         let engine = match self.engine(&block.recipe) {
@@ -170,12 +186,13 @@ impl Regenerate for Rereader<'_> {
                     match self.store.entry(*key) {
                         Ok(Some(entry)) => entries.push((*key, entry)),
                         Ok(None) => return Ok(Regenerated::Gone(format!("entry {key} of the failure queue is gone"))),
-                        Err(error) => return Err(RecoveryError::Source(error.to_string())),
+                        Err(error) => return Err(error.into()),
                     }
                 }
                 (Source::Queue(taken.clone()), Records::Queue(entries))
             }
         };
+        let records = without_file(records, block);
         let done = self.worker.run(RawBlock { ticket: 0, source, records, engine, now: now_millis(), cost: 0 });
         Ok(Regenerated::Lines(done.pieces.into_iter().map(|lines| lines.bytes).collect()))
     }

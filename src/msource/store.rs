@@ -229,7 +229,12 @@ impl Store for SledStore {
 
     fn sync(&self) -> Result<(), StoreError> {
         self.db.flush().map_err(|error| self.error(error))?;
-        sync_tree(&self.path).map_err(|error| StoreError::Io(self.path.clone(), error))
+        let sync = || {
+            sync_tree(&self.path)?;
+            // Its own name, which nobody else makes durable.
+            self.path.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
+        };
+        sync().map_err(|error| StoreError::Io(self.path.clone(), error))
     }
 }
 

@@ -5,9 +5,8 @@
 //! was, whatever settings and configuration are in force by then.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,6 +15,8 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Options, Transform};
 use crate::config::{Compression, Payload, Sink, TimeZone, Validation, Visibility};
+use crate::durable::create_dirs;
+use crate::fault::point;
 use crate::msink::name::{Fields, NameTemplate};
 use crate::settings::{Settings, Sources};
 
@@ -81,21 +82,37 @@ impl Recipe {
         }
     }
 
-    /// Keeps it in the directory, durably, under its fingerprint; returns that.
-    pub fn keep(&self, dir: &Path) -> io::Result<String> {
+    fn text(&self) -> io::Result<(String, String)> {
         let text = serde_json::to_string_pretty(self)?;
         let fingerprint = format!("{:032x}", xxh3_128(text.as_bytes()));
+        Ok((text, fingerprint))
+    }
+
+    /// Its name.
+    pub fn fingerprint(&self) -> io::Result<String> {
+        Ok(self.text()?.1)
+    }
+
+    /// Keeps it in the directory, durably, under its fingerprint; returns that.
+    pub fn keep(&self, dir: &Path) -> io::Result<String> {
+        let (text, fingerprint) = self.text()?;
         let path = dir.join(format!("{fingerprint}.json"));
-        if !path.try_exists()? {
-            DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
+        create_dirs(dir)?;
+        let is_new = !path.try_exists()?;
+        if is_new {
             let new = path.with_extension("new");
             let mut file = File::create(&new)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
         }
-        File::open(dir)?.sync_all()?;
-        Ok(fingerprint)
+        point("recipe.unnamed");
+        let synced = File::open(dir).and_then(|dir| dir.sync_all());
+        if synced.is_err() && is_new {
+            // Found there, it would be taken for durable the next time.
+            fs::remove_file(&path).ok();
+        }
+        synced.map(|()| fingerprint)
     }
 
     /// Reads a kept recipe.
@@ -131,6 +148,7 @@ impl Recipe {
         let options =
             Options { app_id: self.app_id, validation: self.validation, uuid: self.uuid, time_zone: self.time_zone };
         Ok(Engine {
+            recipe: self.clone(),
             fingerprint: fingerprint.into(),
             transform: Transform::new(&settings, options),
             payload: self.payload,
@@ -145,6 +163,8 @@ impl Recipe {
 
 /// A recipe made ready for work; shared by all workers.
 pub struct Engine {
+    /// What it was made of.
+    pub recipe: Recipe,
     /// The recipe's fingerprint.
     pub fingerprint: Arc<str>,
     /// Record to line.

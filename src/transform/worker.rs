@@ -18,7 +18,7 @@ use crate::config::{Compression, Visibility};
 use crate::msink::FileKey;
 use crate::msource::TopicPartition;
 use crate::msource::payload::Decoder;
-use crate::record::{Discard, Reject};
+use crate::record::{Discard, Reason, Reject};
 
 /// Buffers above this size are not kept for the next block.
 const SPARE_MAX: usize = 8 << 20;
@@ -35,9 +35,10 @@ pub fn spawn<T: From<DoneBlock> + Send + 'static>(
             let (blocks, done, spare) = (blocks.clone(), done.clone(), spare.clone());
             thread::Builder::new().name(format!("transform-{number}")).spawn(move || {
                 let mut worker = Worker::new(spare);
-                for block in blocks {
+                for block in &blocks {
                     if done.send(worker.run(block).into()).is_err() {
-                        break;
+                        // Nobody wants them any more. They are freed all the same: the client of Kafka waits for its records.
+                        blocks.iter().for_each(drop);
                     }
                 }
             })
@@ -88,9 +89,7 @@ impl Worker {
                         timestamp: message.timestamp(),
                         value: message.value(),
                     };
-                    if let Err(reject) = one.take(&origin) {
-                        one.output.rejects.push(Rejected::first(message, to, reject, &engine.fingerprint, now));
-                    }
+                    one.settle(&origin, |reject| Rejected::first(message, to, reject, &engine.fingerprint, now));
                 }
             }
             Records::Queue(entries) => {
@@ -104,9 +103,7 @@ impl Worker {
                         timestamp: entry.timestamp,
                         value: Some(&entry.value),
                     };
-                    if let Err(reject) = one.take(&origin) {
-                        one.output.rejects.push(Rejected::again(key, entry, reject, &engine.fingerprint, now));
-                    }
+                    one.settle(&origin, |reject| Rejected::again(key, entry.clone(), reject, &engine.fingerprint, now));
                 }
             }
         }
@@ -135,8 +132,29 @@ struct One<'a> {
     output: &'a mut Output,
 }
 
+/// What became of a record that is not rejected.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Taken {
+    /// It is filtered, or a line of a file that names in records have no part in.
+    Done,
+    /// It is a line of a file that its own names decide: no file may be able to have it.
+    Named,
+}
+
 impl One<'_> {
-    fn take(&mut self, origin: &Origin<'_>) -> Result<(), Reject> {
+    /// Transforms a record, and keeps what may be needed of it.
+    fn settle(&mut self, origin: &Origin<'_>, rejected: impl Fn(Reject) -> Rejected) {
+        match self.take(origin) {
+            Ok(Taken::Done) => {}
+            Ok(Taken::Named) => {
+                let reject = Reject::new(Reason::Sink, "its file cannot be made");
+                self.output.pieces[self.output.last].rejects.push(rejected(reject));
+            }
+            Err(reject) => self.output.rejects.push(rejected(reject)),
+        }
+    }
+
+    fn take(&mut self, origin: &Origin<'_>) -> Result<Taken, Reject> {
         let value = match origin.value {
             Some(value) => Some(self.decoder.decode(value)?),
             None => None,
@@ -165,10 +183,11 @@ impl One<'_> {
                 let lines = self.output.named(engine, origin.partition, &worker.scratch)?;
                 lines.bytes.extend_from_slice(&worker.line);
                 lines.lines += 1;
+                return Ok(Taken::Named);
             }
             Ok(()) => self.output.pieces[self.output.last].lines += 1,
         }
-        Ok(())
+        Ok(Taken::Done)
     }
 }
 
@@ -233,7 +252,7 @@ impl Output {
                 engine.template.name(&key, 0, u64::MAX)?;
                 let mut bytes = self.spare.try_recv().unwrap_or_default();
                 bytes.clear();
-                self.pieces.push(Lines { key, bytes, lines: 0, crc: 0 });
+                self.pieces.push(Lines { key, bytes, lines: 0, crc: 0, rejects: Vec::new() });
                 self.pieces.len() - 1
             };
         }

@@ -13,6 +13,9 @@ mod config;
 /// A copy of `_build` somewhere else: `mctl` and the life of the daemon.
 #[cfg(test)]
 mod deploy;
+/// Disks that fail: full, read-only, gone, I/O errors, syncs that fail.
+#[cfg(test)]
+mod disk;
 /// Event files: names, rotation, open files, a full disk.
 #[cfg(test)]
 mod files;
@@ -28,6 +31,9 @@ mod offsets;
 /// Records from the topic to the files, through restarts and kills.
 #[cfg(test)]
 mod pipeline;
+/// Power cuts, on a disk that forgets what was not synced.
+#[cfg(test)]
+mod power;
 /// The failure queue and its commands.
 #[cfg(test)]
 mod queue;

@@ -21,8 +21,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::home::{Places, chain, failed};
-use crate::control::Failure;
+use super::home::{Broken, Opening, Places, chain, failed};
 use crate::msource::consumer::now_millis;
 use crate::msource::journal::{self, BlockSource, Contents, Frame, MoveCause, Place, QueueChange, QueueEntry, State};
 use crate::msource::store::{Found, SledStore, Store, StoreChange, StoreError, Walk, salvage, set_aside};
@@ -94,27 +93,33 @@ fn check(path: &Path, patience: Duration) -> Result<Checked, StoreError> {
 }
 
 /// Opens the store; a damaged one is rebuilt, from itself and from the journal.
-pub(super) fn open_store(places: &Places, patience: Duration) -> Result<Checked, Failure> {
+pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) -> Result<Checked, Broken> {
     let fresh = places.sled.with_extension("new");
-    if !places.sled.try_exists().map_err(failed)? && fresh.try_exists().map_err(failed)? {
+    let is_there = |path: &Path| {
+        path.try_exists().map_err(|error| Broken::disk(format_args!("cannot look at {}", path.display()), &error))
+    };
+    if !is_there(&places.sled)? && is_there(&fresh)? {
         // Killed after it was whole, before it had its name.
         put_in_place(&fresh, &places.sled)?;
     }
     let why = match check(&places.sled, patience) {
         Err(StoreError::Damaged(_, why)) => why,
-        checked => return checked.map_err(|error| failed(chain(&error))),
+        // At a start, another process has it.
+        Err(error @ StoreError::Locked(_)) if opening == Opening::First => return Err(failed(chain(&error)).into()),
+        checked => return Ok(checked?),
     };
     tracing::error!(why, "the store is damaged: rebuilding it from the journal and from what can be read of it");
-    remove_all(&fresh).map_err(|error| failed(format!("cannot remove {}: {error}", fresh.display())))?;
+    remove_all(&fresh).map_err(|error| Broken::disk(format_args!("cannot remove {}", fresh.display()), &error))?;
     let readable = rebuild(places, &fresh)?;
-    let aside = set_aside(&places.sled, now_millis() / 1000)
-        .map_err(|error| failed(format!("cannot set the damaged store {} aside: {error}", places.sled.display())))?;
+    let aside = set_aside(&places.sled, now_millis() / 1000).map_err(|error| {
+        Broken::disk(format_args!("cannot set the damaged store {} aside", places.sled.display()), &error)
+    })?;
     crate::fault::point("store_aside");
     put_in_place(&fresh, &places.sled)?;
     tracing::warn!(aside = %aside.display(), readable, "the store is rebuilt; the damaged one was set aside");
-    let store = SledStore::open(&places.sled, patience).map_err(|error| failed(chain(&error)))?;
-    let state = store.state().map_err(|error| failed(chain(&error)))?;
-    let queued = Queued::count(&store).map_err(|error| failed(chain(&error)))?;
+    let store = SledStore::open(&places.sled, patience)?;
+    let state = store.state()?;
+    let queued = Queued::count(&store)?;
     Ok(Checked { store, state, queued })
 }
 
@@ -125,16 +130,18 @@ fn remove_all(path: &Path) -> io::Result<()> {
     }
 }
 
-fn put_in_place(fresh: &Path, path: &Path) -> Result<(), Failure> {
+fn put_in_place(fresh: &Path, path: &Path) -> Result<(), Broken> {
     let put = fs::rename(fresh, path).and_then(|()| File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all());
-    put.map_err(|error| failed(format!("cannot put the rebuilt store in its place {}: {error}", path.display())))
+    put.map_err(|error| {
+        Broken::disk(format_args!("cannot put the rebuilt store in its place {}", path.display()), &error)
+    })
 }
 
 /// Makes a new store of what the damaged one and the kept segments of the journal have; returns how many entries could be
 /// read of the damaged one.
-fn rebuild(places: &Places, fresh: &Path) -> Result<u64, Failure> {
+fn rebuild(places: &Places, fresh: &Path) -> Result<u64, Broken> {
     let contents = read_journal(places)?;
-    let store = SledStore::open(fresh, Duration::ZERO).map_err(|error| failed(chain(&error)))?;
+    let store = SledStore::open(fresh, Duration::ZERO)?;
     let mut writer =
         Writer { store: &store, state: contents.state.clone().unwrap_or_default(), changes: BTreeMap::new(), bytes: 0 };
     let mut readable = 0;
@@ -151,14 +158,14 @@ fn rebuild(places: &Places, fresh: &Path) -> Result<u64, Failure> {
         }
         Ok(())
     });
-    salvaged.map_err(|error| failed(chain(&error)))?;
+    salvaged?;
     writer.replay(places, 0)?;
-    writer.flush().map_err(|error| failed(chain(&error)))?;
+    writer.flush()?;
     if contents.state.is_some() || writer.state.number > 0 {
         let change = StoreChange { state: writer.state, ..StoreChange::default() };
-        store.apply(&change).map_err(|error| failed(chain(&error)))?;
+        store.apply(&change)?;
     }
-    store.sync().map_err(|error| failed(chain(&error)))?;
+    store.sync()?;
     Ok(readable)
 }
 
@@ -195,7 +202,7 @@ impl Writer<'_> {
     }
 
     /// Takes over what kept segments say of the queue, of numbers above `from` up to the state's.
-    fn replay(&mut self, places: &Places, from: u64) -> Result<(), Failure> {
+    fn replay(&mut self, places: &Places, from: u64) -> Result<(), Broken> {
         let upto = self.state.number;
         let mut outcome = Ok(());
         let read = journal::history(&places.journal, |frame| {
@@ -204,7 +211,7 @@ impl Writer<'_> {
             }
         });
         read.map_err(|error| cannot_read(places, &error))?;
-        outcome.map_err(|error| failed(chain(&error)))
+        Ok(outcome?)
     }
 
     fn frame(&mut self, frame: Frame) -> Result<(), StoreError> {
@@ -223,11 +230,11 @@ impl Writer<'_> {
     }
 }
 
-fn cannot_read(places: &Places, error: &io::Error) -> Failure {
-    failed(format!("cannot read the journal {}: {error}", places.journal.display()))
+fn cannot_read(places: &Places, error: &io::Error) -> Broken {
+    Broken::disk(format_args!("cannot read the journal {}", places.journal.display()), error)
 }
 
-pub(super) fn read_journal(places: &Places) -> Result<Contents, Failure> {
+pub(super) fn read_journal(places: &Places) -> Result<Contents, Broken> {
     journal::read(&places.journal).map_err(|error| cannot_read(places, &error))
 }
 
@@ -291,7 +298,7 @@ fn is_in(state: &State, frame: &Frame) -> bool {
 
 /// Brings a store that is behind up to the state of the journal's last checkpoint: recovery makes lines again from the queue's
 /// entries in it.
-pub(super) fn catch_up(places: &Places, checked: &mut Checked, state: &State) -> Result<(), Failure> {
+pub(super) fn catch_up(places: &Places, checked: &mut Checked, state: &State) -> Result<(), Broken> {
     let behind = checked.state.as_ref().map_or(0, |kept| kept.number);
     if state.number <= behind {
         return Ok(());
@@ -300,15 +307,15 @@ pub(super) fn catch_up(places: &Places, checked: &mut Checked, state: &State) ->
     let mut writer = Writer { store: &checked.store, state: state.clone(), changes: BTreeMap::new(), bytes: 0 };
     writer.replay(places, behind)?;
     // The last chunk alone says that it is done; cut short before it, the count does not fit.
-    writer.flush().map_err(|error| failed(chain(&error)))?;
-    checked.queued = Queued::count(&checked.store).map_err(|error| failed(chain(&error)))?;
+    writer.flush()?;
+    checked.queued = Queued::count(&checked.store)?;
     checked.state = Some(state.clone());
     Ok(())
 }
 
 /// Compares the queue with what the state says of it; what was lost is counted, and told.
-pub(super) fn reconcile(checked: &Checked, change: &StoreChange, state: &mut State) -> Result<(), Failure> {
-    let found = checked.queued.after(&checked.store, change).map_err(|error| failed(chain(&error)))?;
+pub(super) fn reconcile(checked: &Checked, change: &StoreChange, state: &mut State) -> Result<(), Broken> {
+    let found = checked.queued.after(&checked.store, change)?;
     let expected = Queued::of(state);
     if found == expected {
         return Ok(());
@@ -355,8 +362,8 @@ pub(super) fn rise(state: &mut State, cause: Cause) {
 }
 
 /// Whether the state was made in these directories; notes them where it does not know.
-pub(super) fn recognise(places: &Places, state: &mut State, damage: Damage) -> Result<(), Failure> {
-    let failed = |error: io::Error| failed(format!("cannot look at {}: {error}", places.root.display()));
+pub(super) fn recognise(places: &Places, state: &mut State, damage: Damage) -> Result<(), Broken> {
+    let failed = |error: io::Error| Broken::disk(format_args!("cannot look at {}", places.root.display()), &error);
     let place =
         Place { root: identity(&places.root).map_err(failed)?, journal: identity(&places.journal).map_err(failed)? };
     let known = std::mem::replace(&mut state.place, place);

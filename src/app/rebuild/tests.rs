@@ -144,7 +144,7 @@ fn entries(store: &dyn Store) -> BTreeMap<u64, QueueEntry> {
 
 /// Opens the home, and takes the journal's tail over as the recovery does when every line is there.
 fn reopen(places: &Places) -> (State, BTreeMap<u64, QueueEntry>) {
-    let opened = home::open(places).unwrap();
+    let opened = home::open(places, Opening::First).unwrap();
     let mut change = home::behind(&opened);
     let mut state = opened.contents.state.clone().unwrap();
     opened.contents.tail.iter().for_each(|frame| state.apply(frame));

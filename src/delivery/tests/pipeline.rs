@@ -117,7 +117,7 @@ impl Made {
     fn line(&mut self, file: i32, partition: i32, offset: i64) {
         let key = FileKey { log_name: Some(file.to_string()), ..FileKey::default() };
         let index = self.pieces.iter().position(|piece| piece.key == key).unwrap_or_else(|| {
-            self.pieces.push(Lines { key, bytes: Vec::new(), lines: 0, crc: 0 });
+            self.pieces.push(Lines { key, bytes: Vec::new(), lines: 0, crc: 0, rejects: Vec::new() });
             self.pieces.len() - 1
         });
         let piece = &mut self.pieces[index];

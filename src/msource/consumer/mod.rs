@@ -318,6 +318,10 @@ impl Consumer {
     pub fn run(mut self, stop_deadline: Duration) -> Result<(), Error> {
         self.join()?;
         while !self.parts.desk.stopping() {
+            // Asked in this order: a delivery may also be over because the service stops.
+            if self.parts.gauges.is_over() && !self.parts.desk.stopping() {
+                return Err(Error::Closed);
+            }
             self.events()?;
             self.serve_seals()?;
             self.look_at_hidden()?;

@@ -19,15 +19,17 @@
 //! **Failure.** Every I/O error goes to the caller and leaves the position where it was, so that the same frame can be
 //! written again.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::config::Visibility;
+use crate::durable::create_dirs;
+use crate::fault::point;
 
 mod frame;
 mod state;
@@ -267,9 +269,20 @@ pub struct Journal {
 impl Journal {
     /// Begins a new segment with the image of a state in which everything is durable.
     pub fn begin(dir: &Path, contents: &Contents, image: &State) -> io::Result<Self> {
-        DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
+        create_dirs(dir)?;
+        if let Some((segment, end)) = contents.end {
+            // Its last frames may be in memory only. They are not needed for the image, but for the rejects in them until the
+            // store has those for good. They are written once more, since a sync that failed may have lost them to the disk.
+            let file = OpenOptions::new().read(true).write(true).open(segment_path(dir, segment))?;
+            let mut frames = vec![0; usize::try_from(end).map_err(io::Error::other)?];
+            file.read_exact_at(&mut frames, 0)?;
+            file.write_all_at(&frames, 0)?;
+            file.sync_all()?;
+        }
         let dropped = contents.tail.iter().rfind(|frame| matches!(frame, Frame::Dropped { .. }));
-        let journal = Self::segment(dir, contents.last_segment + 1, contents.end, image, dropped)?;
+        let mut first = vec![Frame::Image(Box::new(image.clone()))];
+        first.extend(dropped.cloned());
+        let journal = Self::segment(dir, contents.last_segment + 1, contents.end, &first)?;
         journal.trim(contents.end)?;
         Ok(journal)
     }
@@ -280,22 +293,37 @@ impl Journal {
         OpenOptions::new().write(true).open(segment_path(&self.dir, segment))?.set_len(end)
     }
 
-    fn segment(
+    /// Makes a segment with these frames behind its header, durably or not at all: half of one would take room, and void what
+    /// goes on to be written before it.
+    fn segment(dir: &Path, segment: u64, previous: Option<(u64, u64)>, first: &[Frame]) -> io::Result<Self> {
+        let path = segment_path(dir, segment);
+        Self::write_segment(dir, &path, segment, previous, first).map_err(|error| {
+            let gone = match fs::remove_file(&path) {
+                Err(left) if left.kind() != io::ErrorKind::NotFound => Err(left),
+                _ => File::open(dir).and_then(|dir| dir.sync_all()),
+            };
+            // What is not gone for good must not be taken for less than it is.
+            gone.err().map_or(error, io::Error::other)
+        })
+    }
+
+    fn write_segment(
         dir: &Path,
+        path: &Path,
         segment: u64,
         previous: Option<(u64, u64)>,
-        image: &State,
-        dropped: Option<&Frame>,
+        first: &[Frame],
     ) -> io::Result<Self> {
-        let path = segment_path(dir, segment);
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o640).open(&path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o640).open(path)?;
         allocate(&file)?;
         let mut journal = Self { dir: dir.to_owned(), segment, file: Arc::new(file), position: 0 };
         journal.append(&Frame::Header(Header { version: VERSION, segment, previous }))?;
-        journal.append(&Frame::Image(Box::new(image.clone())))?;
-        dropped.map_or(Ok(()), |frame| journal.append(frame))?;
+        first.iter().try_for_each(|frame| journal.append(frame))?;
+        point("journal.begun");
         journal.file.sync_all()?;
+        point("journal.unnamed");
         File::open(dir)?.sync_all()?;
+        point("journal.named");
         Ok(journal)
     }
 
@@ -327,16 +355,7 @@ impl Journal {
     pub fn turn(&mut self, image: &State) -> io::Result<()> {
         self.sync()?;
         let ended = Some((self.segment, self.position));
-        match Self::segment(&self.dir, self.segment + 1, ended, image, None) {
-            Ok(next) => *self = next,
-            Err(error) => {
-                // Half a segment must not void what goes on to be written here.
-                fs::remove_file(segment_path(&self.dir, self.segment + 1))
-                    .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-                    .map_err(io::Error::other)?;
-                return Err(error);
-            }
-        }
+        *self = Self::segment(&self.dir, self.segment + 1, ended, &[Frame::Image(Box::new(image.clone()))])?;
         self.trim(ended)
     }
 

@@ -103,8 +103,13 @@ impl Home {
 
     /// Starts the service in the foreground. What it prints is added to `logs/foreground.log`.
     pub(crate) fn foreground(&self) -> Service {
+        self.foreground_with(|command| command)
+    }
+
+    /// The same with something changed about the command, such as a fault point or a layer below it.
+    pub(crate) fn foreground_with(&self, change: impl FnOnce(&mut Command) -> &mut Command) -> Service {
         let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
-        Service::spawn(self.command().arg("start_not_daemon"), log)
+        Service::spawn(change(self.command().arg("start_not_daemon")), log)
     }
 
     /// Runs the service in the foreground until it is killed at this fault point; see `src/fault.rs`.

@@ -1,6 +1,7 @@
 //! What the integration tests stand on: broker, topics, records, homes, and the expectation.
 
 pub(crate) mod broker;
+pub(crate) mod disk;
 pub(crate) mod events;
 pub(crate) mod fleet;
 pub(crate) mod home;

@@ -87,25 +87,41 @@ impl Topic {
         Producer::new(codec).send(&self.name, records);
     }
 
-    /// Produces in the background until told to stop: about 10,000 records a second.
+    /// Produces in the background until told to stop: some thousand records a second.
     pub(crate) fn load(&self, codec: Codec, mix: Mix) -> Load {
         self.load_every(Duration::from_millis(10), codec, mix)
     }
 
     /// The same with this pause after each 200 records.
     pub(crate) fn load_every(&self, pause: Duration, codec: Codec, mix: Mix) -> Load {
+        self.load_at(pause, 200, codec, mix)
+    }
+
+    /// The same with so many records at a time.
+    pub(crate) fn load_of(&self, batch: u64, codec: Codec, mix: Mix) -> Load {
+        self.load_at(Duration::from_millis(10), batch, codec, mix)
+    }
+
+    fn load_at(&self, pause: Duration, batch: u64, codec: Codec, mix: Mix) -> Load {
         let (stop, stopped) = channel();
         let topic = self.clone();
-        let thread = std::thread::spawn(move || topic.produce_until(pause, codec, mix, &stopped));
+        let thread = std::thread::spawn(move || topic.produce_until(pause, batch, codec, mix, &stopped));
         Load { stop, thread }
     }
 
-    fn produce_until(&self, pause: Duration, codec: Codec, mix: Mix, stopped: &Receiver<()>) -> Vec<Record> {
+    fn produce_until(
+        &self,
+        pause: Duration,
+        batch: u64,
+        codec: Codec,
+        mix: Mix,
+        stopped: &Receiver<()>,
+    ) -> Vec<Record> {
         let producer = Producer::new(codec);
         let mut all = Vec::new();
         loop {
             let first = all.len() as u64;
-            let some: Vec<_> = (first..first + 200).map(|n| mix.record(n, self.partitions)).collect();
+            let some: Vec<_> = (first..first + batch).map(|n| mix.record(n, self.partitions)).collect();
             producer.send(&self.name, &some);
             all.extend(some);
             if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {

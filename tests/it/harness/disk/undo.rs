@@ -1,0 +1,325 @@
+//! The log of changes, and how they are taken back.
+//!
+//! A change is *kept* when it is on the disk: a sync covers it, or luck has it. Changes that are not kept are undone in
+//! reverse order, where no kept one was made over them. A failed sync takes the luck away from all that it should have
+//! covered.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+
+use super::Model;
+use crate::harness::records::Random;
+
+const HEADER: usize = 56;
+const MAGIC: u32 = 0x5455_4350;
+const PAGE: u64 = 4096;
+
+/// A change, or a sync.
+#[derive(Debug)]
+pub(super) enum Record<'a> {
+    Content(Content<'a>),
+    Name(Name<'a>),
+    Sync { inode: u64 },
+    SyncFailed { inode: u64 },
+}
+
+/// A change of a file's bytes or length.
+#[derive(Debug)]
+pub(super) struct Content<'a> {
+    inode: u64,
+    /// The bytes that it changed.
+    range: Range<u64>,
+    /// What was there, from the start of the range; zeros and nothing at all are left out.
+    old: &'a [u8],
+    /// The file's length before and after.
+    lengths: (u64, u64),
+}
+
+/// A change of a directory.
+#[derive(Debug)]
+pub(super) enum Name<'a> {
+    Create { dir: u64, name: &'a Path },
+    Unlink { dir: u64, name: &'a Path, saved: u64 },
+    Rename { from: (u64, &'a Path), to: (u64, &'a Path), saved: u64 },
+}
+
+impl Name<'_> {
+    /// The directory whose sync covers it.
+    fn dir(&self) -> u64 {
+        match self {
+            Self::Create { dir, .. } | Self::Unlink { dir, .. } | Self::Rename { to: (dir, _), .. } => *dir,
+        }
+    }
+}
+
+/// The parts of a record: kind, numbers, and where name, second name and data end.
+struct Raw {
+    kind: u32,
+    numbers: [u64; 4],
+    ends: [usize; 3],
+}
+
+fn raw(bytes: &[u8]) -> Option<Raw> {
+    let header = bytes.get(..HEADER)?;
+    let small = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().expect("four bytes"));
+    let large = |at: usize| u64::from_le_bytes(header[at..at + 8].try_into().expect("eight bytes"));
+    assert_eq!(small(0), MAGIC, "the log is damaged");
+    let name = HEADER + small(40) as usize;
+    let second = name + small(44) as usize;
+    let data = second + large(48) as usize;
+    (data <= bytes.len()).then(|| Raw {
+        kind: small(4),
+        numbers: [large(8), large(16), large(24), large(32)],
+        ends: [name, second, data],
+    })
+}
+
+/// How many bytes of a log are whole records.
+pub(super) fn whole_records(bytes: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(record) = raw(&bytes[at..]) {
+        at += record.ends[2];
+    }
+    at
+}
+
+/// The records of a log, apart from a torn one at its end.
+pub(super) fn parse(bytes: &[u8]) -> Vec<Record<'_>> {
+    let (mut records, mut rest) = (Vec::new(), bytes);
+    while let Some(Raw { kind, numbers: [a, b, c, d], ends }) = raw(rest) {
+        let path = |range: Range<usize>| Path::new(std::ffi::OsStr::from_bytes(&rest[range]));
+        let (name, second) = (path(HEADER..ends[0]), path(ends[0]..ends[1]));
+        let old = &rest[ends[1]..ends[2]];
+        records.push(match kind {
+            1 => Record::Content(Content { inode: a, range: b..b + c, old, lengths: (d, d.max(b + c)) }),
+            2 => Record::Content(Content { inode: a, range: b.min(c)..b.max(c), old, lengths: (b, c) }),
+            3 => Record::Name(Name::Create { dir: a, name }),
+            4 => Record::Name(Name::Unlink { dir: a, name, saved: b }),
+            5 => Record::Name(Name::Rename { from: (a, name), to: (b, second), saved: c }),
+            6 => Record::Sync { inode: a },
+            7 => Record::SyncFailed { inode: a },
+            _ => panic!("a record of kind {kind}"),
+        });
+        rest = &rest[ends[2]..];
+    }
+    records
+}
+
+/// What is known of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// A sync covers it.
+    Durable,
+    /// It may be on the disk.
+    Open,
+    /// A sync that should have covered it failed.
+    Lost,
+}
+
+/// The changes of one file, in order.
+#[derive(Default)]
+struct History<'a> {
+    changes: Vec<(&'a Content<'a>, Fate)>,
+}
+
+impl History<'_> {
+    fn settle(&mut self, fate: Fate) {
+        self.changes.iter_mut().filter(|(_, now)| *now == Fate::Open).for_each(|(_, now)| *now = fate);
+    }
+}
+
+/// Takes back, below `root`, what is not on the disk.
+pub(super) fn undo(records: &[Record<'_>], root: &Path, saved: &Path, model: Model) {
+    let mut files: HashMap<u64, History<'_>> = HashMap::new();
+    let mut names: Vec<&Name<'_>> = Vec::new();
+    let mut order = Vec::new();
+    for record in records {
+        match record {
+            Record::Content(change) => {
+                let history = files.entry(change.inode).or_insert_with(|| {
+                    order.push(change.inode);
+                    History::default()
+                });
+                history.changes.push((change, Fate::Open));
+            }
+            Record::Name(change) => names.push(change),
+            Record::Sync { inode } => {
+                names.retain(|change| change.dir() != *inode);
+                files.entry(*inode).or_default().settle(Fate::Durable);
+            }
+            Record::SyncFailed { inode } => files.entry(*inode).or_default().settle(Fate::Lost),
+        }
+    }
+    let mut random = if let Model::Random(seed) = model { Some(Random(seed)) } else { None };
+    undo_names(names, root, saved, random.as_mut());
+    let found = inodes(root, &|_| true);
+    // In the order of their first change, so that the same seed gives the same disk.
+    for inode in order {
+        if let Some(path) = found.get(&inode) {
+            let file = File::options().read(true).write(true).open(path);
+            let file = file.unwrap_or_else(|error| panic!("cannot open {}: {error}", path.display()));
+            let luck = match (&mut random, model) {
+                (Some(random), _) => Luck::of(random),
+                (None, Model::Only(part)) if path.to_string_lossy().contains(part) => Luck::All,
+                _ => Luck::None,
+            };
+            undo_content(&file, &files[&inode].changes, luck, random.as_mut());
+        }
+    }
+}
+
+fn undo_names(mut names: Vec<&Name<'_>>, root: &Path, saved: &Path, random: Option<&mut Random>) {
+    if let Some(random) = random {
+        // A file system writes the changes of a directory in their order.
+        let mut kept: HashMap<u64, u64> = HashMap::new();
+        let mut counts: HashMap<u64, u64> = HashMap::new();
+        names.iter().for_each(|name| *counts.entry(name.dir()).or_default() += 1);
+        names.retain(|name| {
+            let dir = name.dir();
+            let left = kept.entry(dir).or_insert_with(|| random.below(counts[&dir] + 1));
+            let undone = *left == 0;
+            *left = left.saturating_sub(1);
+            undone
+        });
+    }
+    for name in names.into_iter().rev() {
+        let dirs = inodes(root, &|metadata| metadata.is_dir());
+        let path = |dir: u64, name: &Path| dirs.get(&dir).map(|dir| dir.join(name));
+        let restore = |number: u64, path: &Path| {
+            if number != 0 {
+                fs::hard_link(saved.join(number.to_string()), path)
+                    .unwrap_or_else(|error| panic!("cannot bring {} back: {error}", path.display()));
+            }
+        };
+        match name {
+            Name::Create { dir, name } => path(*dir, name).iter().for_each(|path| remove(path)),
+            Name::Unlink { dir, name, saved } => path(*dir, name).iter().for_each(|path| restore(*saved, path)),
+            Name::Rename { from, to, saved } => {
+                if let (Some(from), Some(to)) = (path(from.0, from.1), path(to.0, to.1)) {
+                    fs::rename(&to, &from).unwrap_or_else(|error| panic!("cannot rename {}: {error}", to.display()));
+                    restore(*saved, &to);
+                }
+            }
+        }
+    }
+}
+
+fn remove(path: &Path) {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    // It was about to be created when the process was killed.
+    if let Err(error) = removed
+        && error.kind() != ErrorKind::NotFound
+    {
+        panic!("cannot remove {}: {error}", path.display());
+    }
+}
+
+/// Everything below a directory, and the directory, by inode.
+fn inodes(dir: &Path, wanted: &dyn Fn(&fs::Metadata) -> bool) -> HashMap<u64, PathBuf> {
+    let mut found = HashMap::new();
+    let mut left = vec![dir.to_owned()];
+    while let Some(path) = left.pop() {
+        let metadata = fs::symlink_metadata(&path).expect("nobody else is at work here");
+        if metadata.is_dir() {
+            left.extend(fs::read_dir(&path).expect("a directory").map(|entry| entry.expect("an entry").path()));
+        }
+        if wanted(&metadata) {
+            found.insert(metadata.ino(), path);
+        }
+    }
+    found
+}
+
+/// What of a file's open changes luck has.
+enum Luck {
+    None,
+    All,
+    Pages,
+}
+
+impl Luck {
+    fn of(random: &mut Random) -> Self {
+        match random.below(4) {
+            0 => Self::None,
+            1 => Self::All,
+            _ => Self::Pages,
+        }
+    }
+}
+
+fn undo_content(file: &File, changes: &[(&Content<'_>, Fate)], luck: Luck, mut random: Option<&mut Random>) {
+    let taken = changes.iter().filter(|(_, fate)| *fate != Fate::Durable).map(|(change, _)| &change.range);
+    let Some(span) = taken.cloned().reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { return };
+    let open = changes.iter().filter(|(_, fate)| *fate == Fate::Open).count() as u64;
+    // Of each page the changes up to one of them are kept; of the length too.
+    let mut first_undone = || match (&luck, &mut random) {
+        (Luck::Pages, Some(random)) => random.below(open + 1),
+        (Luck::All, _) => open,
+        _ => 0,
+    };
+    let of_length = first_undone();
+    let pages: Vec<u64> = (span.start / PAGE..=span.end / PAGE).map(|_| first_undone()).collect();
+    // How many open changes come before each one.
+    let ranks: Vec<u64> = changes
+        .iter()
+        .scan(0, |rank, (_, fate)| {
+            let mine = *rank;
+            *rank += u64::from(*fate == Fate::Open);
+            Some(mine)
+        })
+        .collect();
+    let kept = |at: usize, bound: u64| match changes[at].1 {
+        Fate::Durable => true,
+        Fate::Open => ranks[at] < bound,
+        Fate::Lost => false,
+    };
+
+    let mut content = vec![0; (span.end - span.start) as usize];
+    read_there(file, &mut content, span.start);
+    let mut over = vec![false; content.len()];
+    for (at, (change, _)) in changes.iter().enumerate().rev() {
+        let (from, to) = (change.range.start.max(span.start), change.range.end.min(span.end));
+        let mut begin = from;
+        while begin < to {
+            let end = to.min((begin / PAGE + 1) * PAGE);
+            let here = (begin - span.start) as usize..(end - span.start) as usize;
+            if kept(at, pages[(begin / PAGE - span.start / PAGE) as usize]) {
+                over[here].fill(true);
+            } else {
+                let old = change.old.get((begin - change.range.start) as usize..).unwrap_or_default();
+                let old = old.iter().copied().chain(std::iter::repeat(0));
+                let free = content[here.clone()].iter_mut().zip(&over[here]);
+                free.zip(old).filter(|((_, over), _)| !**over).for_each(|((byte, _), old)| *byte = old);
+            }
+            begin = end;
+        }
+    }
+    let mut length = changes[0].0.lengths.0;
+    for (_, (change, _)) in changes.iter().enumerate().filter(|(at, _)| kept(*at, of_length)) {
+        let (before, after) = change.lengths;
+        length = if after < before { after } else { length.max(change.range.end) };
+    }
+    let there = length.min(span.end).saturating_sub(span.start) as usize;
+    file.write_all_at(&content[..there], span.start).and_then(|()| file.set_len(length)).expect("a file can be mended");
+}
+
+/// Reads what there is; the rest stays as it is.
+fn read_there(file: &File, mut content: &mut [u8], mut at: u64) {
+    while !content.is_empty() {
+        let count = file.read_at(content, at).expect("a file can be read");
+        if count == 0 {
+            break;
+        }
+        content = &mut content[count..];
+        at += count as u64;
+    }
+}

@@ -1,0 +1,402 @@
+//! Power cuts: everything that a home keeps lies on a disk that forgets what was not synced (`harness::disk`).
+//!
+//! A file that is open at a cut may be shorter afterwards, but never below its length at the last checkpoint; no byte below that ever
+//! changes. At the end every record is where the oracle wants it, once, and so is every entry of the failure queue.
+//!
+//! `scripts/kill-loop` runs [`the_long_loop`] with hundreds of cuts.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::time::Duration;
+
+use mtga::msource::journal;
+use mtga::record::Reason;
+use xxhash_rust::xxh3::xxh3_128;
+
+use crate::harness::disk::{Layer, Model};
+use crate::harness::oracle::{self, Outcome};
+use crate::harness::process::Service;
+use crate::harness::records::Random;
+use crate::harness::tail::Tail;
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
+
+/// A home on a disk that loses power.
+struct Rig {
+    home: Home,
+    layer: Layer,
+    checkpointed: Checkpointed,
+}
+
+impl Rig {
+    fn new(topic: &Topic, configure: impl FnOnce(&mut Home)) -> Self {
+        let mut home = Home::new(topic);
+        configure(&mut home);
+        let layer = Layer::below(&home);
+        Self { home, layer, checkpointed: Checkpointed::default() }
+    }
+
+    /// Starts the service; it dies at the fault point, if one is named.
+    fn start(&self, point: Option<&str>) -> Service {
+        self.home.foreground_with(|command| {
+            if let Some(point) = point {
+                command.env("FAULT_POINT", point);
+            }
+            self.layer.command(command)
+        })
+    }
+
+    /// Runs the service until it dies at this fault point.
+    fn die(&self, point: &str) {
+        self.start(Some(point)).wait_killed(point);
+    }
+
+    /// Cuts the power below a service that is dead.
+    fn cut(&mut self, model: Model) {
+        self.layer.power_cut(model);
+        self.checkpointed.look(&self.home);
+    }
+
+    /// Runs the service to the end of its work, twice: the second time with what is on the disk alone.
+    fn assert_exactly(mut self, produced: &[Record]) {
+        for time in 1..=2 {
+            let service = self.start(None);
+            self.home.wait_done(produced);
+            self.home.assert_exactly(produced);
+            assert_eq!(queue(&self.home), expected_queue(produced), "the failure queue");
+            if time == 1 {
+                service.kill();
+                self.cut(Model::Strict);
+            } else {
+                service.terminate();
+            }
+        }
+        self.checkpointed.look(&self.home);
+    }
+}
+
+/// The bytes of event files that a checkpoint covered at some cut, as length and hash: they must stay as they are.
+#[derive(Default)]
+struct Checkpointed {
+    files: BTreeMap<String, (u64, u128)>,
+    /// Files that went on at the last look.
+    going_on: Vec<String>,
+}
+
+impl Checkpointed {
+    /// Compares the files with what was there, and remembers what is there by now.
+    fn look(&mut self, home: &Home) {
+        let read =
+            |name: &str| fs::read(home.path("data").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
+        for (name, (length, hash)) in &self.files {
+            let bytes = read(name);
+            let kept = bytes.get(..*length as usize).map(xxh3_128);
+            assert_eq!(
+                kept,
+                Some(*hash),
+                "{name}: the first {length} bytes were checkpointed, and {} are left",
+                bytes.len()
+            );
+        }
+        let contents = journal::read(&home.path("tmp/store/journal")).expect("the journal can be read");
+        let Some(state) = contents.state else { return };
+        let lengths: BTreeMap<_, _> = state.files.into_values().map(|file| (file.name, file.length)).collect();
+        // One that went on before and does not any more is finished: all of it is checkpointed.
+        let finished = self.going_on.iter().filter(|name| !lengths.contains_key(*name));
+        let lengths_of_finished = finished.map(|name| (name.clone(), u64::MAX)).collect::<Vec<_>>();
+        for (name, length) in lengths.iter().map(|(name, length)| (name.clone(), *length)).chain(lengths_of_finished) {
+            if length > 0 {
+                let bytes = read(&name);
+                let length = if length == u64::MAX { bytes.len() as u64 } else { length };
+                let there = bytes.get(..length as usize);
+                let there =
+                    there.unwrap_or_else(|| panic!("{name}: {length} bytes checkpointed, {} left", bytes.len()));
+                self.files.insert(name, (length, xxh3_128(there)));
+            }
+        }
+        self.going_on = lengths.into_keys().collect();
+    }
+}
+
+/// Partition, offset, reason and size of each entry of the failure queue.
+type Queue = Vec<(i32, i64, Reason, u64)>;
+
+fn queue(home: &Home) -> Queue {
+    let failures = home.failures();
+    let mut queue: Queue = failures.iter().map(|e| (e.partition, e.offset, e.reason, e.size)).collect();
+    queue.sort_by_key(|(partition, offset, ..)| (*partition, *offset));
+    queue
+}
+
+fn expected_queue(produced: &[Record]) -> Queue {
+    let mut next: BTreeMap<i32, i64> = BTreeMap::new();
+    let mut queue = Queue::new();
+    for record in produced {
+        let offset = next.entry(record.partition).or_default();
+        if let Outcome::Rejected(reason) = oracle::outcome(record) {
+            queue.push((
+                record.partition,
+                *offset,
+                reason,
+                record.value.as_ref().map_or(0, |value| value.len() as u64),
+            ));
+        }
+        *offset += 1;
+    }
+    queue.sort_by_key(|(partition, offset, ..)| (*partition, *offset));
+    queue
+}
+
+/// What one run of the loop does.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    kills: u64,
+    /// Whether the power goes with most of the kills.
+    power: Power,
+    seed: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Power {
+    Stays,
+    Goes,
+}
+
+impl Plan {
+    fn cuts(kills: u64, seed: u64) -> Self {
+        Self { kills, power: Power::Goes, seed }
+    }
+
+    /// Kills the service again and again under load, at random moments: mostly while it writes, sometimes while it starts. A
+    /// power cut follows three times in four.
+    fn run(self, rig: &mut Rig) {
+        let mut random = Random(self.seed);
+        let mut written = 0;
+        for kill in 1..=self.kills {
+            let service = if self.power == Power::Stays { rig.home.foreground() } else { rig.start(None) };
+            // No condition to wait for: the moment is to be any one.
+            let moment = if random.below(4) == 0 {
+                random.below(800)
+            } else {
+                wait_for_more(&rig.home, &mut written);
+                random.below(300)
+            };
+            std::thread::park_timeout(Duration::from_millis(moment));
+            service.kill();
+            match (self.power, random.below(4)) {
+                (Power::Stays, _) | (_, 0) => {}
+                (_, 1) => rig.cut(Model::Strict),
+                _ => rig.cut(Model::Random(self.seed.wrapping_add(kill))),
+            }
+        }
+    }
+}
+
+/// Waits until more is written than the last time.
+fn wait_for_more(home: &Home, written: &mut u64) {
+    wait_until("something more is written", SOON, || {
+        let now = home.try_status()?.counts.written;
+        let more = now > *written;
+        *written = now;
+        holds(more, now)
+    });
+}
+
+/// Runs a plan with a load beside it, and the service to its end.
+fn assert_exactly_once(plan: Plan, configure: impl FnOnce(&mut Home)) -> Report {
+    // For whoever looks at a failure.
+    println!("{plan:?}");
+    let topic = Topic::create("power", 4);
+    let mut rig = Rig::new(&topic, configure);
+    let tail = (plan.power == Power::Stays).then(|| Tail::follow(&rig.home.path("data")));
+    let load = topic.load_of(25, Codec::Snappy, Mix::Dirty);
+    plan.run(&mut rig);
+    let produced = load.stop();
+    let service = rig.start(None);
+    rig.home.wait_done(&produced);
+    let report = Report::new(&rig.home, &produced);
+    println!("{plan:?} {report:?}");
+    service.kill();
+    if let Some(tail) = tail {
+        tail.assert_nothing_was_taken_back();
+    }
+    rig.assert_exactly(&produced);
+    report
+}
+
+/// What became of the records, counted.
+#[derive(Debug)]
+struct Report {
+    records: usize,
+    /// Lines that should be there.
+    lost: u64,
+    /// Lines that are there too often.
+    repeated: u64,
+    /// Lines that no record gives.
+    changed: u64,
+}
+
+impl Report {
+    fn new(home: &Home, produced: &[Record]) -> Self {
+        let mut lines: HashMap<String, i64> = HashMap::new();
+        for line in oracle::expect(produced).lines.into_values().flatten() {
+            lines.insert(line, 1);
+        }
+        let mut changed = 0;
+        for line in home.events().into_iter().flat_map(|file| file.lines) {
+            match lines.get_mut(&line) {
+                Some(missing) => *missing -= 1,
+                None => changed += 1,
+            }
+        }
+        let lost = lines.values().filter(|missing| **missing > 0).count() as u64;
+        let repeated = lines.values().map(|missing| (-*missing).max(0) as u64).sum();
+        Self { records: produced.len(), lost, repeated, changed }
+    }
+}
+
+/// What `scripts/kill-loop` runs: `MTGA_KILL_LOOP` has its arguments.
+#[test]
+#[ignore = "takes as long as it is told to; run by scripts/kill-loop"]
+fn the_long_loop() {
+    #[expect(clippy::disallowed_methods, reason = "a test has no main through which the environment could enter")]
+    let text = std::env::var("MTGA_KILL_LOOP").expect("scripts/kill-loop says what to do");
+    let [kills, power, mode, assignment, seed] = text.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
+    let power = if power == "goes" { Power::Goes } else { Power::Stays };
+    let plan = Plan { kills: kills.parse().expect("a number"), power, seed: seed.parse().expect("a number") };
+    let report = assert_exactly_once(plan, |home| {
+        home.set("sink.mode", mode);
+        if assignment == "group" {
+            home.in_group();
+        }
+    });
+    let Report { records, lost, repeated, changed } = report;
+    println!(
+        "kills={kills} power={power:?} mode={mode} assignment={assignment} records={records} lost={lost} repeated={repeated} changed={changed} seed={seed}"
+    );
+}
+
+#[test]
+fn power_cuts_under_load_lose_and_repeat_nothing() {
+    assert_exactly_once(Plan::cuts(8, 1), |_| ());
+}
+
+#[test]
+fn power_cuts_in_stream_mode_lose_and_repeat_nothing() {
+    assert_exactly_once(Plan::cuts(6, 2), |home| {
+        home.set("sink.mode", "stream");
+    });
+}
+
+#[test]
+fn power_cuts_in_a_group_lose_and_repeat_nothing() {
+    assert_exactly_once(Plan::cuts(4, 3), |home| {
+        home.in_group();
+    });
+}
+
+#[test]
+fn power_cuts_while_files_turn_over_lose_and_repeat_nothing() {
+    assert_exactly_once(Plan::cuts(6, 4), |home| {
+        home.set("sink.rotate.size", "64KiB").set("sink.batch.lines", 30).set("workers", 3);
+    });
+}
+
+/// The steps of a first start, in order, and of a checkpoint; those of a recovery.
+const STARTING: [&str; 7] = [
+    "recipe.unnamed",
+    "start.recovered",
+    "journal.begun",
+    "journal.unnamed",
+    "journal.named",
+    "start.begun",
+    "start.applied",
+];
+const CHECKPOINT: [&str; 5] =
+    ["checkpoint.begun", "checkpoint.synced", "checkpoint.noted", "checkpoint.durable", "checkpoint.saved"];
+
+#[test]
+fn a_power_cut_at_each_step_of_the_first_start_leaves_a_home_that_starts() {
+    let topic = Topic::create("first", 2);
+    let mut produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 500);
+    let mut rig = Rig::new(&topic, |_| ());
+    for (round, point) in STARTING.into_iter().chain(CHECKPOINT).enumerate() {
+        for model in [Model::Strict, Model::Random(round as u64)] {
+            rig.die(point);
+            rig.cut(model);
+            // There is something to checkpoint, whatever was saved.
+            produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, produced.len() as u64, 20));
+        }
+    }
+    rig.assert_exactly(&produced);
+}
+
+#[test]
+fn a_power_cut_at_each_step_of_a_checkpoint_or_a_start_under_load_loses_and_repeats_nothing() {
+    let topic = Topic::create("steps", 4);
+    let mut rig = Rig::new(&topic, |_| ());
+    let load = topic.load_of(25, Codec::Snappy, Mix::Dirty);
+    let mut seed = 0;
+    for point in CHECKPOINT {
+        for model in [Model::Only("/data/"), Model::Only("/journal/"), Model::Random(seed)] {
+            rig.die(&format!("{point}:{}", 1 + seed % 2));
+            rig.cut(model);
+            seed += 1;
+        }
+    }
+    // A kill without a power cut leaves what the next start finds in memory only, and has to make durable itself.
+    for point in &STARTING[1..] {
+        rig.die("checkpoint.begun:2");
+        rig.die(point);
+        rig.cut(Model::Strict);
+    }
+    rig.assert_exactly(&load.stop());
+}
+
+#[test]
+fn a_power_cut_during_the_recovery_from_a_power_cut_is_recovered_from() {
+    let topic = Topic::create("again", 4);
+    let mut rig = Rig::new(&topic, |home| {
+        home.set("sink.batch.lines", 50);
+    });
+    let load = topic.load_of(25, Codec::Snappy, Mix::Dirty);
+    for round in 0..4 {
+        rig.die("checkpoint.begun:2");
+        // Blocks without their lines.
+        rig.cut(Model::Only("/journal/"));
+        for (point, model) in [
+            ("recovery.mended", Model::Random(round)),
+            ("recovery.unsynced", Model::Only("/journal/")),
+            ("recovery.unsynced", Model::Random(round + 100)),
+            ("journal.unnamed", Model::Strict),
+        ] {
+            rig.die(point);
+            rig.cut(model);
+        }
+    }
+    rig.assert_exactly(&load.stop());
+}
+
+/// A reject of 256 KiB: some dozens of them fill a segment of the journal.
+fn large_reject(n: u64) -> Record {
+    let value = format!("{{broken {n} {}", "x".repeat(256 << 10)).into_bytes();
+    Record { partition: 0, key: None, value: Some(value), timestamp: 1_700_000_000_000 }
+}
+
+#[test]
+fn power_cuts_while_segments_of_the_journal_turn_over_lose_no_reject() {
+    let topic = Topic::create("turn", 1);
+    let mut rig = Rig::new(&topic, |home| {
+        // Old segments go at once, so that the store alone has what they had.
+        home.set("store.history", "1ms").set("store.checkpoint", "200ms");
+    });
+    let mut produced = Vec::new();
+    // The first time that a segment begins is the start.
+    for (round, point) in ["journal.begun:2", "journal.unnamed:2", "journal.named:2"].into_iter().enumerate() {
+        let more: Vec<_> = (0..80).map(|n| large_reject(produced.len() as u64 + n)).collect();
+        topic.produce(Codec::Snappy, &more);
+        produced.extend(more);
+        rig.die(point);
+        rig.cut(if round == 1 { Model::Strict } else { Model::Random(round as u64) });
+    }
+    rig.assert_exactly(&produced);
+}
