@@ -194,7 +194,12 @@ impl Pipeline {
     /// Opens the home, recovers, and starts every thread.
     pub(super) fn start(config: &Config, desk: &Arc<Desk>, feed: Feed, opening: Opening) -> Result<Arc<Self>, Broken> {
         let ready = Ready::new(config, desk, feed, opening)?;
-        Ok(Self::spawn(config, desk, feed, ready)?)
+        let pipeline = Self::spawn(config, desk, feed, ready)?;
+        if feed == Feed::Kafka {
+            let retrier = retry::spawn(&pipeline, &config.failure_queue).map_err(failed)?;
+            *pipeline.retrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(retrier);
+        }
+        Ok(pipeline)
     }
 
     fn spawn(config: &Config, desk: &Arc<Desk>, feed: Feed, ready: Ready) -> Result<Arc<Self>, Failure> {
@@ -266,7 +271,7 @@ impl Pipeline {
                 Some(thread.spawn(move || consumer.run(STOP_DEADLINE)).map_err(failed)?)
             }
         };
-        let pipeline = Arc::new(Self {
+        Ok(Arc::new(Self {
             store,
             home,
             gauges,
@@ -282,12 +287,7 @@ impl Pipeline {
             ended,
             consumer: Mutex::new(consumer),
             workers: Mutex::new(workers),
-        });
-        if feed == Feed::Kafka {
-            let retrier = retry::spawn(&pipeline, &config.failure_queue).map_err(failed)?;
-            *pipeline.retrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(retrier);
-        }
-        Ok(pipeline)
+        }))
     }
 
     /// Whether it has made a checkpoint: the disk takes what is written.

@@ -330,12 +330,16 @@ fn a_full_queue_pauses_consuming_until_there_is_room() {
 #[test]
 fn the_oldest_entries_are_dropped_and_counted_through_kills() {
     let topic = Topic::create("oldest", 1);
-    let produced: Vec<_> = (0..6000).map(large).collect();
+    let mut produced: Vec<_> = (0..4000).map(large).collect();
     topic.produce(Codec::None, &produced);
     let mut home = Home::new(&topic);
     home.set("failure_queue.max_bytes", "1MiB").set("failure_queue.when_full", "drop_oldest");
     home.killed_at("queue_removed");
+    produced.extend((4000..6000).map(large));
+    topic.produce(Codec::None, &produced[4000..]);
     home.killed_at("queue_dropped");
+    produced.extend((6000..8000).map(large));
+    topic.produce(Codec::None, &produced[6000..]);
     home.start();
     home.wait_done(&produced);
     wait_until("the queue is within its bound", SOON, || {
@@ -343,9 +347,9 @@ fn the_oldest_entries_are_dropped_and_counted_through_kills() {
         holds(status.failure_queue_bytes <= 1 << 20, status)
     });
     let offsets: Vec<i64> = home.failures().iter().map(|entry| entry.offset).collect();
-    assert_eq!(offsets, (6000 - offsets.len() as i64..6000).collect::<Vec<_>>(), "the newest ones, each once");
+    assert_eq!(offsets, (8000 - offsets.len() as i64..8000).collect::<Vec<_>>(), "the newest ones, each once");
     assert!(offsets.len() > 900, "no more than needed: {}", offsets.len());
-    assert_eq!(home.status().counts.rejected.iter().sum::<u64>(), 6000);
+    assert_eq!(home.status().counts.rejected.iter().sum::<u64>(), 8000);
     assert!(home.log().contains("its oldest entries were dropped"));
     home.stop();
 }

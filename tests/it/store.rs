@@ -9,7 +9,12 @@ use mtga::control::State;
 
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
 
-/// Overwrites many places of the store's files with something else.
+/// Gives the store a snapshot that is none: sled refuses to open it, although everything else is whole.
+fn confuse(home: &Home) {
+    fs::write(home.path("tmp/store/sled/snap.0000000000ffffff"), [7; 100]).expect("a file");
+}
+
+/// Overwrites many places of the store's log: sled opens it as if it were new.
 fn scribble(home: &Home) {
     let path = home.path("tmp/store/sled/db");
     let length = fs::metadata(&path).expect("a store").len();
@@ -56,7 +61,12 @@ fn survives(purpose: &str, end: fn(&Home), happens: impl Fn(&Home), said: &str) 
 
 #[test]
 fn a_damaged_store_is_rebuilt_with_nothing_missing() {
-    survives("scribbled", Home::stop, scribble, "the store is damaged: rebuilding it");
+    survives("damaged", Home::stop, confuse, "the store is damaged: rebuilding it");
+}
+
+#[test]
+fn a_store_that_forgot_everything_is_filled_again_with_nothing_missing() {
+    survives("scribbled", Home::stop, scribble, "the store is behind the journal");
 }
 
 #[test]
@@ -82,7 +92,7 @@ fn without_its_recipes_a_home_goes_on() {
 #[test]
 fn a_kill_while_the_store_is_rebuilt_leaves_one_to_go_on_with() {
     let killed = |home: &Home| {
-        scribble(home);
+        confuse(home);
         home.killed_at("store_aside");
         assert!(!home.path("tmp/store/sled").try_exists().expect("a path"), "it was killed in time");
     };

@@ -85,11 +85,11 @@ fn model(number: u64) -> (State, BTreeMap<u64, QueueEntry>) {
         match frame {
             Frame::Block(block) => {
                 if let BlockSource::Queue(taken) = &block.source {
-                    taken.iter().for_each(|(key, _)| drop(entries.remove(key)));
+                    entries.retain(|key, _| !taken.iter().any(|(taken, _)| taken == key));
                 }
                 entries.extend(block.rejects);
             }
-            Frame::Queue(change) => change.removed.iter().for_each(|(key, _)| drop(entries.remove(key))),
+            Frame::Queue(change) => entries.retain(|key, _| !change.removed.iter().any(|(gone, _)| gone == key)),
             _ => {}
         }
     }
@@ -180,9 +180,10 @@ fn copy(from: &Path, to: &Path) {
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
         let to = to.join(entry.file_name());
-        match entry.file_type().unwrap().is_dir() {
-            true => copy(&entry.path(), &to),
-            false => assert!(fs::copy(entry.path(), &to).is_ok()),
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            assert!(fs::copy(entry.path(), &to).is_ok());
         }
     }
 }
