@@ -19,6 +19,9 @@ mod files;
 /// A service that is stopped with SIGSTOP: every command comes back in time.
 #[cfg(test)]
 mod frozen;
+/// Faults of Kafka: brokers, connections, logs, and the watchdog.
+#[cfg(test)]
+mod kafka;
 /// `set_offset`.
 #[cfg(test)]
 mod offsets;
