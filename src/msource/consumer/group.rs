@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
+use super::watchdog::Old;
 use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
@@ -19,7 +20,10 @@ impl Consumer {
             match event {
                 Event::Assign(partitions) => self.assigned(partitions),
                 Event::Revoke(partitions) => self.revoked(&partitions)?,
-                Event::Error { error, fatal: true } => self.replace_client(&error)?,
+                Event::Error { error, fatal: true } => {
+                    tracing::error!(%error, "the Kafka client failed for good; making a new one");
+                    self.replace_client(&error.text, Old::Closed)?;
+                }
                 Event::Error { error, fatal: false } => self.in_trouble(error.to_string()),
                 Event::Committed(Ok(())) => self.unanswered_since = None,
                 Event::Committed(Err(error)) => {
@@ -117,18 +121,24 @@ impl Consumer {
         }
     }
 
-    /// Replaces a client that can do nothing any more.
-    fn replace_client(&mut self, error: &KafkaError) -> Result<(), Error> {
-        tracing::error!(%error, "the Kafka client failed for good; making a new one");
+    /// Replaces the client. What was taken from it and not sent on is dropped, and read again.
+    pub(super) fn replace_client(&mut self, reason: &str, old: Old) -> Result<(), Error> {
         let ours = self.partitions();
         self.release(&ours);
         self.pending.clear();
         self.batch.clear();
         self.paused = false;
         self.unanswered_since = None;
-        self.client = Client::new(&self.parts.properties).map_err(Error::Client)?;
+        self.watchdog.excuse();
+        let new = Client::new(&self.parts.properties).map_err(Error::Client)?;
+        let replaced = std::mem::replace(&mut self.client, new);
+        self.ids_seen = 0;
+        match old {
+            Old::Closed => drop(replaced),
+            Old::Abandoned => drop(std::thread::Builder::new().name("kafka-close".into()).spawn(|| drop(replaced))),
+        }
         self.discover_at = Instant::now();
-        self.trouble = Some(error.to_string());
+        self.trouble = Some(reason.to_owned());
         self.join()
     }
 

@@ -9,15 +9,20 @@
 //! nothing; after five seconds of that it pauses its partitions, so that it can serve the group meanwhile.
 //!
 //! **How it fails.** What may pass (no broker, no topic yet, a coordinator that is loading) is shown and waited for. A fatal
-//! error of the client makes a new one. Only `out_of_range: stop` and a broken delivery end the thread.
+//! error of the client, one that stands still, and a topic made anew get another client. Only `out_of_range: stop` and a
+//! broken delivery end the thread.
 
+mod gaps;
 mod group;
 mod starts;
+mod watchdog;
+
+pub(super) use gaps::is_damage;
 
 pub use starts::topic_names;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -32,7 +37,9 @@ use crate::block::{RawBlock, Records, Source};
 use crate::config::{Assignment, Kafka, WhenFull};
 use crate::control;
 use crate::delivery::{Budget, Finish, Gauges, Inbox, Tickets};
+use crate::fault;
 use crate::transform::recipe::Engine;
+use watchdog::Watchdog;
 
 /// How long the thread waits for room before it pauses its partitions.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -78,6 +85,18 @@ pub enum Error {
         /// High watermark.
         high: i64,
     },
+    /// `out_of_range: stop`, and the log was cut off.
+    #[error(
+        "{partition}: the broker's log was cut off at {end}, before the stored offset {offset}, and `kafka.out_of_range` is `stop`; move it with `set_offset`"
+    )]
+    Truncated {
+        /// The partition.
+        partition: TopicPartition,
+        /// Where it stands.
+        offset: i64,
+        /// Where the log was cut off, as far as the broker knows.
+        end: i64,
+    },
     /// The delivery or the workers are gone; they tell why.
     #[error("the delivery ended")]
     Closed,
@@ -101,6 +120,8 @@ pub struct Desk {
     state: Mutex<(control::State, Option<String>)>,
     /// Assigned partitions.
     pub partitions: AtomicUsize,
+    /// How often the client stood still and was made anew.
+    pub client_restarts: AtomicU64,
     /// Set once: to finish and end.
     stop: AtomicBool,
     /// What turns records into lines from now on.
@@ -113,6 +134,7 @@ impl Desk {
         Self {
             state: Mutex::new((control::State::Starting, None)),
             partitions: AtomicUsize::new(0),
+            client_restarts: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             engine: RwLock::new(engine),
         }
@@ -200,6 +222,20 @@ struct Slot {
     cost: u64,
     since: Instant,
     leader_epoch: i32,
+    fetch: Fetch,
+    /// Where a batch could not be read, and how often.
+    damage: Option<(i64, u32)>,
+}
+
+/// Whether what librdkafka hands out of a partition is taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fetch {
+    /// It is.
+    On,
+    /// Not before it was told, at this time or later, to read from where the partition stands.
+    Seek(Instant),
+    /// Not at all: it may be of another topic of the same name.
+    Stale,
 }
 
 impl Slot {
@@ -237,8 +273,9 @@ pub struct Consumer {
     commit_at: Instant,
     /// Since when commits are sent and none is answered, and whether that was told.
     unanswered_since: Option<(Instant, Said)>,
-    /// Partitions that are to be read from where they stand, since librdkafka has stopped fetching them.
-    reseek: BTreeSet<TopicPartition>,
+    /// How many changes of topic ids were looked at.
+    ids_seen: u64,
+    watchdog: Watchdog,
     /// Last, so that it is dropped last: it waits until every message is gone.
     client: Client,
 }
@@ -270,7 +307,8 @@ impl Consumer {
             version: 0,
             commit_at: now,
             unanswered_since: None,
-            reseek: BTreeSet::new(),
+            ids_seen: 0,
+            watchdog: Watchdog::new(now),
         })
     }
 
@@ -279,13 +317,16 @@ impl Consumer {
         self.join()?;
         while !self.parts.desk.stopping() {
             self.events()?;
+            self.leave_old_topics()?;
             self.resolve()?;
             self.read_again();
             self.commit_durable();
             self.show();
             if self.has_room() {
+                self.watch()?;
                 self.take()?;
             } else {
+                self.watchdog.excuse();
                 self.wait_for_room()?;
             }
             self.cut_due(Instant::now())?;
@@ -303,6 +344,10 @@ impl Consumer {
     }
 
     fn take(&mut self) -> Result<(), Error> {
+        if fault::happens("kafka.standstill") {
+            tracing::info!("the fault kafka.standstill happens");
+            drop(self.client.pause(&self.partitions()));
+        }
         let mut batch = std::mem::take(&mut self.batch);
         self.client.consume(&mut batch, BATCH, Duration::ZERO);
         if batch.is_empty() {
@@ -328,6 +373,7 @@ impl Consumer {
     fn route(&mut self, batch: &mut Vec<Message>) -> Result<(), Error> {
         let now = Instant::now();
         let (mut records, mut cost) = (0, 0);
+        self.notice_new_topics();
         let mut current = ((0, -1), None);
         for message in batch.drain(..) {
             let key = (message.topic_key(), message.partition());
@@ -347,8 +393,8 @@ impl Consumer {
             }
             let slot = &mut self.slots[number];
             let offset = message.offset();
-            // After a seek, librdkafka may still hand out a record from before it.
-            if offset < slot.next {
+            // Within a damaged answer, librdkafka may hand out a record once more.
+            if offset < slot.next || slot.fetch != Fetch::On {
                 continue;
             }
             if !slot.is_open() {
@@ -393,6 +439,9 @@ impl Consumer {
 
     fn partition_event(&mut self, number: usize, message: &Message, now: Instant) -> Result<(), Error> {
         let Some(error) = message.error() else { return Ok(()) };
+        if self.slots[number].fetch != Fetch::On {
+            return Ok(());
+        }
         match error.code {
             Code::PartitionEOF => {
                 self.trouble = None;
@@ -404,7 +453,8 @@ impl Consumer {
                     slot.next = message.offset();
                 }
             }
-            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(number)?,
+            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(number, message)?,
+            code if is_damage(code) => self.damaged(number, &error)?,
             _ => self.trouble(message),
         }
         Ok(())
@@ -539,6 +589,8 @@ impl Consumer {
             desk.show(control::State::Waiting, Some(trouble.clone()));
         } else if !self.slots.is_empty() {
             desk.show(control::State::Consuming, None);
+        } else if desk.state().0 == control::State::Consuming {
+            desk.show(control::State::Waiting, Some("the group has taken the partitions back".into()));
         }
     }
 

@@ -6,13 +6,15 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
-use super::{Code, Consumer, Error, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot};
-use crate::config::{Assignment, OutOfRange, Start};
+use super::watchdog::Old;
+use super::{Code, Consumer, Error, Fetch, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot};
+use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, decide};
 use crate::msource::journal::{Frame, MoveCause, PartitionState, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
+use crate::msource::properties;
 
 impl Consumer {
     /// Finds the partitions of the topics without the help of a group.
@@ -111,6 +113,7 @@ impl Consumer {
                 leader_epoch,
             };
             let earliest = (partition.clone(), OffsetSpec::Earliest);
+            let theirs = group.get(partition).and_then(Option::as_ref).map_or(-1, |group| group.leader_epoch);
             match decision {
                 Decision::Continue => {
                     let (next, leader_epoch) =
@@ -123,9 +126,13 @@ impl Consumer {
                 }
                 Decision::Move { to, cause } => {
                     tracing::warn!(%partition, to, "another instance has read on, or the group's offset was reset: going on there");
-                    decided.push((at(to, -1), Some(Frame::Move { to: at(to, -1), cause })));
+                    let position = at(to, theirs);
+                    decided.push((position.clone(), Some(Frame::Move { to: position, cause })));
                 }
-                Decision::Adopt { at: next } => decided.push((at(next, -1), Some(Frame::Start(at(next, -1))))),
+                Decision::Adopt { at: next } => {
+                    let position = at(next, theirs);
+                    decided.push((position.clone(), Some(Frame::Start(position))));
+                }
                 Decision::Added => open.push((earliest, at(0, -1), None)),
                 Decision::Recreated => open.push((earliest, at(0, -1), Some(MoveCause::Recreated))),
                 Decision::New => {
@@ -139,7 +146,8 @@ impl Consumer {
             }
         }
         let queries: Vec<_> = open.iter().map(|(query, ..)| query.clone()).collect();
-        for (offset, (query, mut position, cause)) in offsets_at(&self.client, &queries)?.into_iter().zip(open) {
+        let found = offsets_at(&self.client, &queries, properties::committed_only(&self.parts.config))?;
+        for (offset, (query, mut position, cause)) in found.into_iter().zip(open) {
             position.next = offset;
             tracing::info!(partition = %query.0, offset, from = ?query.1, "a partition starts");
             let frame = match cause {
@@ -211,7 +219,13 @@ impl Consumer {
     }
 
     /// Begins to read partitions whose start is durable.
-    fn begin(&mut self, started: Vec<Position>) {
+    fn begin(&mut self, mut started: Vec<Position>) {
+        let found = started.len();
+        started.retain(|position| !is_other(&self.client, &position.partition, &position.topic_id));
+        if started.len() < found {
+            // A topic is being created anew, and the brokers do not agree yet.
+            self.retry_at = Instant::now() + RETRY;
+        }
         if started.is_empty() {
             return;
         }
@@ -232,6 +246,9 @@ impl Consumer {
                 cost: 0,
                 since: now,
                 leader_epoch: position.leader_epoch,
+                // The seek lets the broker check that it still has the record before this place.
+                fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Seek(now) },
+                damage: None,
             });
         }
         self.index.clear();
@@ -254,63 +271,8 @@ impl Consumer {
         self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
     }
 
-    /// The broker does not have the offset at which a partition is to be read.
-    pub(super) fn out_of_range(&mut self, number: usize) -> Result<(), Error> {
-        self.cut(number)?;
-        let slot = &self.slots[number];
-        let (partition, offset) = (slot.partition.clone(), slot.next);
-        let queries = [(partition.clone(), OffsetSpec::Earliest), (partition.clone(), OffsetSpec::Latest)];
-        let (low, high) = match offsets_at(&self.client, &queries).map(|found| (found[0], found[1])) {
-            Ok(range) => range,
-            Err(error) => {
-                self.in_trouble(format!(
-                    "{partition}: offset {offset} is out of range, and the watermarks are unknown: {error}"
-                ));
-                self.read_again_later(partition);
-                return Ok(());
-            }
-        };
-        if (low..=high).contains(&offset) {
-            // The broker that answered was behind for a moment: nothing is lost.
-            tracing::warn!(%partition, offset, low, high, "the broker refused an offset that it has: reading it again");
-            self.read_again_later(partition);
-            return Ok(());
-        }
-        if self.parts.config.out_of_range == OutOfRange::Stop {
-            return Err(Error::OutOfRange { partition, offset, low, high });
-        }
-        let below = offset < low;
-        let to = match self.parts.config.out_of_range {
-            OutOfRange::Earliest if below => low,
-            // Past the end, the log was truncated: its end is where the records go on, not the whole retention again.
-            _ => high,
-        };
-        let cause = if below { MoveCause::Gap { from: offset } } else { MoveCause::Reset };
-        if below {
-            tracing::error!(%partition, from = offset, to, lost = to - offset, "a gap: retention took records before they were read");
-        } else {
-            tracing::error!(%partition, from = offset, to, "the broker's log ends before the stored offset: it was truncated; going on at its end");
-        }
-        let slot = &self.slots[number];
-        let position =
-            Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
-        let frame = Frame::Move { to: position, cause };
-        let (reply, answered) = bounded(1);
-        let ticket = self.parts.tickets.take();
-        self.parts.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(|_| Error::Closed)?;
-        if !self.wait(&answered)? {
-            return Ok(());
-        }
-        let epoch = self.parts.tracker.begin(partition.clone(), to);
-        let slot = &mut self.slots[number];
-        (slot.epoch, slot.next, slot.from) = (epoch, to, to);
-        self.reseek.insert(partition);
-        self.retry_at = Instant::now();
-        Ok(())
-    }
-
     /// Waits until a note is durable, which a full disk may hold up; false when the service is told to stop meanwhile.
-    fn wait(&self, answered: &Receiver<()>) -> Result<bool, Error> {
+    pub(super) fn wait(&self, answered: &Receiver<()>) -> Result<bool, Error> {
         loop {
             match answered.recv_timeout(Duration::from_millis(200)) {
                 Ok(()) => return Ok(true),
@@ -321,33 +283,72 @@ impl Consumer {
         }
     }
 
-    fn read_again_later(&mut self, partition: TopicPartition) {
-        self.reseek.insert(partition);
-        self.retry_at = Instant::now() + RETRY;
-    }
-
-    /// Reads partitions from where they stand that librdkafka has stopped fetching. When that does not work it fails in the
-    /// same way again, and is tried again.
+    /// Reads partitions from where they stand that librdkafka was not to be relied on, or has stopped fetching. When that does
+    /// not work it fails in the same way again, and is tried again.
     pub(super) fn read_again(&mut self) {
-        if self.reseek.is_empty() || Instant::now() < self.retry_at {
-            return;
-        }
-        let wanted = std::mem::take(&mut self.reseek);
+        let now = Instant::now();
+        let due = |slot: &Slot| matches!(slot.fetch, Fetch::Seek(at) if now >= at);
         let places: Vec<_> = self
             .slots
             .iter()
-            .filter(|slot| wanted.contains(&slot.partition))
-            .map(|slot| (slot.partition.clone(), slot.next))
+            .filter(|slot| due(slot))
+            .map(|slot| (slot.partition.clone(), slot.next, slot.leader_epoch))
             .collect();
         if places.is_empty() {
             return;
         }
-        if let Err(error) = self.client.seek(&places, REQUEST_TIMEOUT) {
+        let sought = self.client.seek(&places, REQUEST_TIMEOUT);
+        let then = if sought.is_ok() { Fetch::On } else { Fetch::Seek(now + RETRY) };
+        for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
+            slot.fetch = then;
+        }
+        if let Err(error) = sought {
             self.in_trouble(format!("cannot read on: {error}"));
-            self.reseek = wanted;
-            self.retry_at = Instant::now() + RETRY;
         }
     }
+
+    /// Finds partitions of a topic that was deleted and created anew since they were begun. To be called for each batch
+    /// that was taken, before any of it is used.
+    pub(super) fn notice_new_topics(&mut self) {
+        let changes = self.client.id_changes();
+        if changes == self.ids_seen {
+            return;
+        }
+        self.ids_seen = changes;
+        for slot in &mut self.slots {
+            if is_other(&self.client, &slot.partition, &slot.topic_id) {
+                slot.fetch = Fetch::Stale;
+            }
+        }
+    }
+
+    /// Gives partitions up whose topic was created anew. The client is replaced as well: it would hold the new topic's leader
+    /// epochs, which begin again, for outdated.
+    pub(super) fn leave_old_topics(&mut self) -> Result<(), Error> {
+        if self.slots.iter().all(|slot| slot.fetch != Fetch::Stale) || Instant::now() < self.retry_at {
+            return Ok(());
+        }
+        for number in 0..self.slots.len() {
+            self.cut(number)?;
+        }
+        if !self.settled()? {
+            return Ok(());
+        }
+        let (old, others): (Vec<&Slot>, Vec<&Slot>) = self.slots.iter().partition(|slot| slot.fetch == Fetch::Stale);
+        for slot in old {
+            tracing::error!(partition = %slot.partition, offset = slot.next, "the topic was deleted and created anew while it was read");
+        }
+        let others: Vec<_> = others.into_iter().map(|slot| slot.partition.clone()).collect();
+        if self.parts.config.assignment == Assignment::Group && !others.is_empty() {
+            self.commit_now(&others, REQUEST_TIMEOUT);
+        }
+        self.replace_client("a topic was deleted and created anew", Old::Closed)
+    }
+}
+
+/// Whether the client fetches another topic of this name.
+fn is_other(client: &Client, partition: &TopicPartition, topic_id: &str) -> bool {
+    !topic_id.is_empty() && client.topic_id(&partition.topic).is_some_and(|id| id != topic_id)
 }
 
 /// The topics that are meant: names as they are, regular expressions matched against all topics of the cluster.
@@ -369,7 +370,11 @@ pub fn topic_names(client: &Client, topics: &[String], timeout: Duration) -> Res
 }
 
 /// Asks the brokers for offsets; a time after the last record is the end.
-fn offsets_at(client: &Client, queries: &[(TopicPartition, OffsetSpec)]) -> Result<Vec<i64>, KafkaError> {
+pub(super) fn offsets_at(
+    client: &Client,
+    queries: &[(TopicPartition, OffsetSpec)],
+    committed_only: bool,
+) -> Result<Vec<i64>, KafkaError> {
     if queries.is_empty() {
         return Ok(Vec::new());
     }
@@ -384,14 +389,14 @@ fn offsets_at(client: &Client, queries: &[(TopicPartition, OffsetSpec)]) -> Resu
         asked.push(kind);
         let which: Vec<usize> = (0..queries.len()).filter(|index| queries[*index].1 == kind).collect();
         let batch: Vec<_> = which.iter().map(|index| queries[*index].clone()).collect();
-        for (index, offset) in which.into_iter().zip(client.list_offsets(&batch, true, REQUEST_TIMEOUT)?) {
+        for (index, offset) in which.into_iter().zip(client.list_offsets(&batch, committed_only, REQUEST_TIMEOUT)?) {
             found[index] = offset?;
         }
     }
     let late: Vec<usize> = (0..queries.len()).filter(|index| found[*index] < 0).collect();
     let ends: Vec<_> = late.iter().map(|index| (queries[*index].0.clone(), OffsetSpec::Latest)).collect();
     if !ends.is_empty() {
-        for (index, offset) in late.into_iter().zip(client.list_offsets(&ends, true, REQUEST_TIMEOUT)?) {
+        for (index, offset) in late.into_iter().zip(client.list_offsets(&ends, committed_only, REQUEST_TIMEOUT)?) {
             found[index] = offset?;
         }
     }

@@ -32,6 +32,12 @@ impl Message {
         Some(KafkaError { code: raw.err.into(), text: unsafe { text(rd::rd_kafka_message_errstr(self.0)) } })
     }
 
+    /// Where the broker's log was cut off, if this error tells that it was: the first offset that is not what we knew of it.
+    /// `Some(None)` when the broker could not say where.
+    pub fn truncated_at(&self) -> Option<Option<i64>> {
+        self.error().and_then(|error| cut_off(&error.text))
+    }
+
     /// Whether this is a record.
     pub fn is_record(&self) -> bool {
         self.raw().err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
@@ -117,5 +123,31 @@ impl Drop for Message {
     fn drop(&mut self) {
         // SAFETY: ours, and the last use.
         unsafe { rd::rd_kafka_message_destroy(self.0) }
+    }
+}
+
+/// librdkafka tells the end in the text alone.
+fn cut_off(text: &str) -> Option<Option<i64>> {
+    if !text.contains("truncation detected") && !text.contains("No epoch found") {
+        return None;
+    }
+    let (_, rest) = text.split_once("broker end offset is ")?;
+    let number: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '-').collect();
+    Some(number.parse().ok().filter(|end| *end >= 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_log_that_was_cut_off_is_read_from_the_text() {
+        let text = "Partition log truncation detected at offset 12 (leader epoch 3): broker end offset is 7 (offset leader \
+                    epoch 2). Reset to INVALID.: Local: Partition log truncation detected (broker 1)";
+        assert_eq!(cut_off(text), Some(Some(7)));
+        let text = "No epoch found less or equal to offset 12 (leader epoch 3): broker end offset is -1 (offset leader \
+                    epoch -1). Reset using configured policy.";
+        assert_eq!(cut_off(text), Some(None));
+        assert_eq!(cut_off("fetch failed due to requested offset not available on the broker"), None);
     }
 }

@@ -103,8 +103,14 @@ impl Home {
 
     /// Starts the service in the foreground. What it prints is added to `logs/foreground.log`.
     pub(crate) fn foreground(&self) -> Service {
+        self.foreground_with(&[])
+    }
+
+    /// The same with further variables in its environment.
+    pub(crate) fn foreground_with(&self, variables: &[(&str, &str)]) -> Service {
         let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
-        Service::spawn(self.command().arg("start_not_daemon"), log)
+        let mut command = self.command();
+        Service::spawn(command.envs(variables.iter().copied()).arg("start_not_daemon"), log)
     }
 
     /// The daemon's process id, by its pid file.

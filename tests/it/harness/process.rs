@@ -95,9 +95,19 @@ impl Service {
 
     /// SIGTERM, and the drain to its end.
     pub(crate) fn terminate(mut self) {
+        self.terminate_in_place();
+    }
+
+    /// The same, to start another one in its place.
+    pub(crate) fn terminate_in_place(&mut self) {
         kill(self.pid(), Signal::SIGTERM).expect("the service runs");
         let status = ended(&mut self.0, SOON).expect("the drain ends");
         assert_eq!(status.code(), Some(0), "the service ended with {status} after SIGTERM");
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    pub(crate) fn ended(mut self) -> Option<i32> {
+        ended(&mut self.0, SOON).expect("it ends by itself").code()
     }
 
     /// SIGKILL.

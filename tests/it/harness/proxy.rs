@@ -17,7 +17,7 @@ pub(crate) const FETCH: i16 = 1;
 /// See [`FETCH`].
 pub(crate) const OFFSET_COMMIT: i16 = 8;
 
-/// Requests whose answers tell addresses: Metadata, FindCoordinator, DescribeCluster.
+/// Requests whose answers tell addresses: metadata, coordinators, the cluster.
 const TELLS_ADDRESSES: [i16; 3] = [3, 10, 60];
 
 /// Answers to fetches below this size hold no records worth damaging.

@@ -123,9 +123,34 @@ impl Topic {
         records
     }
 
+    /// How many records the partitions have had so far, by the broker's word; transactions' markers count too.
+    pub(crate) fn end(&self) -> i64 {
+        use rdkafka::consumer::{BaseConsumer, Consumer as _};
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", &self.brokers).create().expect("a consumer");
+        let end = |partition| consumer.fetch_watermarks(&self.name, partition, SOON).expect("watermarks").1;
+        (0..self.partitions).map(end).sum()
+    }
+
     /// Produces the records and waits until the broker has acknowledged each.
     pub(crate) fn produce(&self, codec: Codec, records: &[Record]) {
         Producer::new(&self.brokers, codec).send(&self.name, records);
+    }
+
+    /// Produces the records within one transaction, and ends it so.
+    pub(crate) fn transact(&self, records: &[Record], end: Transaction) -> Option<Open> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let id = format!("{}_{}", self.name, COUNT.fetch_add(1, Ordering::Relaxed));
+        let producer = Producer::configured(&self.brokers, Codec::Snappy, &[("transactional.id", &id)]);
+        producer.0.init_transactions(SOON).expect("the broker takes transactions");
+        producer.0.begin_transaction().expect("a transaction");
+        producer.send(&self.name, records);
+        match end {
+            Transaction::Committed => producer.0.commit_transaction(SOON).expect("it is committed"),
+            Transaction::Aborted => producer.0.abort_transaction(SOON).expect("it is aborted"),
+            Transaction::Open => return Some(Open(producer)),
+        }
+        None
     }
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {
@@ -174,6 +199,24 @@ impl Load {
     }
 }
 
+/// How a transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transaction {
+    Committed,
+    Aborted,
+    /// Not yet.
+    Open,
+}
+
+/// A transaction that is still open.
+pub(crate) struct Open(Producer);
+
+impl Open {
+    pub(crate) fn commit(self) {
+        self.0.0.commit_transaction(SOON).expect("it is committed");
+    }
+}
+
 struct Producer(BaseProducer<Delivery>);
 
 /// Remembers deliveries that failed.
@@ -194,7 +237,15 @@ impl ProducerContext for Delivery {
 
 impl Producer {
     fn new(brokers: &str, codec: Codec) -> Self {
-        let producer = ClientConfig::new()
+        Self::configured(brokers, codec, &[])
+    }
+
+    fn configured(brokers: &str, codec: Codec, further: &[(&str, &str)]) -> Self {
+        let mut config = ClientConfig::new();
+        for (key, value) in further {
+            config.set(*key, *value);
+        }
+        let producer = config
             .set("bootstrap.servers", brokers)
             .set("compression.type", codec.name())
             .set("enable.idempotence", "true")
