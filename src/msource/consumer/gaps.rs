@@ -14,7 +14,7 @@ use crate::config::OutOfRange;
 use crate::delivery::Inbox;
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Frame, MoveCause, Position};
-use crate::msource::native::{Client, KafkaError, Message, OffsetSpec};
+use crate::msource::native::{Client, CutOff, KafkaError, Message, OffsetSpec};
 use crate::msource::properties;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -57,7 +57,8 @@ impl Consumer {
         }
         if self.parts.config.out_of_range == OutOfRange::Stop {
             return Err(match truncated {
-                Some(end) => Error::Truncated { partition, offset, end: end.unwrap_or(high) },
+                Some(CutOff::At(end)) => Error::Truncated { partition, offset, end },
+                Some(CutOff::Somewhere) => Error::Truncated { partition, offset, end: high },
                 None => Error::OutOfRange { partition, offset, low, high },
             });
         }
@@ -67,7 +68,10 @@ impl Consumer {
             return self.go_on_at(number, to, MoveCause::Gap { from: offset });
         }
         // Where the records go on that we do not have, not the whole retention again.
-        let to = truncated.flatten().unwrap_or(high).clamp(low, high.max(low));
+        let to = match truncated {
+            Some(CutOff::At(end)) => end.clamp(low, high.max(low)),
+            Some(CutOff::Somewhere) | None => high,
+        };
         tracing::error!(%partition, from = offset, to, "the broker's log was cut off before the stored offset, as by an unclean leader election; going on where it was cut off");
         self.go_on_at(number, to, MoveCause::Reset)
     }

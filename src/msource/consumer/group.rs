@@ -144,6 +144,7 @@ impl Consumer {
 
     /// Tells the group what became durable since the last time.
     pub(super) fn commit_durable(&mut self) {
+        self.say_unanswered();
         if Instant::now() < self.commit_at {
             return;
         }
@@ -169,6 +170,9 @@ impl Consumer {
             }
             Err(error) => tracing::debug!(%error, "cannot send a commit; it is sent again"),
         }
+    }
+
+    fn say_unanswered(&mut self) {
         if let Some((since, said @ Said::No)) = &mut self.unanswered_since
             && since.elapsed() > Duration::from_mins(1)
         {

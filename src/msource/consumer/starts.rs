@@ -16,6 +16,9 @@ use crate::msource::journal::{Frame, MoveCause, PartitionState, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
 use crate::msource::properties;
 
+/// How long an assignment that was made again may take to begin.
+const SETTLE: Duration = Duration::from_millis(100);
+
 impl Consumer {
     /// Finds the partitions of the topics without the help of a group.
     pub(super) fn discover(&mut self) {
@@ -233,6 +236,7 @@ impl Consumer {
         let assigned: Vec<_> = started.iter().map(|position| (position.partition.clone(), position.next)).collect();
         for position in started {
             self.pending.remove(&position.partition);
+            self.watchdog.forget(&position.partition);
             let epoch = self.parts.tracker.begin(position.partition.clone(), position.next);
             self.slots.push(Slot {
                 partition: position.partition,
@@ -254,19 +258,10 @@ impl Consumer {
         self.index.clear();
         let answer = match self.client.protocol() {
             Protocol::Cooperative => self.client.incremental_assign(&assigned),
-            Protocol::Eager => {
-                let all: Vec<_> = self.slots.iter().map(|slot| (slot.partition.clone(), slot.next)).collect();
-                self.client.assign(&all)
-            }
+            Protocol::Eager => self.assign_all(),
         };
         Self::log_answer(answer);
-        if self.paused {
-            // All of them are resumed together, when there is room.
-            let all = self.partitions();
-            if let Err(error) = self.client.pause(&all) {
-                tracing::warn!(%error, "cannot pause the partitions");
-            }
-        }
+        self.pause_new();
         self.trouble = None;
         self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
     }
@@ -298,12 +293,51 @@ impl Consumer {
             return;
         }
         let sought = self.client.seek(&places, REQUEST_TIMEOUT);
-        let then = if sought.is_ok() { Fetch::On } else { Fetch::Seek(now + RETRY) };
+        let then = match &sought {
+            Ok(()) => Fetch::On,
+            // An error like an offset out of range has ended the fetching, and only an assignment begins it again. Nothing is
+            // taken before a seek has worked, which alone drops what was fetched before it.
+            Err(error) if error.code == Code::State => {
+                self.assign_again(&places);
+                Fetch::Seek(now + SETTLE)
+            }
+            Err(_) => Fetch::Seek(now + RETRY),
+        };
         for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
             slot.fetch = then;
         }
-        if let Err(error) = sought {
+        if let Err(error) = sought
+            && error.code != Code::State
+        {
             self.in_trouble(format!("cannot read on: {error}"));
+        }
+    }
+
+    fn assign_again(&self, places: &[(TopicPartition, i64, i32)]) {
+        let answer = match self.client.protocol() {
+            Protocol::Cooperative => {
+                let assigned: Vec<_> = places.iter().map(|(partition, next, _)| (partition.clone(), *next)).collect();
+                let partitions: Vec<_> = places.iter().map(|(partition, ..)| partition.clone()).collect();
+                let unassigned = self.client.incremental_unassign(&partitions);
+                unassigned.and_then(|()| self.client.incremental_assign(&assigned))
+            }
+            Protocol::Eager => self.assign_all(),
+        };
+        Self::log_answer(answer);
+        self.pause_new();
+    }
+
+    fn assign_all(&self) -> Result<(), KafkaError> {
+        let all: Vec<_> = self.slots.iter().map(|slot| (slot.partition.clone(), slot.next)).collect();
+        self.client.assign(&all)
+    }
+
+    /// What was just assigned is paused too, while all are: they are resumed together, when there is room.
+    fn pause_new(&self) {
+        if self.paused
+            && let Err(error) = self.client.pause(&self.partitions())
+        {
+            tracing::warn!(%error, "cannot pause the partitions");
         }
     }
 

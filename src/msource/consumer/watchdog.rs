@@ -44,6 +44,11 @@ impl Watchdog {
         Self { patience: fault::duration("FAULT_WATCHDOG_MS", PATIENCE), look_at: now, seen: HashMap::new() }
     }
 
+    /// A partition was given to us.
+    pub(super) fn forget(&mut self, partition: &TopicPartition) {
+        self.seen.remove(partition);
+    }
+
     /// Nothing is taken on purpose: time begins anew.
     pub(super) fn excuse(&mut self) {
         self.seen.clear();

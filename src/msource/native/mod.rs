@@ -14,7 +14,7 @@ mod asking;
 mod list;
 mod message;
 
-pub use message::Message;
+pub use message::{CutOff, Message};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_void};
@@ -498,8 +498,9 @@ unsafe extern "C" fn on_log(rk: *const rd::rd_kafka_t, level: c_int, facility: *
         shared.id_changes.fetch_add(1, Ordering::Release);
     }
     match level {
-        0..=3 => tracing::error!(target: "librdkafka", %facility, "{line}"),
-        4 => tracing::warn!(target: "librdkafka", %facility, "{line}"),
+        0..=2 => tracing::error!(target: "librdkafka", %facility, "{line}"),
+        // A refused connection is one of its errors, and nothing that is lost by it.
+        3 | 4 => tracing::warn!(target: "librdkafka", %facility, "{line}"),
         5 | 6 => tracing::info!(target: "librdkafka", %facility, "{line}"),
         _ => tracing::debug!(target: "librdkafka", %facility, "{line}"),
     }

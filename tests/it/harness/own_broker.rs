@@ -1,6 +1,7 @@
 //! A broker that one test has for itself: to kill it, to stop it, and to damage what is on its disk.
 
 use std::fs;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
@@ -27,6 +28,8 @@ impl OwnBroker {
             .arg(script())
             .arg(dir.path())
             .stdin(Stdio::piped())
+            // Not among the processes that a signal to this one's group ends.
+            .process_group(0)
             .spawn()
             .expect("a shell");
         let mut broker = Self { dir, address: String::new(), keeper };
