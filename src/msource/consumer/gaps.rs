@@ -161,7 +161,11 @@ fn end_of_damage(
     high: i64,
 ) -> Result<i64, KafkaError> {
     let client = Client::new(properties)?;
-    let fetch = |offset: i64| probe(&client, partition, offset);
+    search(from, high, |offset| probe(&client, partition, offset))
+}
+
+/// Steps that double find something sound, and halves of the last step the first of it: few fetches for any length.
+fn search(from: i64, high: i64, mut fetch: impl FnMut(i64) -> Result<Found, KafkaError>) -> Result<i64, KafkaError> {
     if let Found::Sound = fetch(from)? {
         return Ok(from);
     }
@@ -206,4 +210,26 @@ fn probe(client: &Client, partition: &TopicPartition, offset: i64) -> Result<Fou
     }
     client.unassign()?;
     found.ok_or(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_end_of_damage_is_found_with_few_fetches(from in 0..1000_i64, length in 0..100_000_i64, behind in 0..100_000_i64) {
+            let (end, high) = (from + length, from + length + behind);
+            let mut fetches = 0;
+            let found = search(from, high, |offset| {
+                fetches += 1;
+                assert!((from..=high).contains(&offset), "{offset} is asked for");
+                Ok(if offset < end { Found::Damage } else { Found::Sound })
+            });
+            prop_assert_eq!(found, Ok(end));
+            prop_assert!(fetches <= 40, "{} fetches", fetches);
+        }
+    }
 }

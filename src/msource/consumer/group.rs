@@ -20,10 +20,7 @@ impl Consumer {
             match event {
                 Event::Assign(partitions) => self.assigned(partitions),
                 Event::Revoke(partitions) => self.revoked(&partitions)?,
-                Event::Error { error, fatal: true } => {
-                    tracing::error!(%error, "the Kafka client failed for good; making a new one");
-                    self.replace_client(&error.text, Old::Closed)?;
-                }
+                Event::Error { error, fatal: true } => self.fatal = Some(error.text),
                 Event::Error { error, fatal: false } => self.in_trouble(error.to_string()),
                 Event::Committed(Ok(())) => self.unanswered_since = None,
                 Event::Committed(Err(error)) => {
@@ -34,6 +31,10 @@ impl Consumer {
                     self.commit_at = Instant::now() + RETRY;
                 }
             }
+        }
+        if let Some(reason) = self.fatal.take() {
+            tracing::error!(reason, "the Kafka client failed for good; making a new one");
+            self.replace_client(&reason, Old::Closed)?;
         }
         if self.parts.config.assignment == Assignment::All && Instant::now() >= self.discover_at {
             self.discover();

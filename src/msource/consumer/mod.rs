@@ -234,6 +234,8 @@ enum Fetch {
     On,
     /// Not before it was told, at this time or later, to read from where the partition stands.
     Seek(Instant),
+    /// The same, and the broker is to say first whether it still has the record before that place.
+    Check(Instant),
     /// Not at all: it may be of another topic of the same name.
     Stale,
 }
@@ -276,6 +278,8 @@ pub struct Consumer {
     /// How many changes of topic ids were looked at.
     ids_seen: u64,
     watchdog: Watchdog,
+    /// Why the client can do nothing any more.
+    fatal: Option<String>,
     /// Last, so that it is dropped last: it waits until every message is gone.
     client: Client,
 }
@@ -309,6 +313,7 @@ impl Consumer {
             unanswered_since: None,
             ids_seen: 0,
             watchdog: Watchdog::new(now),
+            fatal: None,
         })
     }
 
@@ -381,8 +386,9 @@ impl Consumer {
                 current = (key, self.slot_of(key, &message));
             }
             let Some(number) = current.1 else {
-                if !message.is_record() {
-                    self.trouble(&message);
+                match message.error() {
+                    Some(error) if error.code == Code::Fatal => self.fatal = Some(error.text),
+                    _ => self.trouble(&message),
                 }
                 continue;
             };

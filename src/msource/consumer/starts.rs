@@ -251,7 +251,7 @@ impl Consumer {
                 since: now,
                 leader_epoch: position.leader_epoch,
                 // The seek lets the broker check that it still has the record before this place.
-                fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Seek(now) },
+                fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Check(now) },
                 damage: None,
             });
         }
@@ -282,29 +282,37 @@ impl Consumer {
     /// not work it fails in the same way again, and is tried again.
     pub(super) fn read_again(&mut self) {
         let now = Instant::now();
-        let due = |slot: &Slot| matches!(slot.fetch, Fetch::Seek(at) if now >= at);
+        let due = |slot: &Slot| matches!(slot.fetch, Fetch::Seek(at) | Fetch::Check(at) if now >= at);
         let places: Vec<_> = self
             .slots
             .iter()
             .filter(|slot| due(slot))
-            .map(|slot| (slot.partition.clone(), slot.next, slot.leader_epoch))
+            .map(|slot| match slot.fetch {
+                Fetch::Check(_) => (slot.partition.clone(), slot.next, slot.leader_epoch),
+                // While the leader is not known, a check waits for the next metadata: it is made once.
+                _ => (slot.partition.clone(), slot.next, -1),
+            })
             .collect();
         if places.is_empty() {
             return;
         }
         let sought = self.client.seek(&places, REQUEST_TIMEOUT);
-        let then = match &sought {
-            Ok(()) => Fetch::On,
+        let again = match &sought {
+            Ok(()) => None,
             // An error like an offset out of range has ended the fetching, and only an assignment begins it again. Nothing is
             // taken before a seek has worked, which alone drops what was fetched before it.
             Err(error) if error.code == Code::State => {
                 self.assign_again(&places);
-                Fetch::Seek(now + SETTLE)
+                Some(now + SETTLE)
             }
-            Err(_) => Fetch::Seek(now + RETRY),
+            Err(_) => Some(now + RETRY),
         };
         for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
-            slot.fetch = then;
+            slot.fetch = match (again, slot.fetch) {
+                (None, _) => Fetch::On,
+                (Some(at), Fetch::Check(_)) => Fetch::Check(at),
+                (Some(at), _) => Fetch::Seek(at),
+            };
         }
         if let Err(error) = sought
             && error.code != Code::State

@@ -446,7 +446,7 @@ unsafe extern "C" fn on_rebalance(
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Event::Assign(list),
             _ => Event::Revoke(list),
         });
-        rd::rd_kafka_yield(rk);
+        // Not rd_kafka_yield: it would end the batch by dropping the record that comes next.
     }
 }
 

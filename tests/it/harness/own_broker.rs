@@ -24,7 +24,7 @@ impl OwnBroker {
     pub(crate) fn new(properties: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("mtga-broker-").tempdir().expect("a directory");
         let keeper = Command::new("sh")
-            .args(["-c", "cat >/dev/null; exec \"$0\" kill \"$1\""])
+            .args(["-c", "cat >/dev/null; \"$0\" kill \"$1\"; rm -rf \"$1\""])
             .arg(script())
             .arg(dir.path())
             .stdin(Stdio::piped())

@@ -156,6 +156,7 @@ impl Proxy {
     }
 
     /// Holds every answer to a request back for so long.
+    #[expect(dead_code, reason = "for tests of commits that are answered late")]
     pub(crate) fn delay_answers(&self, api_key: i16, delay: Duration) {
         self.shared.lock().delay.insert(api_key, delay);
     }

@@ -132,6 +132,35 @@ impl Topic {
         (0..self.partitions).map(end).sum()
     }
 
+    /// What the topic holds, by an ordinary consumer: committed records, in order within each partition.
+    pub(crate) fn read(&self) -> Vec<Record> {
+        use rdkafka::consumer::{BaseConsumer, Consumer as _};
+        use rdkafka::message::Message as _;
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers).set("group.id", "reads").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create().expect("a consumer");
+        let mut list = rdkafka::TopicPartitionList::new();
+        for partition in 0..self.partitions {
+            list.add_partition_offset(&self.name, partition, rdkafka::Offset::Beginning).expect("an offset");
+        }
+        consumer.assign(&list).expect("an assignment");
+        let (mut records, mut ended) = (Vec::new(), 0);
+        while ended < self.partitions {
+            match consumer.poll(SOON).expect("the broker answers") {
+                Ok(message) => records.push(Record {
+                    partition: message.partition(),
+                    key: message.key().map(<[u8]>::to_vec),
+                    value: message.payload().map(<[u8]>::to_vec),
+                    timestamp: message.timestamp().to_millis().expect("a time"),
+                }),
+                Err(KafkaError::PartitionEOF(_)) => ended += 1,
+                // Brokers that have just come back are looked for again.
+                Err(_) => {}
+            }
+        }
+        records
+    }
+
     /// Produces the records and waits until the broker has acknowledged each.
     pub(crate) fn produce(&self, codec: Codec, records: &[Record]) {
         Producer::new(&self.brokers, codec).send(&self.name, records);
