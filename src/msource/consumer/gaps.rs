@@ -18,11 +18,14 @@ use crate::msource::native::{Client, CutOff, KafkaError, Message, OffsetSpec};
 use crate::msource::properties;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-/// How often a damaged batch is fetched again before it is given up; with [`FIRST_PAUSE`] doubled each time, some six seconds.
+/// How often a damaged batch is fetched again before it is given up, after [`FIRST_PAUSE`] and twice as long each time.
 const TRIES: u32 = 5;
 
 /// Pause before the first of them.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often the broker is asked where its log was cut off, before its end is taken.
+const CHECKS: u32 = 5;
 
 /// Bound on one fetch that looks for the end of the damage.
 const PROBE: Duration = Duration::from_secs(5);
@@ -55,6 +58,15 @@ impl Consumer {
             self.read_again_after(number, RETRY);
             return Ok(());
         }
+        if truncated.is_none()
+            && offset > high
+            && self.slots[number].leader_epoch >= 0
+            && self.attempt(number) <= CHECKS
+        {
+            // The broker knows where the log was cut off, once it is asked with the epoch.
+            self.slots[number].fetch = Fetch::Check(Instant::now());
+            return Ok(());
+        }
         if self.parts.config.out_of_range == OutOfRange::Stop {
             return Err(match truncated {
                 Some(CutOff::At(end)) => Error::Truncated { partition, offset, end },
@@ -79,13 +91,9 @@ impl Consumer {
     /// A batch cannot be read. What librdkafka hands out after that is not to be relied on, so it is dropped.
     pub(super) fn damaged(&mut self, number: usize, error: &KafkaError) -> Result<(), Error> {
         self.cut(number)?;
-        let slot = &mut self.slots[number];
+        let tries = self.attempt(number);
+        let slot = &self.slots[number];
         let (partition, from) = (slot.partition.clone(), slot.next);
-        let tries = match slot.damage {
-            Some((at, tries)) if at == from => tries + 1,
-            _ => 1,
-        };
-        slot.damage = Some((from, tries));
         if tries <= TRIES {
             tracing::warn!(%partition, offset = from, tries, %error, "a damaged batch: fetching it again");
             self.read_again_after(number, FIRST_PAUSE * 2_u32.pow(tries - 1));
@@ -111,6 +119,14 @@ impl Consumer {
                 Ok(())
             }
         }
+    }
+
+    /// Counts attempts to read on from where a partition stands.
+    fn attempt(&mut self, number: usize) -> u32 {
+        let slot = &mut self.slots[number];
+        let tries = slot.attempts.filter(|(at, _)| *at == slot.next).map_or(1, |(_, tries)| tries + 1);
+        slot.attempts = Some((slot.next, tries));
+        tries
     }
 
     fn range_of(&self, partition: &TopicPartition) -> Result<(i64, i64), KafkaError> {
@@ -140,7 +156,7 @@ impl Consumer {
     }
 
     fn read_again_after(&mut self, number: usize, pause: Duration) {
-        self.slots[number].fetch = Fetch::Seek(Instant::now() + pause);
+        self.slots[number].read_again(Instant::now() + pause);
     }
 }
 

@@ -223,8 +223,10 @@ struct Slot {
     since: Instant,
     leader_epoch: i32,
     fetch: Fetch,
-    /// Where a batch could not be read, and how often.
-    damage: Option<(i64, u32)>,
+    /// Whether the end of the partition was told since the last record. See [`Slot::skips`].
+    told: Told,
+    /// Where it could not be read on, and how often.
+    attempts: Option<(i64, u32)>,
 }
 
 /// Whether what librdkafka hands out of a partition is taken.
@@ -240,7 +242,31 @@ enum Fetch {
     Stale,
 }
 
+/// What librdkafka handed out last of a partition.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// A record, or nothing yet.
+    Record,
+    /// That its end was reached.
+    End,
+}
+
 impl Slot {
+    /// Whether what comes next, at this offset, may have skipped a record.
+    ///
+    /// librdkafka takes the end of a partition, when it hands it out within a batch, for a record at that offset: each time
+    /// it resumes the partition after that (a rebalance is enough) it goes on one too far. A control record gives the same
+    /// picture, and then reading once more from where we stand gives the same again.
+    fn skips(&self, offset: i64) -> bool {
+        self.told == Told::End && offset > self.next
+    }
+
+    /// Has the partition read once more from where it stands.
+    fn read_again(&mut self, at: Instant) {
+        self.told = Told::Record;
+        self.fetch = Fetch::Seek(at);
+    }
+
     /// Whether anything waits to become a block: records, or offsets without any.
     fn is_open(&self) -> bool {
         self.next > self.from
@@ -403,6 +429,11 @@ impl Consumer {
             if offset < slot.next || slot.fetch != Fetch::On {
                 continue;
             }
+            if slot.skips(offset) {
+                slot.read_again(now);
+                continue;
+            }
+            slot.told = Told::Record;
             if !slot.is_open() {
                 slot.since = now;
             }
@@ -452,6 +483,11 @@ impl Consumer {
             Code::PartitionEOF => {
                 self.trouble = None;
                 let slot = &mut self.slots[number];
+                if slot.skips(message.offset()) {
+                    slot.read_again(now);
+                    return Ok(());
+                }
+                slot.told = Told::End;
                 if message.offset() > slot.next {
                     if !slot.is_open() {
                         slot.since = now;

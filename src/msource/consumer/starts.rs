@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use super::watchdog::Old;
-use super::{Code, Consumer, Error, Fetch, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot};
+use super::{Code, Consumer, Error, Fetch, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot, Told};
 use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
@@ -252,7 +252,8 @@ impl Consumer {
                 leader_epoch: position.leader_epoch,
                 // The seek lets the broker check that it still has the record before this place.
                 fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Check(now) },
-                damage: None,
+                told: Told::Record,
+                attempts: None,
             });
         }
         self.index.clear();
@@ -296,15 +297,16 @@ impl Consumer {
         if places.is_empty() {
             return;
         }
-        let sought = self.client.seek(&places, REQUEST_TIMEOUT);
-        let again = match &sought {
-            Ok(()) => None,
+        let mut sought = self.client.seek(&places, REQUEST_TIMEOUT);
+        if sought.as_ref().is_err_and(|error| error.code == Code::State) {
             // An error like an offset out of range has ended the fetching, and only an assignment begins it again. Nothing is
             // taken before a seek has worked, which alone drops what was fetched before it.
-            Err(error) if error.code == Code::State => {
-                self.assign_again(&places);
-                Some(now + SETTLE)
-            }
+            self.assign_again(&places);
+            sought = self.client.seek(&places, REQUEST_TIMEOUT);
+        }
+        let again = match &sought {
+            Ok(()) => None,
+            Err(error) if error.code == Code::State => Some(now + SETTLE),
             Err(_) => Some(now + RETRY),
         };
         for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
