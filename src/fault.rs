@@ -13,10 +13,46 @@ pub fn point(_name: &'static str) {}
 /// The place `name` is passed.
 #[cfg(feature = "faults")]
 pub fn point(name: &'static str) {
+    if let Some(signal) = chosen(name) {
+        // Without a process to signal there would be nothing to test.
+        let _sent = nix::sys::signal::raise(signal);
+    }
+}
+
+/// Whether the fault `name` is to happen here, now; how it happens is the caller's matter.
+#[cfg(not(feature = "faults"))]
+#[inline(always)]
+pub fn happens(_name: &'static str) -> bool {
+    false
+}
+
+/// Whether the fault `name` is to happen here, now; how it happens is the caller's matter.
+#[cfg(feature = "faults")]
+pub fn happens(name: &'static str) -> bool {
+    chosen(name).is_some()
+}
+
+/// A time that only tests change.
+#[cfg(not(feature = "faults"))]
+pub fn duration(_name: &'static str, usual: std::time::Duration) -> std::time::Duration {
+    usual
+}
+
+/// A time that only tests change: milliseconds in the variable `name`.
+#[cfg(feature = "faults")]
+pub fn duration(name: &'static str, usual: std::time::Duration) -> std::time::Duration {
+    #[expect(clippy::disallowed_methods, reason = "for tests alone, so that no interface carries it")]
+    let text = std::env::var(name).ok();
+    text.and_then(|text| text.parse().ok()).map_or(usual, std::time::Duration::from_millis)
+}
+
+/// Counts the passage of `name`; the signal when this is the one that was chosen.
+#[cfg(feature = "faults")]
+fn chosen(name: &'static str) -> Option<nix::sys::signal::Signal> {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    use nix::sys::signal::{Signal, raise};
+    use nix::sys::signal::Signal;
 
     static CHOSEN: OnceLock<Option<(String, u64, Signal)>> = OnceLock::new();
     static PASSED: AtomicU64 = AtomicU64::new(0);
@@ -30,11 +66,6 @@ pub fn point(name: &'static str) {
         let signal = if parts.next() == Some("stop") { Signal::SIGSTOP } else { Signal::SIGKILL };
         Some((name, time, signal))
     });
-    if let Some((wanted, time, signal)) = chosen
-        && wanted == name
-        && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *time
-    {
-        // Without a process to signal there would be nothing to test.
-        let _sent = raise(*signal);
-    }
+    let (wanted, time, signal) = chosen.as_ref()?;
+    (wanted == name && PASSED.fetch_add(1, Ordering::SeqCst) + 1 == *time).then_some(*signal)
 }

@@ -196,12 +196,14 @@ impl Service for Live {
             last_checkpoint_seconds: None,
             last_checkpoint_block: 0,
             gap_records: 0,
+            client_restarts: 0,
         };
         let Some(gauges) = self.shown() else { return Ok(status) };
         status.lag = self.lag();
         status.counts = gauges.counts();
         (status.consumed_per_second, status.written_per_second) = self.rates(&status.counts);
         status.partitions = self.desk.partitions.load(Ordering::Relaxed) as u64;
+        status.client_restarts = self.desk.client_restarts.load(Ordering::Relaxed);
         status.open_files = gauges.open_files.load(Ordering::Relaxed) as u64;
         let durable = gauges.durable();
         status.home_id.clone_from(&durable.state.home);

@@ -160,6 +160,7 @@ impl Service for Stopped {
             last_checkpoint_seconds: None,
             last_checkpoint_block: view.state.number,
             gap_records: totals.gaps,
+            client_restarts: 0,
         })
     }
 

@@ -102,6 +102,9 @@ pub(super) fn status(status: &Status) -> String {
     rows.push(("Rejected", by_reason(&counts.rejected, |index| Reason::ALL[index].name())));
     rows.push(("In flight", counts.in_flight.to_string()));
     rows.push(("Lost before read", status.gap_records.to_string()));
+    if status.client_restarts > 0 {
+        rows.push(("Kafka client", format!("made anew {} times since it stood still", status.client_restarts)));
+    }
     let queue = (status.failure_queue_records, bytes(status.failure_queue_bytes));
     rows.push(("Failure queue", format!("{} records, {}", queue.0, queue.1)));
     rows.push(("Open files", status.open_files.to_string()));

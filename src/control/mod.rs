@@ -130,6 +130,9 @@ pub struct Status {
     pub last_checkpoint_block: u64,
     /// Records lost to retention or truncation before they were read.
     pub gap_records: u64,
+    /// How often, since the start, the Kafka client stood still and was made anew.
+    #[serde(default)]
+    pub client_restarts: u64,
 }
 
 /// Counts of records. `consumed + retried = written + filtered + rejected + in_flight`.

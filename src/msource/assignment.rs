@@ -217,7 +217,7 @@ mod tests {
     }
 
     fn group(offset: i64, metadata: &str) -> GroupOffset {
-        GroupOffset { offset, metadata: metadata.into() }
+        GroupOffset { offset, leader_epoch: -1, metadata: metadata.into() }
     }
 
     #[track_caller]

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::never;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::consumer::now_millis;
+use super::consumer::{is_damage, now_millis};
 use super::journal::{Block, BlockSource, Position};
 use super::native::{Client, KafkaError, Message};
 use super::store::Store;
@@ -24,6 +24,9 @@ use crate::transform::worker::Worker;
 
 /// Pause between attempts while no broker answers.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How often damaged records are read before they are given up: the network may have damaged them.
+const TRIES: u32 = 5;
 
 /// Whether and how long recovery waits for brokers.
 pub trait Wait {
@@ -79,10 +82,19 @@ impl<'a> Rereader<'a> {
         if let Some(gone) = recreated(client, to, self.wait)? {
             return Ok(Err(gone));
         }
-        client.assign(&[(to.partition.clone(), from)]).map_err(source)?;
-        let read = read(client, to, self.wait);
-        client.unassign().map_err(source)?;
-        read
+        let mut tries = 0;
+        loop {
+            client.assign(&[(to.partition.clone(), from)]).map_err(source)?;
+            let read = read(client, to, self.wait);
+            client.unassign().map_err(source)?;
+            tries += 1;
+            match read? {
+                Read::Whole(records) => return Ok(Ok(records)),
+                Read::Gone(why) => return Ok(Err(why)),
+                Read::Damaged(why) if tries >= TRIES => return Ok(Err(why)),
+                Read::Damaged(why) => pause(self.wait, &why)?,
+            }
+        }
     }
 }
 
@@ -113,29 +125,44 @@ fn pause(wait: &mut dyn Wait, reason: &str) -> Result<(), RecoveryError> {
     Ok(())
 }
 
-fn read(client: &Client, to: &Position, wait: &mut dyn Wait) -> Result<Result<Vec<Message>, String>, RecoveryError> {
+/// What became of reading a range again.
+enum Read {
+    /// All of its records.
+    Whole(Vec<Message>),
+    /// They are not to be had, for this reason.
+    Gone(String),
+    /// They cannot be read, perhaps for now.
+    Damaged(String),
+}
+
+fn read(client: &Client, to: &Position, wait: &mut dyn Wait) -> Result<Read, RecoveryError> {
     let (mut records, mut batch) = (Vec::new(), Vec::new());
     loop {
         client.consume(&mut batch, 1024, Duration::from_millis(50));
         for message in batch.drain(..) {
             match message.error() {
-                None if message.offset() >= to.next => return Ok(Ok(records)),
+                None if message.offset() >= to.next => return Ok(Read::Whole(records)),
+                // Epochs only rise: a record of a later one was not there when the block was read.
+                None if to.leader_epoch >= 0 && message.leader_epoch() > to.leader_epoch => {
+                    return Ok(Read::Gone("the broker's log was cut off and went on with other records".into()));
+                }
                 None => {
                     let done = message.offset() + 1 >= to.next;
                     records.push(message);
                     if done {
-                        return Ok(Ok(records));
+                        return Ok(Read::Whole(records));
                     }
                 }
                 Some(error) if error.code == Code::PartitionEOF => {
                     if message.offset() >= to.next {
-                        return Ok(Ok(records));
+                        return Ok(Read::Whole(records));
                     }
-                    return Ok(Err(format!("the broker's log ends at {}", message.offset())));
+                    return Ok(Read::Gone(format!("the broker's log ends at {}", message.offset())));
                 }
                 Some(error) if matches!(error.code, Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
-                    return Ok(Err("retention took the records".into()));
+                    return Ok(Read::Gone("retention took the records".into()));
                 }
+                Some(error) if is_damage(error.code) => return Ok(Read::Damaged(error.to_string())),
                 Some(error) => {
                     if !wait.go_on(Some(&error.to_string())) {
                         return Err(RecoveryError::Stopped);

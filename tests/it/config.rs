@@ -9,7 +9,7 @@ use crate::harness::{Codec, Home, Mix, SOON, Topic, holds, wait_until};
 
 /// A home that needs no broker.
 fn unconnected() -> Home {
-    Home::with_brokers(&Topic { name: "none".to_owned(), partitions: 1 }, "127.0.0.1:1")
+    Home::with_brokers(&Topic::unmade("none", 1), "127.0.0.1:1")
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn an_absent_broker_is_waited_for_and_status_says_so() {
     // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
     let brokers = format!("127.0.0.1:{port}");
-    let home = Home::with_brokers(&Topic { name: "none".to_owned(), partitions: 1 }, &brokers);
+    let home = Home::with_brokers(&Topic::unmade("none", 1), &brokers);
     home.start();
     let status = home.status();
     assert_eq!(status.state, State::Waiting, "{status:?}");

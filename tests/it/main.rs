@@ -25,6 +25,9 @@ mod frozen;
 /// Several instances of one group: rebalances, instances that are killed, frozen, or have each other's name.
 #[cfg(test)]
 mod group;
+/// Faults of Kafka: brokers, connections, logs, and the watchdog.
+#[cfg(test)]
+mod kafka;
 /// `set_offset`.
 #[cfg(test)]
 mod offsets;

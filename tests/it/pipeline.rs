@@ -221,7 +221,7 @@ fn values_of_a_mebibyte_pass() {
 
 #[test]
 fn the_transform_command_gives_the_oracles_lines_without_a_broker() {
-    let topic = Topic { name: "unused".to_owned(), partitions: 1 };
+    let topic = Topic::unmade("unused", 1);
     let home = Home::with_brokers(&topic, "127.0.0.1:1");
     let records: Vec<_> = (0..500).map(|n| Mix::Clean.record(n, 1)).collect();
     let mut input = Vec::new();
@@ -244,8 +244,8 @@ fn the_transform_command_gives_the_oracles_lines_without_a_broker() {
 
 #[test]
 fn a_service_that_starts_before_its_topic_waits_for_it() {
-    let later = Topic { name: format!("later_{}", std::process::id()), partitions: 1 };
-    let home = Home::new(&later);
+    let later = Topic::unmade(&format!("later_{}", std::process::id()), 1);
+    let home = Home::with_brokers(&later, crate::harness::broker::address());
     home.start();
     home.wait_for(State::Waiting);
     let reason = home.status().reason.unwrap_or_default();

@@ -10,7 +10,10 @@ use crate::harness::{Home, Topic};
 
 /// A home that needs no broker, since none of these tests starts the service.
 fn home() -> Home {
-    let home = Home::with_brokers(&Topic { name: "none".to_owned(), partitions: 1 }, "127.0.0.1:1");
+    let home = Home::with_brokers(
+        &Topic { name: "none".to_owned(), partitions: 1, brokers: "127.0.0.1:1".to_owned() },
+        "127.0.0.1:1",
+    );
     fs::create_dir_all(home.path("data")).expect("a directory");
     home
 }

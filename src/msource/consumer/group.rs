@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
+use super::watchdog::Old;
 use super::{Code, Consumer, Error, Failed, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
@@ -52,7 +53,8 @@ impl Consumer {
                 Protocol::Eager => self.client.assign(&[]),
             };
             Self::log_answer(answer);
-            self.rewind(self.partitions());
+            let kept = self.partitions();
+            self.rewind(&kept);
         }
         self.show_share();
     }
@@ -72,7 +74,8 @@ impl Consumer {
             Protocol::Eager => self.client.unassign(),
         };
         Self::log_answer(answer);
-        self.rewind(self.partitions());
+        let kept = self.partitions();
+        self.rewind(&kept);
         self.show_share();
         Ok(())
     }
@@ -166,6 +169,30 @@ impl Consumer {
         self.answered(&answered, deadline)
     }
 
+    /// Makes the client anew at once. What was taken from it and not sent on is dropped, and read again.
+    pub(super) fn make_anew(&mut self, reason: &str, old: Old) -> Result<(), Error> {
+        let ours = self.partitions();
+        self.release(&ours);
+        self.pending.clear();
+        self.paused = false;
+        self.trouble = Some(reason.to_owned());
+        self.renew(old)
+    }
+
+    fn renew(&mut self, old: Old) -> Result<(), Error> {
+        self.unanswered_since = None;
+        self.watchdog.excuse();
+        let new = Client::new(&self.parts.properties).map_err(Error::Client)?;
+        let replaced = std::mem::replace(&mut self.client, new);
+        self.ids_seen = 0;
+        match old {
+            Old::Closed => drop(replaced),
+            Old::Abandoned => drop(std::thread::Builder::new().name("kafka-close".into()).spawn(|| drop(replaced))),
+        }
+        self.discover_at = Instant::now();
+        self.subscribe()
+    }
+
     /// The client can do nothing any more: nothing is ours, and it is replaced after a pause.
     fn client_failed(&mut self, error: &KafkaError) {
         if self.failed.is_some() {
@@ -205,16 +232,19 @@ impl Consumer {
             }
         }
         self.failed = None;
-        self.client = Client::new(&self.parts.properties).map_err(Error::Client)?;
-        self.discover_at = Instant::now();
-        self.subscribe()
+        self.renew(Old::Closed)
     }
 
     /// Tells the group what became durable since the last time.
     pub(super) fn commit_durable(&mut self) {
-        // No other commit may go to the group where it decides about files. And librdkafka stamps a commit with the
-        // membership that it has when it sends it: what was lost must not be committed as if it were of the next one.
-        if Instant::now() < self.commit_at || self.hides() || self.client.assignment_lost() {
+        if self.hides() {
+            // No other commit may go to the group where it decides about files.
+            return;
+        }
+        self.say_unanswered();
+        // librdkafka stamps a commit with the membership that it has when it sends it: what was lost must not be committed as if
+        // it were of the next one.
+        if Instant::now() < self.commit_at || self.client.assignment_lost() {
             return;
         }
         let commits = {
@@ -239,6 +269,9 @@ impl Consumer {
             }
             Err(error) => tracing::debug!(%error, "cannot send a commit; it is sent again"),
         }
+    }
+
+    fn say_unanswered(&mut self) {
         if let Some((since, said @ Said::No)) = &mut self.unanswered_since
             && since.elapsed() > Duration::from_mins(1)
         {

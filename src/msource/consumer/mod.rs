@@ -9,16 +9,21 @@
 //! nothing; after five seconds of that it pauses its partitions, so that it can serve the group meanwhile.
 //!
 //! **How it fails.** What may pass (no broker, no topic yet, a coordinator that is loading) is shown and waited for. A fatal
-//! error of the client makes a new one. Only `out_of_range: stop` and a broken delivery end the thread.
+//! error of the client, one that stands still, and a topic made anew get another client. Only `out_of_range: stop` and a
+//! broken delivery end the thread.
 
+mod gaps;
 mod group;
 mod seals;
 mod starts;
+mod watchdog;
+
+pub(super) use gaps::is_damage;
 
 pub use starts::topic_names;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -33,7 +38,9 @@ use crate::block::{RawBlock, Records, Source};
 use crate::config::{Assignment, Kafka, Visibility, WhenFull};
 use crate::control;
 use crate::delivery::{Budget, Finish, Gauges, Inbox, SealRequest, Tickets};
+use crate::fault;
 use crate::transform::recipe::Engine;
+use watchdog::Watchdog;
 
 /// How long the thread waits for room before it pauses its partitions.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -82,6 +89,18 @@ pub enum Error {
         /// High watermark.
         high: i64,
     },
+    /// `out_of_range: stop`, and the log was cut off.
+    #[error(
+        "{partition}: the broker's log was cut off at {end}, before the stored offset {offset}, and `kafka.out_of_range` is `stop`; move it with `set_offset`"
+    )]
+    Truncated {
+        /// The partition.
+        partition: TopicPartition,
+        /// Where it stands.
+        offset: i64,
+        /// Where the log was cut off, as far as the broker knows.
+        end: i64,
+    },
     /// The delivery or the workers are gone; they tell why.
     #[error("the delivery ended")]
     Closed,
@@ -107,6 +126,8 @@ pub struct Desk {
     pub partitions: AtomicUsize,
     /// Whether the group has given every partition to others.
     pub without_share: AtomicBool,
+    /// How often the client stood still and was made anew.
+    pub client_restarts: AtomicU64,
     /// Set once: to finish and end.
     stop: AtomicBool,
     /// What turns records into lines from now on.
@@ -120,6 +141,7 @@ impl Desk {
             state: Mutex::new((control::State::Starting, None)),
             partitions: AtomicUsize::new(0),
             without_share: AtomicBool::new(false),
+            client_restarts: AtomicU64::new(0),
             stop: AtomicBool::new(false),
             engine: RwLock::new(engine),
         }
@@ -215,9 +237,51 @@ struct Slot {
     cost: u64,
     since: Instant,
     leader_epoch: i32,
+    fetch: Fetch,
+    /// Whether the end of the partition was told since the last record. See [`Slot::skips`].
+    told: Told,
+    /// Where it could not be read on, and how often.
+    attempts: Option<(i64, u32)>,
+}
+
+/// Whether what librdkafka hands out of a partition is taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fetch {
+    /// It is.
+    On,
+    /// Not before it was told, at this time or later, to read from where the partition stands.
+    Seek(Instant),
+    /// The same, and the broker is to say first whether it still has the record before that place.
+    Check(Instant),
+    /// Not at all: it may be of another topic of the same name.
+    Stale,
+}
+
+/// What librdkafka handed out last of a partition.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// A record, or nothing yet.
+    Record,
+    /// That its end was reached.
+    End,
 }
 
 impl Slot {
+    /// Whether what comes next, at this offset, may have skipped a record.
+    ///
+    /// librdkafka takes the end of a partition, when it hands it out within a batch, for a record at that offset: each time
+    /// it resumes the partition after that (a rebalance is enough) it goes on one too far. A control record gives the same
+    /// picture, and then reading once more from where we stand gives the same again.
+    fn skips(&self, offset: i64) -> bool {
+        self.told == Told::End && offset > self.next
+    }
+
+    /// Has the partition read once more from where it stands.
+    fn read_again(&mut self, at: Instant) {
+        self.told = Told::Record;
+        self.fetch = Fetch::Seek(at);
+    }
+
     /// Whether anything waits to become a block: records, or offsets without any.
     fn is_open(&self) -> bool {
         self.next > self.from
@@ -259,8 +323,6 @@ pub struct Consumer {
     commit_at: Instant,
     /// Since when commits are sent and none is answered, and whether that was told.
     unanswered_since: Option<(Instant, Said)>,
-    /// Partitions that are to be read from where they stand: librdkafka has stopped fetching them, or is elsewhere.
-    reseek: BTreeSet<TopicPartition>,
     /// The seal that the group is asked to take.
     asked: Option<seals::Asked>,
     /// When to ask again about what is hidden of partitions that are not ours.
@@ -273,6 +335,9 @@ pub struct Consumer {
     failed: Option<Failed>,
     /// Pause before the next client that fails is replaced.
     retry_pause: Duration,
+    /// How many changes of topic ids were looked at.
+    ids_seen: u64,
+    watchdog: Watchdog,
     /// Last, so that it is dropped last: it waits until every message is gone.
     client: Client,
 }
@@ -304,13 +369,14 @@ impl Consumer {
             version: 0,
             commit_at: now,
             unanswered_since: None,
-            reseek: BTreeSet::new(),
             asked: None,
             look_at: now,
             found: HashMap::new(),
             previous: HashMap::new(),
             failed: None,
             retry_pause: RETRY,
+            ids_seen: 0,
+            watchdog: Watchdog::new(now),
         })
     }
 
@@ -325,13 +391,16 @@ impl Consumer {
             self.events()?;
             self.serve_seals()?;
             self.look_at_hidden()?;
+            self.leave_old_topics()?;
             self.resolve()?;
             self.read_again();
             self.commit_durable();
             self.show();
             if self.has_room() {
+                self.watch()?;
                 self.take()?;
             } else {
+                self.watchdog.excuse();
                 self.wait_for_room()?;
             }
             self.cut_due(Instant::now())?;
@@ -353,6 +422,10 @@ impl Consumer {
     }
 
     fn take(&mut self) -> Result<(), Error> {
+        if fault::happens("kafka.standstill") {
+            tracing::info!("the fault kafka.standstill happens");
+            drop(self.client.pause(&self.partitions()));
+        }
         let mut batch = std::mem::take(&mut self.batch);
         self.client.consume(&mut batch, BATCH, Duration::ZERO);
         if batch.is_empty() {
@@ -378,13 +451,14 @@ impl Consumer {
     fn route(&mut self, batch: &mut Vec<Message>) -> Result<(), Error> {
         let now = Instant::now();
         let (mut records, mut cost) = (0, 0);
+        self.notice_new_topics();
         let mut current = ((0, -1), None);
         for message in batch.drain(..) {
             let key = (message.topic_key(), message.partition());
             if current.0 != key {
                 current = (key, self.slot_of(key, &message));
             }
-            let Some(number) = current.1.filter(|number| !self.is_astray(*number)) else {
+            let Some(number) = current.1 else {
                 if !message.is_record() {
                     self.trouble(&message);
                 }
@@ -397,10 +471,15 @@ impl Consumer {
             }
             let slot = &mut self.slots[number];
             let offset = message.offset();
-            // After a seek, librdkafka may still hand out a record from before it.
-            if offset < slot.next {
+            // Within a damaged answer, librdkafka may hand out a record once more.
+            if offset < slot.next || slot.fetch != Fetch::On {
                 continue;
             }
+            if slot.skips(offset) {
+                slot.read_again(now);
+                continue;
+            }
+            slot.told = Told::Record;
             if !slot.is_open() {
                 slot.since = now;
             }
@@ -441,17 +520,20 @@ impl Consumer {
         found
     }
 
-    /// Whether librdkafka may be elsewhere in this partition than we are: what it hands out is not what comes next.
-    fn is_astray(&self, number: usize) -> bool {
-        !self.reseek.is_empty() && self.reseek.contains(&self.slots[number].partition)
-    }
-
     fn partition_event(&mut self, number: usize, message: &Message, now: Instant) -> Result<(), Error> {
         let Some(error) = message.error() else { return Ok(()) };
+        if self.slots[number].fetch != Fetch::On {
+            return Ok(());
+        }
         match error.code {
             Code::PartitionEOF => {
                 self.trouble = None;
                 let slot = &mut self.slots[number];
+                if slot.skips(message.offset()) {
+                    slot.read_again(now);
+                    return Ok(());
+                }
+                slot.told = Told::End;
                 if message.offset() > slot.next {
                     if !slot.is_open() {
                         slot.since = now;
@@ -459,7 +541,8 @@ impl Consumer {
                     slot.next = message.offset();
                 }
             }
-            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(number)?,
+            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(number, message)?,
+            code if is_damage(code) => self.damaged(number, &error)?,
             _ => self.trouble(message),
         }
         Ok(())
@@ -535,7 +618,7 @@ impl Consumer {
                 if let Err(error) = self.client.resume(&partitions) {
                     tracing::warn!(%error, "cannot resume the partitions");
                 }
-                self.rewind(partitions);
+                self.rewind(&partitions);
             }
         }
         room
@@ -596,6 +679,8 @@ impl Consumer {
             desk.show(control::State::Waiting, Some(trouble.clone()));
         } else if !self.slots.is_empty() {
             desk.show(control::State::Consuming, None);
+        } else if desk.state().0 == control::State::Consuming {
+            desk.show(control::State::Waiting, Some("the group has taken the partitions back".into()));
         }
     }
 

@@ -6,13 +6,18 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::{Code, Consumer, Error, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot};
-use crate::config::{Assignment, OutOfRange, Start};
+use super::watchdog::Old;
+use super::{Code, Consumer, Error, Fetch, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot, Told};
+use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, decide};
 use crate::msource::journal::{Frame, Mark, MoveCause, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
+use crate::msource::properties;
+
+/// How long an assignment that was made again may take to begin.
+const SETTLE: Duration = Duration::from_millis(100);
 
 /// Where a partition begins.
 struct Begin {
@@ -127,6 +132,7 @@ impl Consumer {
                 leader_epoch,
             };
             let earliest = (partition.clone(), OffsetSpec::Earliest);
+            let theirs = group.get(partition).and_then(Option::as_ref).map_or(-1, |group| group.leader_epoch);
             match decision {
                 Decision::Continue => {
                     let (next, leader_epoch) =
@@ -145,11 +151,12 @@ impl Consumer {
                     } else {
                         tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
                     }
-                    let frame = Some(Frame::Move { to: at(to, -1), cause });
-                    decided.push(Begin { at: at(to, -1), frame });
+                    let position = at(to, theirs);
+                    decided.push(Begin { at: position.clone(), frame: Some(Frame::Move { to: position, cause }) });
                 }
                 Decision::Adopt { at: next } => {
-                    decided.push(Begin { at: at(next, -1), frame: Some(Frame::Start(at(next, -1))) });
+                    let position = at(next, theirs);
+                    decided.push(Begin { at: position.clone(), frame: Some(Frame::Start(position)) });
                 }
                 Decision::Added => open.push((earliest, at(0, -1), None)),
                 Decision::Recreated => open.push((earliest, at(0, -1), Some(MoveCause::Recreated))),
@@ -164,7 +171,8 @@ impl Consumer {
             }
         }
         let queries: Vec<_> = open.iter().map(|(query, ..)| query.clone()).collect();
-        for (offset, (query, mut position, cause)) in offsets_at(&self.client, &queries)?.into_iter().zip(open) {
+        let found = offsets_at(&self.client, &queries, properties::committed_only(&self.parts.config))?;
+        for (offset, (query, mut position, cause)) in found.into_iter().zip(open) {
             position.next = offset;
             tracing::info!(partition = %query.0, offset, from = ?query.1, "a partition starts");
             let frame = match cause {
@@ -253,7 +261,13 @@ impl Consumer {
     }
 
     /// Begins to read partitions whose start is durable.
-    fn begin(&mut self, started: Vec<Position>) {
+    fn begin(&mut self, mut started: Vec<Position>) {
+        let found = started.len();
+        started.retain(|position| !is_other(&self.client, &position.partition, &position.topic_id));
+        if started.len() < found {
+            // A topic is being created anew, and the brokers do not agree yet.
+            self.retry_at = Instant::now() + RETRY;
+        }
         if started.is_empty() {
             return;
         }
@@ -262,6 +276,7 @@ impl Consumer {
         let assigned: Vec<_> = started.iter().map(|position| (position.partition.clone(), position.next)).collect();
         for position in started {
             self.pending.remove(&position.partition);
+            self.watchdog.forget(&position.partition);
             let epoch = self.parts.tracker.begin(position.partition.clone(), position.next);
             self.slots.push(Slot {
                 partition: position.partition,
@@ -275,91 +290,26 @@ impl Consumer {
                 cost: 0,
                 since: now,
                 leader_epoch: position.leader_epoch,
+                // The seek lets the broker check that it still has the record before this place.
+                fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Check(now) },
+                told: Told::Record,
+                attempts: None,
             });
         }
         self.index.clear();
         let answer = match self.client.protocol() {
             Protocol::Cooperative => self.client.incremental_assign(&assigned),
-            Protocol::Eager => {
-                let all: Vec<_> = self.slots.iter().map(|slot| (slot.partition.clone(), slot.next)).collect();
-                self.client.assign(&all)
-            }
+            Protocol::Eager => self.assign_all(),
         };
         Self::log_answer(answer);
-        self.rewind(kept);
-        if self.paused {
-            // All of them are resumed together, when there is room.
-            let all = self.partitions();
-            if let Err(error) = self.client.pause(&all) {
-                tracing::warn!(%error, "cannot pause the partitions");
-            }
-        }
+        self.rewind(&kept);
+        self.pause_new();
         self.trouble = None;
         self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
     }
 
-    /// The broker does not have the offset at which a partition is to be read.
-    pub(super) fn out_of_range(&mut self, number: usize) -> Result<(), Error> {
-        self.cut(number)?;
-        let slot = &self.slots[number];
-        let (partition, offset) = (slot.partition.clone(), slot.next);
-        let queries = [(partition.clone(), OffsetSpec::Earliest), (partition.clone(), OffsetSpec::Latest)];
-        let (low, high) = match offsets_at(&self.client, &queries).map(|found| (found[0], found[1])) {
-            Ok(range) => range,
-            Err(error) => {
-                self.in_trouble(format!(
-                    "{partition}: offset {offset} is out of range, and the watermarks are unknown: {error}"
-                ));
-                self.read_again_later(partition);
-                return Ok(());
-            }
-        };
-        if (low..=high).contains(&offset) {
-            // The broker that answered was behind for a moment: nothing is lost.
-            tracing::warn!(%partition, offset, low, high, "the broker refused an offset that it has: reading it again");
-            self.read_again_later(partition);
-            return Ok(());
-        }
-        if self.parts.config.out_of_range == OutOfRange::Stop {
-            return Err(Error::OutOfRange { partition, offset, low, high });
-        }
-        let below = offset < low;
-        let to = match self.parts.config.out_of_range {
-            OutOfRange::Earliest if below => low,
-            // Past the end, the log was truncated: its end is where the records go on, not the whole retention again.
-            _ => high,
-        };
-        let cause = if below { MoveCause::Gap { from: offset } } else { MoveCause::Reset };
-        if below {
-            tracing::error!(%partition, from = offset, to, lost = to - offset, "a gap: retention took records before they were read");
-        } else {
-            tracing::error!(%partition, from = offset, to, "the broker's log ends before the stored offset: it was truncated; going on at its end");
-        }
-        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT)? {
-            // What is hidden ends where the gap begins: a manifest must not say that it covers it.
-            self.read_again_later(partition);
-            return Ok(());
-        }
-        let slot = &self.slots[number];
-        let position =
-            Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
-        let frame = Frame::Move { to: position, cause };
-        let (reply, answered) = bounded(1);
-        let ticket = self.parts.tickets.take();
-        self.parts.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(|_| Error::Closed)?;
-        if !self.wait(&answered)? {
-            return Ok(());
-        }
-        let epoch = self.parts.tracker.begin(partition.clone(), to);
-        let slot = &mut self.slots[number];
-        (slot.epoch, slot.next, slot.from) = (epoch, to, to);
-        self.reseek.insert(partition);
-        self.retry_at = Instant::now();
-        Ok(())
-    }
-
     /// Waits until a note is durable, which a full disk may hold up; false when the service is told to stop meanwhile.
-    fn wait(&mut self, answered: &Receiver<()>) -> Result<bool, Error> {
+    pub(super) fn wait(&mut self, answered: &Receiver<()>) -> Result<bool, Error> {
         while !self.answered(answered, IDLE_WAIT)? {
             if self.parts.desk.stopping() {
                 return Ok(false);
@@ -371,43 +321,137 @@ impl Consumer {
     /// Reads these partitions from where they stand, after they were paused: by us, or by librdkafka, which pauses what we keep
     /// in every rebalance. It would go on at the last place that it handed out, and takes an end of partition for a record in
     /// that: the record that comes there next would never be seen.
-    pub(super) fn rewind(&mut self, partitions: Vec<TopicPartition>) {
-        if !partitions.is_empty() {
-            self.reseek.extend(partitions);
-            self.seek();
+    pub(super) fn rewind(&mut self, partitions: &[TopicPartition]) {
+        let now = Instant::now();
+        for slot in &mut self.slots {
+            if slot.fetch == Fetch::On && partitions.contains(&slot.partition) {
+                slot.read_again(now);
+            }
         }
+        self.read_again();
     }
 
-    fn read_again_later(&mut self, partition: TopicPartition) {
-        self.reseek.insert(partition);
-        self.retry_at = Instant::now() + RETRY;
-    }
-
-    /// Reads partitions from where they stand that librdkafka has stopped fetching. When that does not work it fails in the
-    /// same way again, and is tried again.
+    /// Reads partitions from where they stand that librdkafka was not to be relied on, or has stopped fetching. When that does
+    /// not work it fails in the same way again, and is tried again.
     pub(super) fn read_again(&mut self) {
-        if !self.reseek.is_empty() && Instant::now() >= self.retry_at {
-            self.seek();
-        }
-    }
-
-    fn seek(&mut self) {
-        let wanted = std::mem::take(&mut self.reseek);
+        let now = Instant::now();
+        let due = |slot: &Slot| matches!(slot.fetch, Fetch::Seek(at) | Fetch::Check(at) if now >= at);
         let places: Vec<_> = self
             .slots
             .iter()
-            .filter(|slot| wanted.contains(&slot.partition))
-            .map(|slot| (slot.partition.clone(), slot.next))
+            .filter(|slot| due(slot))
+            .map(|slot| match slot.fetch {
+                Fetch::Check(_) => (slot.partition.clone(), slot.next, slot.leader_epoch),
+                // While the leader is not known, a check waits for the next metadata: it is made once.
+                _ => (slot.partition.clone(), slot.next, -1),
+            })
             .collect();
         if places.is_empty() {
             return;
         }
-        if let Err(error) = self.client.seek(&places, REQUEST_TIMEOUT) {
+        let mut sought = self.client.seek(&places, REQUEST_TIMEOUT);
+        if sought.as_ref().is_err_and(|error| error.code == Code::State) {
+            // An error like an offset out of range has ended the fetching, and only an assignment begins it again. Nothing is
+            // taken before a seek has worked, which alone drops what was fetched before it.
+            self.assign_again(&places);
+            sought = self.client.seek(&places, REQUEST_TIMEOUT);
+        }
+        let again = match &sought {
+            Ok(()) => None,
+            Err(error) if error.code == Code::State => Some(now + SETTLE),
+            Err(_) => Some(now + RETRY),
+        };
+        for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
+            slot.fetch = match (again, slot.fetch) {
+                (None, _) => Fetch::On,
+                (Some(at), Fetch::Check(_)) => Fetch::Check(at),
+                (Some(at), _) => Fetch::Seek(at),
+            };
+        }
+        if let Err(error) = sought
+            && error.code != Code::State
+        {
             self.in_trouble(format!("cannot read on: {error}"));
-            self.reseek = wanted;
-            self.retry_at = Instant::now() + RETRY;
         }
     }
+
+    fn assign_again(&self, places: &[(TopicPartition, i64, i32)]) {
+        let answer = match self.client.protocol() {
+            Protocol::Cooperative => {
+                let assigned: Vec<_> = places.iter().map(|(partition, next, _)| (partition.clone(), *next)).collect();
+                let partitions: Vec<_> = places.iter().map(|(partition, ..)| partition.clone()).collect();
+                let unassigned = self.client.incremental_unassign(&partitions);
+                unassigned.and_then(|()| self.client.incremental_assign(&assigned))
+            }
+            Protocol::Eager => self.assign_all(),
+        };
+        Self::log_answer(answer);
+        self.pause_new();
+    }
+
+    fn assign_all(&self) -> Result<(), KafkaError> {
+        let all: Vec<_> = self.slots.iter().map(|slot| (slot.partition.clone(), slot.next)).collect();
+        self.client.assign(&all)
+    }
+
+    /// What was just assigned is paused too, while all are: they are resumed together, when there is room.
+    fn pause_new(&self) {
+        if self.paused
+            && let Err(error) = self.client.pause(&self.partitions())
+        {
+            tracing::warn!(%error, "cannot pause the partitions");
+        }
+    }
+
+    /// Finds partitions of a topic that was deleted and created anew since they were begun. To be called for each batch
+    /// that was taken, before any of it is used.
+    pub(super) fn notice_new_topics(&mut self) {
+        let changes = self.client.id_changes();
+        if changes == self.ids_seen {
+            return;
+        }
+        self.ids_seen = changes;
+        for slot in &mut self.slots {
+            if is_other(&self.client, &slot.partition, &slot.topic_id) {
+                slot.fetch = Fetch::Stale;
+            }
+        }
+    }
+
+    /// Gives partitions up whose topic was created anew. The client is replaced as well: it would hold the new topic's leader
+    /// epochs, which begin again, for outdated.
+    pub(super) fn leave_old_topics(&mut self) -> Result<(), Error> {
+        if self.slots.iter().all(|slot| slot.fetch != Fetch::Stale) || Instant::now() < self.retry_at {
+            return Ok(());
+        }
+        for number in 0..self.slots.len() {
+            self.cut(number)?;
+        }
+        if !self.settled()? {
+            return Ok(());
+        }
+        let gone: Vec<_> = self.slots.iter().filter(|slot| slot.fetch == Fetch::Stale).collect();
+        let gone: Vec<_> = gone.into_iter().map(|slot| slot.partition.clone()).collect();
+        // Nobody can read again what is hidden of the old topic: it is published while the group still takes its offsets.
+        if self.hides() && !self.barrier(Finish::Hidden(gone), REQUEST_TIMEOUT)? {
+            self.retry_at = Instant::now() + RETRY;
+            return Ok(());
+        }
+        let (old, others): (Vec<&Slot>, Vec<&Slot>) = self.slots.iter().partition(|slot| slot.fetch == Fetch::Stale);
+        for slot in old {
+            tracing::error!(partition = %slot.partition, offset = slot.next, "the topic was deleted and created anew while it was read");
+        }
+        let others: Vec<_> = others.into_iter().map(|slot| slot.partition.clone()).collect();
+        if self.parts.config.assignment == Assignment::Group && !others.is_empty() && !self.hides() {
+            self.commit_now(&others, REQUEST_TIMEOUT);
+        }
+        self.make_anew("a topic was deleted and created anew", Old::Closed)
+    }
+}
+
+/// Whether the client fetches another topic of this name.
+fn is_other(client: &Client, partition: &TopicPartition, topic_id: &str) -> bool {
+    !topic_id.is_empty() && client.topic_id(&partition.topic).is_some_and(|id| id != topic_id)
 }
 
 /// The topics that are meant: names as they are, regular expressions matched against all topics of the cluster.
@@ -429,7 +473,11 @@ pub fn topic_names(client: &Client, topics: &[String], timeout: Duration) -> Res
 }
 
 /// Asks the brokers for offsets; a time after the last record is the end.
-fn offsets_at(client: &Client, queries: &[(TopicPartition, OffsetSpec)]) -> Result<Vec<i64>, KafkaError> {
+pub(super) fn offsets_at(
+    client: &Client,
+    queries: &[(TopicPartition, OffsetSpec)],
+    committed_only: bool,
+) -> Result<Vec<i64>, KafkaError> {
     if queries.is_empty() {
         return Ok(Vec::new());
     }
@@ -444,14 +492,14 @@ fn offsets_at(client: &Client, queries: &[(TopicPartition, OffsetSpec)]) -> Resu
         asked.push(kind);
         let which: Vec<usize> = (0..queries.len()).filter(|index| queries[*index].1 == kind).collect();
         let batch: Vec<_> = which.iter().map(|index| queries[*index].clone()).collect();
-        for (index, offset) in which.into_iter().zip(client.list_offsets(&batch, true, REQUEST_TIMEOUT)?) {
+        for (index, offset) in which.into_iter().zip(client.list_offsets(&batch, committed_only, REQUEST_TIMEOUT)?) {
             found[index] = offset?;
         }
     }
     let late: Vec<usize> = (0..queries.len()).filter(|index| found[*index] < 0).collect();
     let ends: Vec<_> = late.iter().map(|index| (queries[*index].0.clone(), OffsetSpec::Latest)).collect();
     if !ends.is_empty() {
-        for (index, offset) in late.into_iter().zip(client.list_offsets(&ends, true, REQUEST_TIMEOUT)?) {
+        for (index, offset) in late.into_iter().zip(client.list_offsets(&ends, committed_only, REQUEST_TIMEOUT)?) {
             found[index] = offset?;
         }
     }

@@ -19,6 +19,17 @@ pub(super) fn positions(partitions: &[(TopicPartition, i64)]) -> Result<TopicPar
     Ok(list)
 }
 
+/// Offsets, each with the leader epoch of the record before it.
+pub(super) fn places_list(places: &[(TopicPartition, i64, i32)]) -> Result<TopicPartitionList, KafkaError> {
+    let plain: Vec<_> = places.iter().map(|(partition, offset, _)| (partition.clone(), *offset)).collect();
+    let list = positions(&plain)?;
+    for (index, (.., leader_epoch)) in places.iter().enumerate() {
+        // SAFETY: the list has as many elements as there are places, in their order.
+        unsafe { rd::rd_kafka_topic_partition_set_leader_epoch((*list.ptr()).elems.add(index), *leader_epoch) };
+    }
+    Ok(list)
+}
+
 pub(super) fn names(partitions: &[TopicPartition]) -> TopicPartitionList {
     let mut list = TopicPartitionList::with_capacity(partitions.len());
     for partition in partitions {

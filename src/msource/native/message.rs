@@ -8,6 +8,15 @@ use rdkafka::types::RDKafkaRespErr;
 use super::KafkaError;
 use super::list::{bytes, text};
 
+/// Where a broker's log was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CutOff {
+    /// The first offset that does not hold what it held.
+    At(i64),
+    /// The broker cannot say.
+    Somewhere,
+}
+
 /// A record or a partition's error, owned.
 #[repr(transparent)]
 #[derive(Debug)]
@@ -30,6 +39,11 @@ impl Message {
         }
         // SAFETY: the message is live; the string is static or its own.
         Some(KafkaError { code: raw.err.into(), text: unsafe { text(rd::rd_kafka_message_errstr(self.0)) } })
+    }
+
+    /// Where the broker's log was cut off, if this error tells that it was.
+    pub fn truncated_at(&self) -> Option<CutOff> {
+        self.error().and_then(|error| cut_off(&error.text))
     }
 
     /// Whether this is a record.
@@ -117,5 +131,31 @@ impl Drop for Message {
     fn drop(&mut self) {
         // SAFETY: ours, and the last use.
         unsafe { rd::rd_kafka_message_destroy(self.0) }
+    }
+}
+
+/// librdkafka tells the end in the text alone.
+fn cut_off(text: &str) -> Option<CutOff> {
+    if !text.contains("truncation detected") && !text.contains("No epoch found") {
+        return None;
+    }
+    let (_, rest) = text.split_once("broker end offset is ")?;
+    let number: String = rest.chars().take_while(|c| c.is_ascii_digit() || *c == '-').collect();
+    Some(number.parse().ok().filter(|end| *end >= 0).map_or(CutOff::Somewhere, CutOff::At))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_log_that_was_cut_off_is_read_from_the_text() {
+        let text = "Partition log truncation detected at offset 12 (leader epoch 3): broker end offset is 7 (offset leader \
+                    epoch 2). Reset to INVALID.: Local: Partition log truncation detected (broker 1)";
+        assert_eq!(cut_off(text), Some(CutOff::At(7)));
+        let text = "No epoch found less or equal to offset 12 (leader epoch 3): broker end offset is -1 (offset leader \
+                    epoch -1). Reset using configured policy.";
+        assert_eq!(cut_off(text), Some(CutOff::Somewhere));
+        assert_eq!(cut_off("fetch failed due to requested offset not available on the broker"), None);
     }
 }

@@ -15,14 +15,14 @@ mod close;
 mod list;
 mod message;
 
-pub use message::Message;
+pub use message::{CutOff, Message};
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientConfig, TopicPartitionList};
 
 use super::TopicPartition;
-use list::{bytes, commit_list, elements, first_error, millis, names, positions, text};
+use list::{bytes, commit_list, elements, first_error, millis, names, places_list, positions, text};
 
 /// An error of librdkafka or of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +106,8 @@ pub enum Protocol {
 pub struct GroupOffset {
     /// The next offset to read.
     pub offset: i64,
+    /// Leader epoch of the record before it, -1 when unknown.
+    pub leader_epoch: i32,
     /// The text stored beside it; not ours when it is not UTF-8.
     pub metadata: String,
 }
@@ -150,6 +152,9 @@ struct Shared {
     closing: AtomicBool,
     /// Whether a rebalance was told and not answered yet. librdkafka would wait for the answer when it is closed.
     unanswered: AtomicBool,
+    /// The ids by which topics are fetched, and how often one of them changed.
+    topic_ids: Mutex<HashMap<String, String>>,
+    id_changes: AtomicU64,
 }
 
 impl Shared {
@@ -183,12 +188,17 @@ impl Client {
         for (key, value) in properties {
             config.set(key, value);
         }
+        // Tells the ids of topics: see `on_log`.
+        let debug = properties.get("debug").filter(|contexts| !contexts.is_empty());
+        config.set("debug", debug.map_or("metadata".to_owned(), |contexts| format!("{contexts},metadata")));
         let invalid = |text: String| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text };
         let native = config.create_native_config().map_err(|error| invalid(error.to_string()))?;
         let shared = Arc::new(Shared {
             events: Mutex::default(),
             closing: AtomicBool::new(false),
             unanswered: AtomicBool::new(false),
+            topic_ids: Mutex::default(),
+            id_changes: AtomicU64::new(0),
         });
         let mut message = [0 as c_char; 512];
         // SAFETY: the configuration is valid and, on success, owned by the client, which is why it is not dropped then. The
@@ -247,6 +257,17 @@ impl Client {
             let text = || text(message.as_ptr());
             KafkaError::check(code).err().map(|error| KafkaError { text: text(), ..error })
         }
+    }
+
+    /// How often the id by which a topic is fetched was learned or has changed. What was taken before this number rose is of
+    /// the topic that it was before; what is taken after may be of another one.
+    pub fn id_changes(&self) -> u64 {
+        self.shared.id_changes.load(Ordering::Acquire)
+    }
+
+    /// The id by which a topic is fetched, in base64; `None` until it was learned.
+    pub fn topic_id(&self, topic: &str) -> Option<String> {
+        self.shared.topic_ids.lock().unwrap_or_else(PoisonError::into_inner).get(topic).cloned()
     }
 
     /// How the group changes assignments, once it has been joined.
@@ -313,9 +334,11 @@ impl Client {
         KafkaError::check(unsafe { rd::rd_kafka_resume_partitions(self.rk, list.ptr()) })
     }
 
-    /// Reads assigned partitions from other offsets.
-    pub fn seek(&self, partitions: &[(TopicPartition, i64)], timeout: Duration) -> Result<(), KafkaError> {
-        let list = positions(partitions)?;
+    /// Reads assigned partitions from other offsets; nothing that was fetched before is handed out after this. With the
+    /// leader epoch of the record before the offset (else -1), the broker is asked first whether it still has that record:
+    /// see [`Message::truncated_at`].
+    pub fn seek(&self, places: &[(TopicPartition, i64, i32)], timeout: Duration) -> Result<(), KafkaError> {
+        let list = places_list(places)?;
         // SAFETY: both are live; the error object is ours; results are in the list.
         unsafe { KafkaError::check_object(rd::rd_kafka_seek_partitions(self.rk, list.ptr(), millis(timeout)))? };
         first_error(&list)
@@ -389,7 +412,9 @@ impl Client {
             // SAFETY: librdkafka gives a pointer to so many bytes, or null.
             let metadata = unsafe { bytes(element.metadata, element.metadata_size) };
             let metadata = String::from_utf8_lossy(metadata).into_owned();
-            (element.offset >= 0).then_some(GroupOffset { offset: element.offset, metadata })
+            // SAFETY: the element is live.
+            let leader_epoch = unsafe { rd::rd_kafka_topic_partition_get_leader_epoch(element) };
+            (element.offset >= 0).then_some(GroupOffset { offset: element.offset, leader_epoch, metadata })
         };
         // SAFETY: the list is live.
         Ok(unsafe { elements(list.ptr()) }.iter().map(read).collect())
@@ -460,13 +485,47 @@ unsafe extern "C" fn on_commit(
     }
 }
 
-unsafe extern "C" fn on_log(_: *const rd::rd_kafka_t, level: c_int, facility: *const c_char, line: *const c_char) {
+/// Besides passing lines on, learns by which id each topic is fetched.
+///
+/// When a topic was deleted and another one of its name made, librdkafka goes on at the old offset in the new topic and
+/// tells nobody (it has a FIXME there), but it logs the new id just before it uses it, on the thread that would use it.
+unsafe extern "C" fn on_log(rk: *const rd::rd_kafka_t, level: c_int, facility: *const c_char, line: *const c_char) {
     // SAFETY: both are strings that live during the callback.
     let (facility, line) = unsafe { (text(facility), text(line)) };
+    if facility == "METADATA"
+        && let Some((topic, id)) = changed_id(&line)
+    {
+        // SAFETY: the opaque pointer is the client's `Shared`.
+        let shared = unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
+        let mut ids = shared.topic_ids.lock().unwrap_or_else(PoisonError::into_inner);
+        ids.insert(topic.to_owned(), id.to_owned());
+        shared.id_changes.fetch_add(1, Ordering::Release);
+    }
     match level {
-        0..=3 => tracing::error!(target: "librdkafka", %facility, "{line}"),
-        4 => tracing::warn!(target: "librdkafka", %facility, "{line}"),
+        0..=2 => tracing::error!(target: "librdkafka", %facility, "{line}"),
+        // A refused connection is one of its errors, and nothing that is lost by it.
+        3 | 4 => tracing::warn!(target: "librdkafka", %facility, "{line}"),
         5 | 6 => tracing::info!(target: "librdkafka", %facility, "{line}"),
         _ => tracing::debug!(target: "librdkafka", %facility, "{line}"),
+    }
+}
+
+/// Topic and new id in librdkafka's line `Topic NAME changed id from OLD to NEW`.
+fn changed_id(line: &str) -> Option<(&str, &str)> {
+    let (head, ids) = line.rsplit_once(" changed id from ")?;
+    let (_, topic) = head.rsplit_once("Topic ")?;
+    let (_, new) = ids.split_once(" to ")?;
+    Some((topic, new))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_new_id_of_a_topic_is_found_in_its_line() {
+        let line = "[thrd:main]: Topic Topic.a changed id from AAAAAAAAAAAAAAAAAAAAAA to kQ1-aB_xTkGzO0bb1q1zAA";
+        assert_eq!(changed_id(line), Some(("Topic.a", "kQ1-aB_xTkGzO0bb1q1zAA")));
+        assert_eq!(changed_id("[thrd:main]: Topic t [0] Leader 1 Epoch 0"), None);
     }
 }

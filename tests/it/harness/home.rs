@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::events::{self, EventFile};
 use super::oracle;
 use super::process::{Finished, Service};
-use super::{Record, SOON, Topic, broker, holds, wait_until};
+use super::{Record, SOON, Topic, holds, wait_until};
 
 /// The program under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_mtga");
@@ -33,7 +33,7 @@ pub(crate) struct Home {
 impl Home {
     /// A home that reads the topic from the start, without the group protocol, into `data/events.{seq}.log`.
     pub(crate) fn new(topic: &Topic) -> Self {
-        Self::with_brokers(topic, broker::address())
+        Self::with_brokers(topic, &topic.brokers)
     }
 
     /// The same with other brokers.

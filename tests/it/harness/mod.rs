@@ -6,13 +6,17 @@ pub(crate) mod events;
 pub(crate) mod fleet;
 pub(crate) mod home;
 pub(crate) mod oracle;
+pub(crate) mod own_broker;
 pub(crate) mod payload;
 pub(crate) mod process;
+pub(crate) mod proxy;
 pub(crate) mod records;
 pub(crate) mod tail;
 pub(crate) mod topic;
 
 pub(crate) use home::Home;
+pub(crate) use own_broker::OwnBroker;
+pub(crate) use proxy::Proxy;
 pub(crate) use records::{Mix, Record};
 pub(crate) use topic::{Codec, Topic};
 

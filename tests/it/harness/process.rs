@@ -95,6 +95,11 @@ impl Service {
 
     /// SIGTERM, and the drain to its end.
     pub(crate) fn terminate(mut self) {
+        self.terminate_in_place();
+    }
+
+    /// The same, to start another one in its place.
+    pub(crate) fn terminate_in_place(&mut self) {
         kill(self.pid(), Signal::SIGTERM).expect("the service runs");
         let status = ended(&mut self.0, SOON).expect("the drain ends");
         assert_eq!(status.code(), Some(0), "the service ended with {status} after SIGTERM");
@@ -104,6 +109,11 @@ impl Service {
     pub(crate) fn wait_killed(mut self, point: &str) {
         let status = ended(&mut self.0, SOON).unwrap_or_else(|| panic!("the service came to {point} within {SOON:?}"));
         assert_eq!(status.code(), None, "the service ended with {status} before it came to {point}");
+    }
+
+    /// Waits until it has ended by itself; its exit code.
+    pub(crate) fn ended(mut self) -> Option<i32> {
+        ended(&mut self.0, SOON).expect("it ends by itself").code()
     }
 
     /// SIGKILL.

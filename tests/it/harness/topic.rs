@@ -16,7 +16,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
-use super::{Mix, Record, SOON, broker};
+use super::{Mix, Record, SOON, broker, holds, wait_until};
 
 /// Kafka's own compression, which the producer applies to batches.
 #[derive(Clone, Copy, Debug)]
@@ -45,6 +45,8 @@ impl Codec {
 pub(crate) struct Topic {
     pub(crate) name: String,
     pub(crate) partitions: i32,
+    /// `HOST:PORT` of the broker that has it.
+    pub(crate) brokers: String,
 }
 
 impl Topic {
@@ -55,22 +57,62 @@ impl Topic {
 
     /// The same with topic configuration, such as `("max.message.bytes", "2097152")`.
     pub(crate) fn with_config(purpose: &str, partitions: i32, config: &[(&str, &str)]) -> Self {
+        Self::on(broker::address(), purpose, partitions, config)
+    }
+
+    /// The same on another broker.
+    pub(crate) fn on(brokers: &str, purpose: &str, partitions: i32, config: &[(&str, &str)]) -> Self {
         static COUNT: AtomicU64 = AtomicU64::new(0);
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
         let name = format!("{purpose}_{}_{count}", std::process::id());
-        let mut topic = NewTopic::new(&name, partitions, TopicReplication::Fixed(1));
+        let topic = Self { brokers: brokers.to_owned(), ..Self::unmade(&name, partitions) };
+        topic.make(config);
+        topic
+    }
+
+    /// A topic that is not created, on no broker.
+    pub(crate) fn unmade(name: &str, partitions: i32) -> Self {
+        Self { name: name.to_owned(), partitions, brokers: "127.0.0.1:1".to_owned() }
+    }
+
+    fn make(&self, config: &[(&str, &str)]) {
+        let mut topic = NewTopic::new(&self.name, self.partitions, TopicReplication::Fixed(1));
         for (key, value) in config {
             topic = topic.set(key, value);
         }
-        let done = block_on(admin().create_topics([&topic], &AdminOptions::new()));
-        assert!(done.iter().all(|topics| topics.iter().all(Result::is_ok)), "cannot create topic {name}: {done:?}");
-        Self { name, partitions }
+        let made = || {
+            let done = block_on(self.admin().create_topics([&topic], &AdminOptions::new()));
+            let well = done.iter().all(|topics| topics.iter().all(Result::is_ok));
+            holds(well, done)
+        };
+        // A topic that was just deleted is not quite gone at once.
+        wait_until(&format!("topic {} is created", self.name), SOON, made);
+    }
+
+    /// Deletes the topic.
+    pub(crate) fn delete(&self) {
+        let done = block_on(self.admin().delete_topics(&[&self.name], &AdminOptions::new()));
+        assert!(done.iter().all(|topics| topics.iter().all(Result::is_ok)), "cannot delete {}: {done:?}", self.name);
+    }
+
+    /// Deletes the topic and creates another one of the same name.
+    pub(crate) fn recreate(&self) {
+        self.delete();
+        self.make(&[]);
+    }
+
+    /// Deletes the records of a partition below an offset, as retention does.
+    pub(crate) fn delete_records(&self, partition: i32, below: i64) {
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(&self.name, partition, rdkafka::Offset::Offset(below)).expect("an offset");
+        let done = block_on(self.admin().delete_records(&list, &AdminOptions::new())).expect("the broker answers");
+        assert!(done.elements().iter().all(|element| element.error().is_ok()), "cannot delete records: {done:?}");
     }
 
     /// Gives the topic more partitions.
     pub(crate) fn grow(&mut self, partitions: i32) {
         let wanted = NewPartitions::new(&self.name, usize::try_from(partitions).expect("a count"));
-        let done = block_on(admin().create_partitions([&wanted], &AdminOptions::new()));
+        let done = block_on(self.admin().create_partitions([&wanted], &AdminOptions::new()));
         assert!(done.iter().all(|topics| topics.iter().all(Result::is_ok)), "cannot grow {}: {done:?}", self.name);
         self.partitions = partitions;
     }
@@ -82,9 +124,70 @@ impl Topic {
         records
     }
 
+    /// How many records the partitions have had so far, by the broker's word; transactions' markers count too.
+    pub(crate) fn end(&self) -> i64 {
+        use rdkafka::consumer::{BaseConsumer, Consumer as _};
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", &self.brokers).create().expect("a consumer");
+        let end = |partition| consumer.fetch_watermarks(&self.name, partition, SOON).expect("watermarks").1;
+        (0..self.partitions).map(end).sum()
+    }
+
+    /// What the topic holds, by an ordinary consumer: committed records, in order within each partition.
+    pub(crate) fn read(&self) -> Vec<Record> {
+        use rdkafka::consumer::{BaseConsumer, Consumer as _};
+        use rdkafka::message::Message as _;
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &self.brokers).set("group.id", "reads").set("enable.partition.eof", "true");
+        let consumer: BaseConsumer = config.create().expect("a consumer");
+        let mut list = rdkafka::TopicPartitionList::new();
+        for partition in 0..self.partitions {
+            list.add_partition_offset(&self.name, partition, rdkafka::Offset::Beginning).expect("an offset");
+        }
+        consumer.assign(&list).expect("an assignment");
+        let (mut records, mut ended) = (Vec::new(), 0);
+        while ended < self.partitions {
+            match consumer.poll(SOON).expect("the broker answers") {
+                Ok(message) => records.push(Record {
+                    partition: message.partition(),
+                    key: message.key().map(<[u8]>::to_vec),
+                    value: message.payload().map(<[u8]>::to_vec),
+                    timestamp: message.timestamp().to_millis().expect("a time"),
+                }),
+                Err(KafkaError::PartitionEOF(_)) => ended += 1,
+                // Brokers that have just come back are looked for again.
+                Err(_) => {}
+            }
+        }
+        records
+    }
+
     /// Produces the records and waits until the broker has acknowledged each.
     pub(crate) fn produce(&self, codec: Codec, records: &[Record]) {
-        Producer::new(codec).send(&self.name, records);
+        Producer::new(&self.brokers, codec).send(&self.name, records);
+    }
+
+    /// Produces the records within one transaction, and ends it so.
+    pub(crate) fn transact(&self, records: &[Record], end: Transaction) -> Option<Open> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let id = format!("{}_{}", self.name, COUNT.fetch_add(1, Ordering::Relaxed));
+        let producer = Producer::configured(&self.brokers, Codec::Snappy, &[("transactional.id", &id)]);
+        producer.0.init_transactions(SOON).expect("the broker takes transactions");
+        producer.0.begin_transaction().expect("a transaction");
+        producer.send(&self.name, records);
+        match end {
+            Transaction::Committed => producer.0.commit_transaction(SOON).expect("it is committed"),
+            Transaction::Aborted => producer.0.abort_transaction(SOON).expect("it is aborted"),
+            Transaction::Open => return Some(Open(producer)),
+        }
+        None
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        ClientConfig::new()
+            .set("bootstrap.servers", &self.brokers)
+            .create()
+            .expect("the admin client's configuration is sound")
     }
 
     /// Produces in the background until told to stop: some thousand records a second.
@@ -117,7 +220,7 @@ impl Topic {
         mix: Mix,
         stopped: &Receiver<()>,
     ) -> Vec<Record> {
-        let producer = Producer::new(codec);
+        let producer = Producer::new(&self.brokers, codec);
         let mut all = Vec::new();
         loop {
             let first = all.len() as u64;
@@ -147,6 +250,24 @@ impl Load {
     }
 }
 
+/// How a transaction ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transaction {
+    Committed,
+    Aborted,
+    /// Not yet.
+    Open,
+}
+
+/// A transaction that is still open.
+pub(crate) struct Open(Producer);
+
+impl Open {
+    pub(crate) fn commit(self) {
+        self.0.0.commit_transaction(SOON).expect("it is committed");
+    }
+}
+
 struct Producer(BaseProducer<Delivery>);
 
 /// Remembers deliveries that failed.
@@ -166,13 +287,21 @@ impl ProducerContext for Delivery {
 }
 
 impl Producer {
-    fn new(codec: Codec) -> Self {
-        let producer = ClientConfig::new()
-            .set("bootstrap.servers", broker::address())
+    fn new(brokers: &str, codec: Codec) -> Self {
+        Self::configured(brokers, codec, &[])
+    }
+
+    fn configured(brokers: &str, codec: Codec, further: &[(&str, &str)]) -> Self {
+        let mut config = ClientConfig::new();
+        for (key, value) in further {
+            config.set(*key, *value);
+        }
+        let producer = config
+            .set("bootstrap.servers", brokers)
             .set("compression.type", codec.name())
             .set("enable.idempotence", "true")
             .set("linger.ms", "5")
-            .set("message.max.bytes", "8388608")
+            .set("message.max.bytes", "20971520")
             .create_with_context(Delivery::default())
             .expect("the producer's configuration is sound");
         Self(producer)
@@ -202,7 +331,7 @@ impl Producer {
 
 /// The committed offsets of a group, by partition.
 pub(crate) fn committed(group: &str, topic: &Topic) -> HashMap<i32, i64> {
-    Group::new(group).committed(topic)
+    Group::at(&topic.brokers, group).committed(topic)
 }
 
 /// A group, asked from outside.
@@ -210,8 +339,13 @@ pub(crate) struct Group(BaseConsumer);
 
 impl Group {
     pub(crate) fn new(name: &str) -> Self {
+        Self::at(broker::address(), name)
+    }
+
+    /// The same on other brokers.
+    pub(crate) fn at(brokers: &str, name: &str) -> Self {
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", broker::address()).set("group.id", name);
+        config.set("bootstrap.servers", brokers).set("group.id", name);
         Self(config.create().expect("the consumer's configuration is sound"))
     }
 
@@ -219,16 +353,15 @@ impl Group {
     pub(crate) fn committed(&self, topic: &Topic) -> HashMap<i32, i64> {
         let mut list = rdkafka::TopicPartitionList::new();
         list.add_partition_range(&topic.name, 0, topic.partitions - 1);
-        let list = self.0.committed_offsets(list, SOON).expect("the group's offsets");
+        // A broker that has just started is not the coordinator of any group yet.
+        let mut found = None;
+        wait_until("the group's offsets", SOON, || {
+            found = Some(self.0.committed_offsets(list.clone(), SOON).map_err(|error| error.to_string())?);
+            Ok(())
+        });
+        let list = found.expect("just found");
         list.elements().iter().filter_map(|e| Some((e.partition(), e.offset().to_raw().filter(|o| *o >= 0)?))).collect()
     }
-}
-
-fn admin() -> AdminClient<DefaultClientContext> {
-    ClientConfig::new()
-        .set("bootstrap.servers", broker::address())
-        .create()
-        .expect("the admin client's configuration is sound")
 }
 
 fn block_on<F: Future>(future: F) -> F::Output {

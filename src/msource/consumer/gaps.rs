@@ -1,0 +1,256 @@
+//! Records that cannot be had: taken by retention, cut off with the broker's log, or damaged.
+//!
+//! **Promise.** A partition goes on behind them only after that is durable, as a `Move`, and said at ERROR with its range. What
+//! was lost before it was read is counted. Damage is tried again for some seconds first, since the network may have done it.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+
+use super::starts::offsets_at;
+use super::{Consumer, Error, Fetch, REQUEST_TIMEOUT, RETRY};
+use crate::config::OutOfRange;
+use crate::delivery::{Finish, Inbox};
+use crate::msource::TopicPartition;
+use crate::msource::journal::{Frame, MoveCause, Position};
+use crate::msource::native::{Client, CutOff, KafkaError, Message, OffsetSpec};
+use crate::msource::properties;
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+/// How often a damaged batch is fetched again before it is given up, after [`FIRST_PAUSE`] and twice as long each time.
+const TRIES: u32 = 5;
+
+/// Pause before the first of them.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// How often the broker is asked where its log was cut off, before its end is taken.
+const CHECKS: u32 = 5;
+
+/// Bound on one fetch that looks for the end of the damage.
+const PROBE: Duration = Duration::from_secs(5);
+
+/// Whether this error is of a batch that cannot be read.
+pub(in crate::msource) fn is_damage(code: Code) -> bool {
+    matches!(code, Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::InvalidMessage)
+}
+
+impl Consumer {
+    /// The broker does not have the offset at which a partition is to be read, or not the record before it.
+    pub(super) fn out_of_range(&mut self, number: usize, message: &Message) -> Result<(), Error> {
+        self.cut(number)?;
+        let slot = &self.slots[number];
+        let (partition, offset) = (slot.partition.clone(), slot.next);
+        let (low, high) = match self.range_of(&partition) {
+            Ok(range) => range,
+            Err(error) => {
+                self.in_trouble(format!(
+                    "{partition}: offset {offset} is out of range, and the watermarks are unknown: {error}"
+                ));
+                self.read_again_after(number, RETRY);
+                return Ok(());
+            }
+        };
+        let truncated = message.truncated_at();
+        if truncated.is_none() && (low..=high).contains(&offset) {
+            // The broker that answered was behind for a moment: nothing is lost.
+            tracing::warn!(%partition, offset, low, high, "the broker refused an offset that it has: reading it again");
+            self.read_again_after(number, RETRY);
+            return Ok(());
+        }
+        if truncated.is_none()
+            && offset > high
+            && self.slots[number].leader_epoch >= 0
+            && self.attempt(number) <= CHECKS
+        {
+            // The broker knows where the log was cut off, once it is asked with the epoch.
+            self.slots[number].fetch = Fetch::Check(Instant::now());
+            return Ok(());
+        }
+        if self.parts.config.out_of_range == OutOfRange::Stop {
+            return Err(match truncated {
+                Some(CutOff::At(end)) => Error::Truncated { partition, offset, end },
+                Some(CutOff::Somewhere) => Error::Truncated { partition, offset, end: high },
+                None => Error::OutOfRange { partition, offset, low, high },
+            });
+        }
+        if offset < low {
+            let to = if self.parts.config.out_of_range == OutOfRange::Earliest { low } else { high };
+            tracing::error!(%partition, from = offset, to, lost = to - offset, "a gap: retention took records before they were read");
+            return self.go_on_at(number, to, MoveCause::Gap { from: offset });
+        }
+        // Where the records go on that we do not have, not the whole retention again.
+        let to = match truncated {
+            Some(CutOff::At(end)) => end.clamp(low, high.max(low)),
+            Some(CutOff::Somewhere) | None => high,
+        };
+        tracing::error!(%partition, from = offset, to, "the broker's log was cut off before the stored offset, as by an unclean leader election; going on where it was cut off");
+        self.go_on_at(number, to, MoveCause::Reset)
+    }
+
+    /// A batch cannot be read. What librdkafka hands out after that is not to be relied on, so it is dropped.
+    pub(super) fn damaged(&mut self, number: usize, error: &KafkaError) -> Result<(), Error> {
+        self.cut(number)?;
+        let tries = self.attempt(number);
+        let slot = &self.slots[number];
+        let (partition, from) = (slot.partition.clone(), slot.next);
+        if tries <= TRIES {
+            tracing::warn!(%partition, offset = from, tries, %error, "a damaged batch: fetching it again");
+            self.read_again_after(number, FIRST_PAUSE * 2_u32.pow(tries - 1));
+            return Ok(());
+        }
+        let end = self
+            .range_of(&partition)
+            .and_then(|(_, high)| end_of_damage(&self.parts.properties, &partition, from, high));
+        match end {
+            Ok(to) if to > from => {
+                tracing::error!(%partition, from, to, lost = to - from, %error, "a gap: the broker has these records, but they are damaged");
+                self.go_on_at(number, to, MoveCause::Gap { from })
+            }
+            Ok(_) => {
+                self.read_again_after(number, Duration::ZERO);
+                Ok(())
+            }
+            Err(error) => {
+                self.in_trouble(format!(
+                    "{partition}: the batch at {from} is damaged, and its end is unknown: {error}"
+                ));
+                self.read_again_after(number, RETRY);
+                Ok(())
+            }
+        }
+    }
+
+    /// Counts attempts to read on from where a partition stands.
+    fn attempt(&mut self, number: usize) -> u32 {
+        let slot = &mut self.slots[number];
+        let tries = slot.attempts.filter(|(at, _)| *at == slot.next).map_or(1, |(_, tries)| tries + 1);
+        slot.attempts = Some((slot.next, tries));
+        tries
+    }
+
+    fn range_of(&self, partition: &TopicPartition) -> Result<(i64, i64), KafkaError> {
+        let queries = [(partition.clone(), OffsetSpec::Earliest), (partition.clone(), OffsetSpec::Latest)];
+        let committed_only = properties::committed_only(&self.parts.config);
+        offsets_at(&self.client, &queries, committed_only).map(|found| (found[0], found[1]))
+    }
+
+    /// Makes it durable that a partition goes on elsewhere, and reads it from there.
+    fn go_on_at(&mut self, number: usize, to: i64, cause: MoveCause) -> Result<(), Error> {
+        let partition = self.slots[number].partition.clone();
+        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT)? {
+            // What is hidden ends where the gap begins: no manifest may say that it covers it.
+            self.read_again_after(number, RETRY);
+            return Ok(());
+        }
+        let slot = &self.slots[number];
+        let position =
+            Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
+        let (reply, answered) = bounded(1);
+        let ticket = self.parts.tickets.take();
+        let note = Inbox::Note { ticket, frame: Frame::Move { to: position, cause }, reply };
+        self.parts.inbox.send(note).map_err(|_| Error::Closed)?;
+        if !self.wait(&answered)? {
+            return Ok(());
+        }
+        let epoch = self.parts.tracker.begin(partition, to);
+        let slot = &mut self.slots[number];
+        (slot.epoch, slot.next, slot.from, slot.leader_epoch) = (epoch, to, to, -1);
+        self.read_again_after(number, Duration::ZERO);
+        Ok(())
+    }
+
+    fn read_again_after(&mut self, number: usize, pause: Duration) {
+        self.slots[number].read_again(Instant::now() + pause);
+    }
+}
+
+/// What a fetch from an offset begins with.
+enum Found {
+    /// A record, or the end.
+    Sound,
+    /// A batch that cannot be read.
+    Damage,
+}
+
+/// The first offset behind the damage at `from` at which something can be read again, `high` if there is none. A client of its
+/// own asks for it: a fetch from within the damaged batch gives that batch, one from behind it does not.
+fn end_of_damage(
+    properties: &BTreeMap<String, String>,
+    partition: &TopicPartition,
+    from: i64,
+    high: i64,
+) -> Result<i64, KafkaError> {
+    let client = Client::new(properties)?;
+    search(from, high, |offset| probe(&client, partition, offset))
+}
+
+/// Steps that double find something sound, and halves of the last step the first of it: few fetches for any length.
+fn search(from: i64, high: i64, mut fetch: impl FnMut(i64) -> Result<Found, KafkaError>) -> Result<i64, KafkaError> {
+    if let Found::Sound = fetch(from)? {
+        return Ok(from);
+    }
+    let (mut damaged, mut sound, mut step) = (from, high, 1);
+    while damaged + step < high {
+        match fetch(damaged + step)? {
+            Found::Damage => damaged += step,
+            Found::Sound => {
+                sound = damaged + step;
+                break;
+            }
+        }
+        step *= 2;
+    }
+    while damaged + 1 < sound {
+        let middle = damaged + (sound - damaged) / 2;
+        match fetch(middle)? {
+            Found::Damage => damaged = middle,
+            Found::Sound => sound = middle,
+        }
+    }
+    Ok(sound)
+}
+
+fn probe(client: &Client, partition: &TopicPartition, offset: i64) -> Result<Found, KafkaError> {
+    client.assign(&[(partition.clone(), offset)])?;
+    let deadline = Instant::now() + PROBE;
+    let mut batch = Vec::new();
+    let mut last = KafkaError { code: Code::OperationTimedOut, text: format!("no answer to a fetch at {offset}") };
+    let mut found = None;
+    while found.is_none() && Instant::now() < deadline {
+        client.consume(&mut batch, 1, Duration::from_millis(100));
+        while client.next_event().is_some() {}
+        for message in batch.drain(..) {
+            match message.error() {
+                None => found = Some(Found::Sound),
+                Some(error) if error.code == Code::PartitionEOF => found = Some(Found::Sound),
+                Some(error) if is_damage(error.code) => found = Some(Found::Damage),
+                Some(error) => last = error,
+            }
+        }
+    }
+    client.unassign()?;
+    found.ok_or(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_end_of_damage_is_found_with_few_fetches(from in 0..1000_i64, length in 0..100_000_i64, behind in 0..100_000_i64) {
+            let (end, high) = (from + length, from + length + behind);
+            let mut fetches = 0;
+            let found = search(from, high, |offset| {
+                fetches += 1;
+                assert!((from..=high).contains(&offset), "{offset} is asked for");
+                Ok(if offset < end { Found::Damage } else { Found::Sound })
+            });
+            prop_assert_eq!(found, Ok(end));
+            prop_assert!(fetches <= 40, "{} fetches", fetches);
+        }
+    }
+}

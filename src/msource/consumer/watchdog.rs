@@ -1,0 +1,105 @@
+//! The watchdog: notices a client that stands still, and makes another one.
+//!
+//! librdkafka has had ways to stop fetching a partition for good. A partition that has lag and whose offset has not moved for
+//! a minute, although we took what there was, is one of them: the client is made anew, and reads on from what is durable.
+//! Lag is what a consumer of the configured isolation level can reach, so an open transaction is waited for, not blamed.
+//!
+//! **What it does not do.** It does not blame the client while brokers do not answer: what cannot be asked is no lag.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::{Consumer, Error, Fetch};
+use crate::fault;
+use crate::msource::TopicPartition;
+use crate::msource::native::{Client, KafkaError, OffsetSpec};
+use crate::msource::properties;
+
+/// How long a partition with lag may stand still.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Bound on the question for lag.
+const ASK: Duration = Duration::from_secs(3);
+
+/// What was seen of each partition.
+pub(super) struct Watchdog {
+    patience: Duration,
+    look_at: Instant,
+    /// Where it stood, and since when.
+    seen: HashMap<TopicPartition, (i64, Instant)>,
+}
+
+/// What becomes of a client that is replaced.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Old {
+    /// It leaves the group before the new one joins.
+    Closed,
+    /// It may hang in its own end too, so a thread of its own waits for that.
+    Abandoned,
+}
+
+impl Watchdog {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { patience: fault::duration("FAULT_WATCHDOG_MS", PATIENCE), look_at: now, seen: HashMap::new() }
+    }
+
+    /// A partition was given to us.
+    pub(super) fn forget(&mut self, partition: &TopicPartition) {
+        self.seen.remove(partition);
+    }
+
+    /// Nothing is taken on purpose: time begins anew.
+    pub(super) fn excuse(&mut self) {
+        self.seen.clear();
+    }
+}
+
+impl Consumer {
+    /// Looks, now and then, for partitions that stand still.
+    pub(super) fn watch(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        if now < self.watchdog.look_at {
+            return Ok(());
+        }
+        let patience = self.watchdog.patience;
+        self.watchdog.look_at = now + patience / 12;
+        let seen = &mut self.watchdog.seen;
+        let mut still = Vec::new();
+        for slot in &self.slots {
+            match seen.get(&slot.partition) {
+                Some((next, since)) if *next == slot.next && matches!(slot.fetch, Fetch::On) => {
+                    if now >= *since + patience {
+                        still.push((slot.partition.clone(), slot.next));
+                    }
+                }
+                _ => drop(seen.insert(slot.partition.clone(), (slot.next, now))),
+            }
+        }
+        if still.is_empty() {
+            return Ok(());
+        }
+        let Ok(ends) = self.ends(&still) else { return Ok(()) };
+        let behind = still.iter().zip(ends).find(|((_, next), end)| end > next);
+        let Some(((partition, next), end)) = behind else {
+            for (partition, next) in still {
+                self.watchdog.seen.insert(partition, (next, now));
+            }
+            return Ok(());
+        };
+        tracing::error!(%partition, offset = next, lag = end - next, "no record came for {} s although there are some: making the Kafka client anew", patience.as_secs());
+        self.parts.desk.client_restarts.fetch_add(1, Ordering::Relaxed);
+        self.make_anew("the Kafka client stood still and was made anew", Old::Abandoned)
+    }
+
+    /// Where the partitions end; asked of another client when ours gives no answer.
+    fn ends(&self, still: &[(TopicPartition, i64)]) -> Result<Vec<i64>, KafkaError> {
+        let queries: Vec<_> = still.iter().map(|(partition, _)| (partition.clone(), OffsetSpec::Latest)).collect();
+        let committed_only = properties::committed_only(&self.parts.config);
+        let ask = |client: &Client| {
+            let answers = client.list_offsets(&queries, committed_only, ASK)?;
+            answers.into_iter().collect::<Result<Vec<_>, _>>()
+        };
+        ask(&self.client).or_else(|_| ask(&Client::new(&properties::asking(&self.parts.config))?))
+    }
+}

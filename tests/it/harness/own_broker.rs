@@ -1,0 +1,137 @@
+//! A broker that one test has for itself: to kill it, to stop it, and to damage what is on its disk.
+
+use std::fs;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::process::Finished;
+use super::{SOON, Topic};
+
+/// A running broker with its directory. Ports and data stay over [`OwnBroker::kill`] and [`OwnBroker::start`].
+#[derive(Debug)]
+pub(crate) struct OwnBroker {
+    dir: TempDir,
+    address: String,
+    /// Kills the broker when this process is gone, however it went: it reads the end of its standard input then.
+    keeper: Child,
+}
+
+impl OwnBroker {
+    /// Starts a broker; `properties` are further lines of its `server.properties`.
+    pub(crate) fn new(properties: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("mtga-broker-").tempdir().expect("a directory");
+        let keeper = Command::new("sh")
+            .args(["-c", "cat >/dev/null; \"$0\" kill \"$1\"; rm -rf \"$1\""])
+            .arg(script())
+            .arg(dir.path())
+            .stdin(Stdio::piped())
+            // Not among the processes that a signal to this one's group ends.
+            .process_group(0)
+            .spawn()
+            .expect("a shell");
+        let mut broker = Self { dir, address: String::new(), keeper };
+        broker.run("start", properties);
+        let env = fs::read_to_string(broker.dir.path().join("env")).expect("the script tells the address");
+        let address = env.lines().find_map(|line| line.strip_prefix("KAFKA_BROKERS="));
+        address.expect("the address is told").clone_into(&mut broker.address);
+        broker
+    }
+
+    fn run(&self, command: &str, properties: &str) {
+        let mut script = Command::new(script());
+        script.arg(command).arg(self.dir.path()).env("MTGA_KAFKA_HEAP", "400m");
+        Finished::run(script.env("MTGA_KAFKA_PROPERTIES", properties), 2 * SOON).success();
+    }
+
+    /// `HOST:PORT`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&self) {
+        self.run("kill", "");
+    }
+
+    /// In good order.
+    pub(crate) fn stop(&self) {
+        self.run("stop", "");
+    }
+
+    /// Starts it again, on its ports and its data.
+    pub(crate) fn start(&self) {
+        self.run("start", "");
+    }
+
+    /// The directory with the segments of a partition.
+    pub(crate) fn log(&self, topic: &Topic, partition: i32) -> PathBuf {
+        self.dir.path().join("data").join(format!("{}-{partition}", topic.name))
+    }
+}
+
+impl Drop for OwnBroker {
+    fn drop(&mut self) {
+        drop(self.keeper.stdin.take());
+        drop(self.keeper.wait());
+    }
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka")
+}
+
+/// A record batch as it lies in a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Batch {
+    /// Where it begins in the file.
+    pub(crate) position: usize,
+    /// Its bytes, header included.
+    pub(crate) length: usize,
+    /// Its first offset.
+    pub(crate) first: i64,
+    /// The first offset behind it.
+    pub(crate) next: i64,
+}
+
+/// The batches of a segment, in order.
+pub(crate) fn batches(segment: &[u8]) -> Vec<Batch> {
+    let mut found = Vec::new();
+    let mut position = 0;
+    // Base offset (8), length of the rest (4), ..., offset of the last record relative to the first (4, at 23).
+    while let Some(header) = segment.get(position..position + 61) {
+        let length = 12 + i32::from_be_bytes(header[8..12].try_into().expect("four bytes")) as usize;
+        let first = i64::from_be_bytes(header[..8].try_into().expect("eight bytes"));
+        let last = i32::from_be_bytes(header[23..27].try_into().expect("four bytes"));
+        if length <= 61 {
+            break;
+        }
+        found.push(Batch { position, length, first, next: first + i64::from(last) + 1 });
+        position += length;
+    }
+    found
+}
+
+#[test]
+fn a_broker_of_its_own_keeps_its_data_when_it_is_stopped_and_killed() {
+    use super::{Codec, Mix, holds, wait_until};
+    let broker = OwnBroker::new("");
+    let topic = Topic::on(broker.address(), "own", 1, &[]);
+    topic.fill(Codec::None, Mix::Clean, 0, 100);
+    broker.stop();
+    let segment = fs::read(broker.log(&topic, 0).join("00000000000000000000.log")).expect("a segment");
+    let found = batches(&segment);
+    assert_eq!((found[0].first, found[found.len() - 1].next), (0, 100));
+    broker.start();
+    broker.kill();
+    broker.start();
+    wait_until("the topic is there", SOON, || {
+        use rdkafka::consumer::{BaseConsumer, Consumer as _};
+        let mut config = rdkafka::ClientConfig::new();
+        let consumer: BaseConsumer = config.set("bootstrap.servers", broker.address()).create().expect("a consumer");
+        let found = consumer.fetch_watermarks(&topic.name, 0, SOON);
+        holds(matches!(found, Ok((0, 100))), found)
+    });
+}

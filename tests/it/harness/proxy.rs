@@ -1,0 +1,323 @@
+//! A TCP proxy in front of a broker: cuts, stalls, and loses, delays or damages the answers to chosen requests.
+//!
+//! A client that bootstraps through it stays with it. Brokers tell their address in some answers; there the host is
+//! replaced by the proxy's own one, which is another loopback address of the same length, with the same port. So no
+//! answer changes its size, and nothing of the protocol need be understood but the frames' first bytes.
+
+use std::collections::HashMap;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+/// Kafka's numbers of requests.
+pub(crate) const FETCH: i16 = 1;
+/// See [`FETCH`].
+pub(crate) const OFFSET_COMMIT: i16 = 8;
+
+/// Requests whose answers tell addresses: metadata, coordinators, the cluster.
+const TELLS_ADDRESSES: [i16; 3] = [3, 10, 60];
+
+/// Answers to fetches below this size hold no records worth damaging.
+const WITH_RECORDS: usize = 1000;
+
+/// What the network does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Network {
+    /// Everything passes.
+    Sound,
+    /// No connection lives longer than to be accepted.
+    Cut,
+    /// Connections live, and nothing passes.
+    Stalled,
+}
+
+#[derive(Debug)]
+struct Faults {
+    network: Network,
+    /// How many more answers to a request are lost, each with its connection.
+    drop: HashMap<i16, u64>,
+    /// How long answers to a request are held back.
+    delay: HashMap<i16, Duration>,
+    /// How many more answers to a request arrive with a byte changed.
+    flip: HashMap<i16, u64>,
+    /// Every open connection, both sides, to be cut.
+    open: Vec<TcpStream>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    target: String,
+    /// The host as the broker tells it, and ours.
+    hosts: (Vec<u8>, Vec<u8>),
+    faults: Mutex<Faults>,
+    changed: Condvar,
+    dropped: AtomicUsize,
+    flipped: AtomicUsize,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Faults> {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while the network is stalled.
+    fn pass(&self) {
+        let faults = self.lock();
+        let stalled = |faults: &mut Faults| faults.network == Network::Stalled;
+        drop(self.changed.wait_while(faults, stalled).unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// See the module. When dropped, it is cut for good.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    shared: Arc<Shared>,
+    address: String,
+}
+
+impl Proxy {
+    /// A proxy in front of a broker, `127.0.0.1:PORT`.
+    pub(crate) fn new(target: &str) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let (host, port) = target.split_once(':').expect("HOST:PORT");
+        // Test processes that run at the same time begin at different places.
+        let (listener, ours) = (0..500)
+            .find_map(|_| {
+                let number = 2 + (std::process::id() + NEXT.fetch_add(1, Ordering::Relaxed)) % 700;
+                let ours = format!("127.{}.{}.{}", number / 100, number / 10 % 10, number % 10);
+                TcpListener::bind(format!("{ours}:{port}")).ok().map(|listener| (listener, ours))
+            })
+            .expect("a free loopback address");
+        assert_eq!(host.len(), ours.len(), "the broker is told by an address that ours can stand in for");
+        let shared = Arc::new(Shared {
+            target: target.to_owned(),
+            hosts: (host.as_bytes().to_vec(), ours.clone().into_bytes()),
+            faults: Mutex::new(Faults {
+                network: Network::Sound,
+                drop: HashMap::new(),
+                delay: HashMap::new(),
+                flip: HashMap::new(),
+                open: Vec::new(),
+            }),
+            changed: Condvar::new(),
+            dropped: AtomicUsize::new(0),
+            flipped: AtomicUsize::new(0),
+        });
+        let theirs = Arc::clone(&shared);
+        thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                // The other end is gone or cut: the client sees a connection that is closed at once.
+                drop(connect(&theirs, client));
+            }
+        });
+        Self { address: format!("{ours}:{port}"), shared }
+    }
+
+    /// `HOST:PORT` for the client's `bootstrap.servers`.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    fn set(&self, network: Network) {
+        let mut faults = self.shared.lock();
+        faults.network = network;
+        if network == Network::Cut {
+            close(&mut faults);
+        }
+        self.shared.changed.notify_all();
+    }
+
+    /// Closes every connection, and new ones as soon as they come.
+    pub(crate) fn cut(&self) {
+        self.set(Network::Cut);
+    }
+
+    /// Lets nothing through any more, and closes nothing.
+    pub(crate) fn stall(&self) {
+        self.set(Network::Stalled);
+    }
+
+    /// Ends [`Proxy::cut`] and [`Proxy::stall`]: what was held back arrives.
+    pub(crate) fn heal(&self) {
+        self.set(Network::Sound);
+    }
+
+    /// Loses the next `count` answers to a request, each together with its connection: the broker has done what it was asked.
+    pub(crate) fn drop_answers(&self, api_key: i16, count: u64) {
+        self.shared.lock().drop.insert(api_key, count);
+    }
+
+    /// How many answers were lost so far.
+    pub(crate) fn dropped(&self) -> usize {
+        self.shared.dropped.load(Ordering::Acquire)
+    }
+
+    /// Holds every answer to a request back for so long.
+    #[expect(dead_code, reason = "for tests of commits that are answered late")]
+    pub(crate) fn delay_answers(&self, api_key: i16, delay: Duration) {
+        self.shared.lock().delay.insert(api_key, delay);
+    }
+
+    /// Changes a byte near the end of the next `count` answers to a request that are large enough to hold records.
+    pub(crate) fn damage_answers(&self, api_key: i16, count: u64) {
+        self.shared.lock().flip.insert(api_key, count);
+    }
+
+    /// How many answers were damaged so far.
+    pub(crate) fn damaged(&self) -> usize {
+        self.shared.flipped.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.cut();
+    }
+}
+
+fn close(faults: &mut Faults) {
+    for stream in faults.open.drain(..) {
+        // Closed already is as good.
+        drop(stream.shutdown(Shutdown::Both));
+    }
+}
+
+/// Connects a client with the broker; two threads carry frames until either side ends.
+fn connect(shared: &Arc<Shared>, client: TcpStream) -> io::Result<()> {
+    shared.pass();
+    let broker = TcpStream::connect(&shared.target)?;
+    {
+        let mut faults = shared.lock();
+        if faults.network == Network::Cut {
+            return Ok(());
+        }
+        faults.open.extend([client.try_clone()?, broker.try_clone()?]);
+    }
+    for stream in [&client, &broker] {
+        stream.set_nodelay(true)?;
+    }
+    let asked: Arc<Mutex<HashMap<[u8; 4], i16>>> = Arc::default();
+    let (from_client, to_broker) = (client.try_clone()?, broker.try_clone()?);
+    let (requests, requested) = (Arc::clone(shared), Arc::clone(&asked));
+    thread::spawn(move || {
+        let carried = carry(&requests, from_client, &to_broker, |frame| {
+            let key = i16::from_be_bytes([frame[0], frame[1]]);
+            let id = [frame[4], frame[5], frame[6], frame[7]];
+            requested.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key);
+            Fate::Arrives
+        });
+        drop(carried.and_then(|()| to_broker.shutdown(Shutdown::Both)));
+    });
+    let answers = Arc::clone(shared);
+    thread::spawn(move || {
+        let carried = carry(&answers, broker, &client, |frame| {
+            let id = [frame[0], frame[1], frame[2], frame[3]];
+            let key = asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            key.map_or(Fate::Arrives, |key| answer(&answers, key, frame))
+        });
+        drop(carried.and_then(|()| client.shutdown(Shutdown::Both)));
+    });
+    Ok(())
+}
+
+/// What becomes of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    Arrives,
+    /// With its connection.
+    Lost,
+}
+
+/// Carries whole frames from one side to the other.
+fn carry(
+    shared: &Shared,
+    mut from: TcpStream,
+    mut to: &TcpStream,
+    mut fate: impl FnMut(&mut [u8]) -> Fate,
+) -> io::Result<()> {
+    let mut frame = Vec::new();
+    loop {
+        let mut length = [0; 4];
+        let read = from.read_exact(&mut length).and_then(|()| {
+            frame.resize(u32::from_be_bytes(length) as usize, 0);
+            from.read_exact(&mut frame)
+        });
+        if read.is_err() || frame.len() < 8 || fate(&mut frame) == Fate::Lost {
+            from.shutdown(Shutdown::Both)?;
+            return to.shutdown(Shutdown::Both);
+        }
+        shared.pass();
+        to.write_all(&length)?;
+        to.write_all(&frame)?;
+    }
+}
+
+/// Applies the faults that are chosen for a request to an answer.
+fn answer(shared: &Shared, key: i16, frame: &mut [u8]) -> Fate {
+    let delay = {
+        let mut faults = shared.lock();
+        if let Some(left) = faults.drop.get_mut(&key).filter(|left| **left > 0) {
+            *left -= 1;
+            shared.dropped.fetch_add(1, Ordering::AcqRel);
+            return Fate::Lost;
+        }
+        if frame.len() > WITH_RECORDS
+            && let Some(left) = faults.flip.get_mut(&key).filter(|left| **left > 0)
+        {
+            *left -= 1;
+            shared.flipped.fetch_add(1, Ordering::AcqRel);
+            let at = frame.len() - 30;
+            frame[at] ^= 1;
+        }
+        faults.delay.get(&key).copied()
+    };
+    if let Some(delay) = delay {
+        thread::park_timeout(delay);
+    }
+    if TELLS_ADDRESSES.contains(&key) {
+        let (theirs, ours) = &shared.hosts;
+        for at in 0..frame.len().saturating_sub(theirs.len()) {
+            if frame[at..].starts_with(theirs) {
+                frame[at..at + ours.len()].copy_from_slice(ours);
+            }
+        }
+    }
+    Fate::Arrives
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::harness::{Codec, Mix, SOON, Topic, broker, holds, wait_until};
+    use rdkafka::consumer::{BaseConsumer, Consumer as _};
+
+    fn consumer(proxy: &Proxy) -> BaseConsumer {
+        let mut config = rdkafka::ClientConfig::new();
+        config.set("bootstrap.servers", proxy.address()).set("reconnect.backoff.max.ms", "100");
+        config.create().expect("a consumer")
+    }
+
+    #[test]
+    fn what_is_cut_is_cut_and_what_is_stalled_passes_in_the_end() {
+        let topic = Topic::create("proxy", 1);
+        topic.fill(Codec::None, Mix::Clean, 0, 10);
+        let proxy = Proxy::new(broker::address());
+        let client = consumer(&proxy);
+        let look = |patience| client.fetch_watermarks(&topic.name, 0, patience);
+        assert_eq!(look(SOON).expect("it passes"), (0, 10));
+        proxy.cut();
+        look(Duration::from_millis(500)).expect_err("nothing passes");
+        proxy.heal();
+        wait_until("it passes again", SOON, || {
+            let found = look(Duration::from_secs(5));
+            holds(found == Ok((0, 10)), found)
+        });
+        proxy.stall();
+        look(Duration::from_millis(500)).expect_err("nothing passes");
+        proxy.heal();
+        assert_eq!(look(SOON).expect("it passes again"), (0, 10));
+    }
+}

@@ -1,0 +1,485 @@
+//! Faults of Kafka: brokers that die, connections that are cut, logs that are cut off, damaged or made anew, and a client that
+//! stands still. Each test counts every record at the end.
+
+use mtga::control::State;
+use nix::sys::signal::{Signal, kill};
+use serde_json::json;
+
+use crate::harness::own_broker::batches;
+use crate::harness::process::Service;
+use crate::harness::proxy::{FETCH, OFFSET_COMMIT};
+use crate::harness::tail::Tail;
+use crate::harness::topic::Transaction;
+use crate::harness::{Codec, Home, Mix, OwnBroker, Proxy, Record, SOON, Topic, broker, holds, wait_until};
+
+/// How a home takes its partitions.
+#[derive(Clone, Copy, Debug)]
+enum Mode {
+    All,
+    Group,
+}
+
+fn home(topic: &Topic, mode: Mode) -> Home {
+    let mut home = Home::new(topic);
+    home.set("kafka.group_id", format!("g_{}_{mode:?}", topic.name));
+    if let Mode::Group = mode {
+        home.in_group();
+        // A request that gets no answer is given up sooner than after a minute.
+        home.set("kafka.librdkafka", json!({"session.timeout.ms": "6000", "socket.timeout.ms": "10000"}));
+    }
+    home
+}
+
+/// Waits until the log of the service says this so many times.
+fn wait_logged(home: &Home, text: &str, times: usize) {
+    wait_until(&format!("the log says {text:?} {times} times"), SOON, || {
+        let said = home.log().matches(text).count();
+        holds(said >= times, said)
+    });
+}
+
+/// All records of one partition, in order.
+fn of_partition(records: &[Record], partition: i32) -> Vec<Record> {
+    records.iter().filter(|record| record.partition == partition).cloned().collect()
+}
+
+fn assert_cuts_are_survived(mode: Mode) {
+    let topic = Topic::create("cut", 4);
+    let proxy = Proxy::new(broker::address());
+    let mut home = home(&topic, mode);
+    home.set("kafka.brokers", proxy.address());
+    let tail = Tail::follow(&home.path("data"));
+    let load = topic.load(Codec::Snappy, Mix::Dirty);
+    let service = home.foreground();
+    for time in 0..3 {
+        home.wait_written(time * 6000 + 2500);
+        proxy.cut();
+        home.wait_for(State::Waiting);
+        proxy.heal();
+        home.wait_written(time * 6000 + 5000);
+        proxy.stall();
+        let end = topic.end();
+        wait_until("2000 records wait behind the stall", SOON, || holds(topic.end() > end + 2000, topic.end()));
+        proxy.heal();
+    }
+    if let Mode::Group = mode {
+        // Past the session: the group takes the partitions away, and gives them back.
+        proxy.stall();
+        wait_until("the partitions are lost", SOON, || {
+            let partitions = home.status().partitions;
+            holds(partitions == 0, partitions)
+        });
+        proxy.heal();
+    }
+    let produced = load.stop();
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+    tail.assert_nothing_was_taken_back();
+}
+
+#[test]
+fn a_network_that_is_cut_loses_and_repeats_nothing() {
+    assert_cuts_are_survived(Mode::All);
+}
+
+#[test]
+fn a_network_that_is_cut_in_a_group_loses_and_repeats_nothing() {
+    assert_cuts_are_survived(Mode::Group);
+}
+
+#[test]
+fn commits_whose_answers_are_lost_are_made_again() {
+    let topic = Topic::create("unanswered", 2);
+    let proxy = Proxy::new(broker::address());
+    let mut home = home(&topic, Mode::Group);
+    home.set("kafka.brokers", proxy.address()).set("store.checkpoint", "100ms");
+    let service = home.foreground();
+    home.wait_for(State::Consuming);
+    proxy.drop_answers(OFFSET_COMMIT, 4);
+    let load = topic.load(Codec::Snappy, Mix::Dirty);
+    wait_until("four answers are lost", SOON, || holds(proxy.dropped() >= 4, proxy.dropped()));
+    let produced = load.stop();
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+    let committed = crate::harness::topic::committed(&format!("g_{}_Group", topic.name), &topic);
+    for partition in 0..topic.partitions {
+        let count = of_partition(&produced, partition).len() as i64;
+        assert_eq!(committed.get(&partition), Some(&count), "partition {partition}");
+    }
+}
+
+#[test]
+fn a_batch_that_is_damaged_on_its_way_is_fetched_again() {
+    let topic = Topic::create("flipped", 1);
+    let proxy = Proxy::new(broker::address());
+    let mut home = home(&topic, Mode::All);
+    home.set("kafka.brokers", proxy.address());
+    proxy.damage_answers(FETCH, 3);
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 5000);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    assert_eq!(proxy.damaged(), 3);
+    assert!(home.log().contains("a damaged batch"), "it is said");
+    assert_eq!(home.status().gap_records, 0);
+    home.assert_exactly(&produced);
+    service.terminate();
+}
+
+/// What the service does while its topic is created anew.
+#[derive(Clone, Copy, Debug)]
+enum Meanwhile {
+    Runs,
+    /// It sees the new topic only when that has grown past the old offset.
+    IsFrozen,
+    IsStopped,
+}
+
+fn assert_a_new_topic_is_read_from_its_start(mode: Mode, meanwhile: Meanwhile, again: u64) {
+    let topic = Topic::create("anew", 2);
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 1000);
+    let home = home(&topic, mode);
+    let mut service = home.foreground();
+    home.wait_done(&produced);
+    match meanwhile {
+        Meanwhile::Runs => {}
+        Meanwhile::IsFrozen => kill(service.pid(), Signal::SIGSTOP).expect("it runs"),
+        Meanwhile::IsStopped => service.terminate_in_place(),
+    }
+    topic.recreate();
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 1000, again));
+    match meanwhile {
+        Meanwhile::Runs => {}
+        Meanwhile::IsFrozen => kill(service.pid(), Signal::SIGCONT).expect("it runs"),
+        Meanwhile::IsStopped => service = home.foreground(),
+    }
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    assert!(home.log().contains("the topic was deleted and created anew"), "it is said");
+    service.terminate();
+}
+
+#[test]
+fn a_topic_created_anew_and_shorter_is_read_from_its_start() {
+    assert_a_new_topic_is_read_from_its_start(Mode::All, Meanwhile::Runs, 300);
+}
+
+#[test]
+fn a_topic_created_anew_and_grown_past_the_old_offset_is_read_from_its_start() {
+    assert_a_new_topic_is_read_from_its_start(Mode::All, Meanwhile::IsFrozen, 3000);
+}
+
+#[test]
+fn a_topic_created_anew_under_a_group_is_read_from_its_start() {
+    assert_a_new_topic_is_read_from_its_start(Mode::Group, Meanwhile::Runs, 300);
+    assert_a_new_topic_is_read_from_its_start(Mode::Group, Meanwhile::IsFrozen, 3000);
+}
+
+#[test]
+fn a_topic_created_anew_while_the_service_is_stopped_is_read_from_its_start() {
+    assert_a_new_topic_is_read_from_its_start(Mode::All, Meanwhile::IsStopped, 3000);
+    assert_a_new_topic_is_read_from_its_start(Mode::Group, Meanwhile::IsStopped, 300);
+}
+
+#[test]
+fn a_client_that_stands_still_is_made_anew() {
+    let topic = Topic::create("still", 2);
+    let home = home(&topic, Mode::Group);
+    let mut produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 1000);
+    let service = home.foreground_with(|command| {
+        command.envs([("FAULT_POINT", "kafka.standstill:40"), ("FAULT_WATCHDOG_MS", "3000")])
+    });
+    home.wait_done(&produced);
+    // Nothing to read is no standstill.
+    wait_logged(&home, "the fault kafka.standstill happens", 1);
+    produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 1000, 1000));
+    wait_until("the lag is seen while nothing moves", SOON, || {
+        let lag = home.integer("kafka_lag");
+        holds(lag == 1000, lag)
+    });
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    assert_eq!(home.status().client_restarts, 1);
+    service.terminate();
+}
+
+#[test]
+fn a_broker_that_is_killed_and_restarted_under_load_loses_and_repeats_nothing() {
+    let broker = OwnBroker::new("");
+    let topic = Topic::on(broker.address(), "killed", 4, &[]);
+    let homes = [home(&topic, Mode::All), home(&topic, Mode::Group)];
+    let load = topic.load(Codec::Snappy, Mix::Dirty);
+    let services = homes.each_ref().map(Home::foreground);
+    for time in 0..3 {
+        let written = homes.each_ref().map(|home| home.status().counts.written);
+        for (home, written) in homes.iter().zip(written) {
+            home.wait_written(written + 2000);
+        }
+        if time == 1 {
+            broker.stop();
+        } else {
+            broker.kill();
+        }
+        broker.start();
+    }
+    load.stop();
+    // A producer may repeat itself when its broker is killed: what counts is what the log has.
+    let produced = topic.read();
+    for (home, service) in homes.iter().zip(services) {
+        home.wait_done(&produced);
+        home.assert_exactly(&produced);
+        service.terminate();
+    }
+}
+
+/// What is left of a log that was cut off.
+fn keep_batches(broker: &OwnBroker, topic: &Topic, below: i64) {
+    let log = broker.log(topic, 0);
+    let segment = log.join("00000000000000000000.log");
+    let bytes = std::fs::read(&segment).expect("a segment");
+    let kept = batches(&bytes).into_iter().take_while(|batch| batch.next <= below).last().expect("some are kept");
+    assert_eq!(kept.next, below, "a batch ends there");
+    std::fs::write(&segment, &bytes[..kept.position + kept.length]).expect("the segment");
+    for index in ["index", "timeindex"] {
+        std::fs::remove_file(log.join(format!("00000000000000000000.{index}"))).expect("an index");
+    }
+}
+
+/// The broker comes back with the first 600 of 1000 records, and perhaps with others behind them.
+fn assert_a_truncated_log_is_noticed(mode: Mode, others: u64) {
+    let broker = OwnBroker::new("");
+    let topic = Topic::on(broker.address(), "truncated", 1, &[]);
+    let mut old = topic.fill(Codec::Snappy, Mix::Clean, 0, 600);
+    old.extend(topic.fill(Codec::Snappy, Mix::Clean, 600, 400));
+    let home = home(&topic, mode);
+    let running = home.foreground();
+    home.wait_done(&old);
+    let mut stopped = Home::new(&topic);
+    stopped.set("kafka.group_id", "g_stopped");
+    let service = stopped.foreground();
+    stopped.wait_done(&old);
+    service.terminate();
+    broker.stop();
+    keep_batches(&broker, &topic, 600);
+    // The new leader has taken other records before the service sees it.
+    kill(running.pid(), Signal::SIGSTOP).expect("it runs");
+    broker.start();
+    let new = topic.fill(Codec::Snappy, Mix::Clean, 1000, others);
+    kill(running.pid(), Signal::SIGCONT).expect("it is stopped");
+    let service = stopped.foreground();
+    let produced = [old, new].concat();
+    for home in [&home, &stopped] {
+        wait_logged(home, "the broker's log was cut off", 1);
+        home.wait_done(&produced);
+        home.assert_exactly(&produced);
+        assert_eq!(home.status().gap_records, 0);
+    }
+    running.terminate();
+    service.terminate();
+}
+
+#[test]
+fn a_log_cut_off_before_the_stored_offset_is_followed_from_there() {
+    assert_a_truncated_log_is_noticed(Mode::Group, 100);
+}
+
+#[test]
+fn a_log_cut_off_and_grown_past_the_stored_offset_is_followed_from_there() {
+    assert_a_truncated_log_is_noticed(Mode::All, 2000);
+}
+
+#[test]
+fn a_batch_that_is_damaged_on_the_disk_is_a_gap_of_its_range() {
+    let broker = OwnBroker::new("");
+    let topic = Topic::on(broker.address(), "damaged", 1, &[]);
+    let mut produced = Vec::new();
+    for [first, next] in [[0, 500], [500, 537], [537, 1500]] {
+        produced.extend(topic.fill(Codec::None, Mix::Clean, first, next - first));
+    }
+    broker.stop();
+    let segment = broker.log(&topic, 0).join("00000000000000000000.log");
+    let mut bytes = std::fs::read(&segment).expect("a segment");
+    let batch = batches(&bytes).into_iter().find(|batch| batch.first >= 500).expect("such a batch");
+    bytes[batch.position + batch.length / 2] ^= 1;
+    std::fs::write(&segment, bytes).expect("the segment");
+    broker.start();
+    let home = home(&topic, Mode::All);
+    let service = home.foreground();
+    let kept = [&produced[..batch.first as usize], &produced[batch.next as usize..]].concat();
+    home.wait_done(&kept);
+    home.assert_exactly(&kept);
+    assert_eq!(home.status().gap_records, (batch.next - batch.first) as u64);
+    let range = format!("from={} to={}", batch.first, batch.next);
+    assert!(home.log().contains(&range), "the log names {range}");
+    service.terminate();
+}
+
+/// A service with 300 records done, of a log that then has offsets 500 to 600 only: it could not read on meanwhile.
+fn assert_retention_is_noticed(policy: &str, check: impl FnOnce(&Topic, &Home, Service, Vec<Record>)) {
+    let topic = Topic::create("retention", 1);
+    let proxy = Proxy::new(broker::address());
+    let mut home = home(&topic, Mode::All);
+    home.set("kafka.brokers", proxy.address()).set("kafka.out_of_range", policy);
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 300);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    proxy.cut();
+    home.wait_for(State::Waiting);
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 300, 300));
+    topic.delete_records(0, 500);
+    proxy.heal();
+    check(&topic, &home, service, produced);
+}
+
+#[test]
+fn records_that_retention_took_are_a_gap_of_their_range() {
+    assert_retention_is_noticed("earliest", |topic, home, service, produced| {
+        let mut kept = [&produced[..300], &produced[500..]].concat();
+        home.wait_done(&kept);
+        home.assert_exactly(&kept);
+        assert_eq!(home.status().gap_records, 200);
+        assert!(home.log().contains("from=300 to=500 lost=200"), "the range is named");
+        service.terminate();
+        // The same while it is stopped.
+        topic.fill(Codec::Snappy, Mix::Clean, 600, 100);
+        topic.delete_records(0, 700);
+        kept.extend(topic.fill(Codec::Snappy, Mix::Clean, 700, 100));
+        let service = home.foreground();
+        home.wait_done(&kept);
+        home.assert_exactly(&kept);
+        assert_eq!(home.status().gap_records, 300);
+        assert!(home.log().contains("from=600 to=700 lost=100"), "the range is named");
+        service.terminate();
+    });
+}
+
+#[test]
+fn retention_with_the_policy_latest_goes_on_at_the_end() {
+    assert_retention_is_noticed("latest", |topic, home, service, produced| {
+        wait_logged(home, "from=300 to=600 lost=300", 1);
+        let mut kept = produced[..300].to_vec();
+        kept.extend(topic.fill(Codec::Snappy, Mix::Clean, 600, 100));
+        home.wait_done(&kept);
+        home.assert_exactly(&kept);
+        assert_eq!(home.status().gap_records, 300);
+        service.terminate();
+    });
+}
+
+#[test]
+fn retention_with_the_policy_stop_ends_the_service_and_moves_nothing() {
+    assert_retention_is_noticed("stop", |topic, home, service, produced| {
+        assert_eq!(service.ended(), Some(1));
+        assert!(home.log().contains("move it with `set_offset`"), "it is said what to do");
+        let offsets = home.offsets();
+        assert_eq!((offsets[0].low, offsets[0].current), (500, 300));
+        home.mtga(["set_offset", &topic.name, "500"]).success();
+        let kept = [&produced[..300], &produced[500..]].concat();
+        let service = home.foreground();
+        home.wait_done(&kept);
+        home.assert_exactly(&kept);
+        service.terminate();
+    });
+}
+
+#[test]
+fn aborted_transactions_are_left_out_and_lag_reaches_0_behind_them() {
+    let topic = Topic::create("transactions", 2);
+    let make = |first: u64, count: u64, end| {
+        let records: Vec<_> = (first..first + count).map(|n| Mix::Clean.record(n, 2)).collect();
+        let open = topic.transact(&records, end);
+        (records, open)
+    };
+    let (mut committed, _) = make(0, 200, Transaction::Committed);
+    let (aborted, _) = make(200, 200, Transaction::Aborted);
+    let mut all = [&committed[..], &aborted].concat();
+    let strict = home(&topic, Mode::Group);
+    let mut lax = home(&topic, Mode::All);
+    lax.set("kafka.librdkafka", json!({"isolation.level": "read_uncommitted"}));
+    let services = [&strict, &lax].map(Home::foreground);
+    strict.wait_done(&committed);
+    lax.wait_done(&all);
+    let (more, open) = make(400, 200, Transaction::Open);
+    all.extend(more.clone());
+    lax.wait_done(&all);
+    lax.assert_exactly(&all);
+    // What is open is no lag, and nothing of it is read.
+    strict.wait_done(&committed);
+    strict.assert_exactly(&committed);
+    open.expect("it is open").commit();
+    committed.extend(more);
+    // Again from what is stored: an offset behind a control record.
+    for (home, produced) in [(&strict, &committed), (&lax, &all)] {
+        home.wait_done(produced);
+        home.assert_exactly(produced);
+    }
+    for service in services {
+        service.terminate();
+    }
+    let service = strict.foreground();
+    strict.wait_done(&committed);
+    strict.assert_exactly(&committed);
+    service.terminate();
+}
+
+#[test]
+fn a_record_larger_than_a_fetch_arrives_whole() {
+    let topic = Topic::with_config("huge", 1, &[("max.message.bytes", "20971520")]);
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 10);
+    for n in 10..13 {
+        let value = format!(
+            r#"{{"headers":{{"app_id":24,"log_name":"log_big"}},"logs":{{"sn":"0-{n}","role_id":1,"mtime":1608184243,"text":"{}"}}}}"#,
+            "x".repeat(5_000_000 + n)
+        );
+        let record = Record { partition: 0, key: None, value: Some(value.into_bytes()), timestamp: 1_700_000_000_000 };
+        topic.produce(Codec::None, std::slice::from_ref(&record));
+        produced.push(record);
+    }
+    produced.extend(topic.fill(Codec::None, Mix::Clean, 13, 10));
+    let home = home(&topic, Mode::All);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+}
+
+fn assert_added_partitions_are_read(mode: Mode) {
+    let mut topic = Topic::create("added", 2);
+    let mut home = home(&topic, mode);
+    home.set("kafka.librdkafka", json!({"topic.metadata.refresh.interval.ms": "500"})).set("kafka.start", "latest");
+    let service = home.foreground();
+    home.wait_for(State::Consuming);
+    let load = topic.load(Codec::Snappy, Mix::Dirty);
+    home.wait_written(2000);
+    // Each is an assignment that comes between records.
+    for partitions in 3..=5 {
+        topic.grow(partitions);
+        wait_until("it is assigned", SOON, || {
+            let assigned = home.status().partitions;
+            holds(assigned == partitions as u64, assigned)
+        });
+    }
+    // Read from the first one on, although the service starts at `latest`.
+    let first = 1_000_000;
+    let added: Vec<_> = (first..first + 500).map(|n| moved(Mix::Clean.record(n, 1), 2 + (n % 3) as i32)).collect();
+    topic.produce(Codec::Snappy, &added);
+    let mut produced = load.stop();
+    produced.extend(added);
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+}
+
+/// The record in another partition than 0, which its line tells.
+fn moved(record: Record, partition: i32) -> Record {
+    let text = String::from_utf8(record.value.expect("a value")).expect("text");
+    let value = text.replace(r#""sn":"0-"#, &format!(r#""sn":"{partition}-"#));
+    Record { partition, value: Some(value.into_bytes()), ..record }
+}
+
+#[test]
+fn partitions_added_under_load_are_read_from_their_first_record() {
+    assert_added_partitions_are_read(Mode::All);
+    assert_added_partitions_are_read(Mode::Group);
+}
