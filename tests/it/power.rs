@@ -351,11 +351,14 @@ fn a_power_cut_at_each_step_of_a_checkpoint_or_a_start_under_load_loses_and_repe
 fn a_power_cut_during_the_recovery_from_a_power_cut_is_recovered_from() {
     let topic = Topic::create("again", 4);
     let mut rig = Rig::new(&topic, |home| {
-        home.set("sink.batch.lines", 50);
+        home.set("sink.batch.lines", 50).set("store.checkpoint", "1h");
     });
-    let load = topic.load_of(25, Codec::Snappy, Mix::Dirty);
-    for round in 0..4 {
-        rig.start(Some("checkpoint.begun:2")).died();
+    let mut produced = Vec::new();
+    for round in 0..3 {
+        produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, produced.len() as u64, 600));
+        let service = rig.start(None);
+        rig.home.wait_written(oracle::expect(&produced).counts.written);
+        service.kill();
         // Blocks without their lines.
         rig.cut(Model::Only("/journal/"));
         for (point, model) in [
@@ -368,7 +371,8 @@ fn a_power_cut_during_the_recovery_from_a_power_cut_is_recovered_from() {
             rig.cut(model);
         }
     }
-    rig.assert_exactly(&load.stop());
+    rig.home.set("store.checkpoint", "1s");
+    rig.assert_exactly(&produced);
 }
 
 /// A reject of 256 KiB: some dozens of them fill a segment of the journal.

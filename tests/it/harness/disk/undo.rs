@@ -141,10 +141,10 @@ pub(super) fn undo(records: &[Record<'_>], root: &Path, saved: &Path, model: Mod
     for record in records {
         match record {
             Record::Content(change) => {
-                let history = files.entry(change.inode).or_insert_with(|| {
+                let history = files.entry(change.inode).or_default();
+                if history.changes.is_empty() {
                     order.push(change.inode);
-                    History::default()
-                });
+                }
                 history.changes.push((change, Fate::Open));
             }
             Record::Name(change) => names.push(change),
