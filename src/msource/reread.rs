@@ -60,6 +60,9 @@ impl<'a> Rereader<'a> {
         wait: &'a mut dyn Wait,
     ) -> Self {
         let worker = Worker::new(never());
+        let mut properties = properties;
+        // What is read is there already. A fetch that waits for more, at the end of the log, would hold up the next block.
+        properties.insert("fetch.wait.max.ms".into(), "5".into());
         Self { properties, recipes, store, wait, client: None, engines: HashMap::new(), worker }
     }
 

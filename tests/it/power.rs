@@ -62,12 +62,12 @@ impl Rig {
             let service = self.start(None);
             self.home.wait_done(produced);
             self.home.assert_exactly(produced);
+            let end = if time == 1 { Service::kill } else { Service::terminate };
+            end(service);
+            // From what is on the disk, since a running service lists ten thousand at most.
             assert_eq!(queue(&self.home), expected_queue(produced), "the failure queue");
             if time == 1 {
-                service.kill();
                 self.cut(Model::Strict);
-            } else {
-                service.terminate();
             }
         }
         self.checkpointed.look(&self.home);
@@ -277,26 +277,26 @@ fn the_long_loop() {
 
 #[test]
 fn power_cuts_under_load_lose_and_repeat_nothing() {
-    assert_exactly_once(Plan::cuts(8, 1), |_| ());
+    assert_exactly_once(Plan::cuts(6, 1), |_| ());
 }
 
 #[test]
 fn power_cuts_in_stream_mode_lose_and_repeat_nothing() {
-    assert_exactly_once(Plan::cuts(6, 2), |home| {
+    assert_exactly_once(Plan::cuts(4, 2), |home| {
         home.set("sink.mode", "stream");
     });
 }
 
 #[test]
 fn power_cuts_in_a_group_lose_and_repeat_nothing() {
-    assert_exactly_once(Plan::cuts(4, 3), |home| {
+    assert_exactly_once(Plan::cuts(3, 3), |home| {
         home.in_group();
     });
 }
 
 #[test]
 fn power_cuts_while_files_turn_over_lose_and_repeat_nothing() {
-    assert_exactly_once(Plan::cuts(6, 4), |home| {
+    assert_exactly_once(Plan::cuts(4, 4), |home| {
         home.set("sink.rotate.size", "64KiB").set("sink.batch.lines", 30).set("workers", 3);
     });
 }
@@ -333,14 +333,15 @@ fn a_power_cut_at_each_step_of_the_first_start_leaves_a_home_that_starts() {
 #[test]
 fn a_power_cut_at_each_step_of_a_checkpoint_or_a_start_under_load_loses_and_repeats_nothing() {
     let topic = Topic::create("steps", 4);
-    let mut rig = Rig::new(&topic, |_| ());
+    let mut rig = Rig::new(&topic, |home| {
+        home.set("store.checkpoint", "300ms");
+    });
     let load = topic.load_of(25, Codec::Snappy, Mix::Dirty);
-    let mut seed = 0;
     for point in CHECKPOINT {
-        for model in [Model::Only("/data/"), Model::Only("/journal/"), Model::Random(seed)] {
-            rig.die(&format!("{point}:{}", 1 + seed % 2));
+        // What one of the two has and the other has not.
+        for model in [Model::Only("/data/"), Model::Only("/journal/")] {
+            rig.die(&format!("{point}:2"));
             rig.cut(model);
-            seed += 1;
         }
     }
     // A kill without a power cut leaves what the next start finds in memory only, and has to make durable itself.
@@ -356,11 +357,14 @@ fn a_power_cut_at_each_step_of_a_checkpoint_or_a_start_under_load_loses_and_repe
 fn a_power_cut_during_the_recovery_from_a_power_cut_is_recovered_from() {
     let topic = Topic::create("again", 4);
     let mut rig = Rig::new(&topic, |home| {
-        home.set("sink.batch.lines", 50);
+        home.set("sink.batch.lines", 50).set("store.checkpoint", "1h");
     });
-    let load = topic.load_of(25, Codec::Snappy, Mix::Dirty);
-    for round in 0..4 {
-        rig.die("checkpoint.begun:2");
+    let mut produced = Vec::new();
+    for round in 0..2 {
+        produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, produced.len() as u64, 600));
+        let service = rig.start(None);
+        rig.home.wait_written(oracle::expect(&produced).counts.written);
+        service.kill();
         // Blocks without their lines.
         rig.cut(Model::Only("/journal/"));
         for (point, model) in [
@@ -373,7 +377,8 @@ fn a_power_cut_during_the_recovery_from_a_power_cut_is_recovered_from() {
             rig.cut(model);
         }
     }
-    rig.assert_exactly(&load.stop());
+    rig.home.set("store.checkpoint", "1s");
+    rig.assert_exactly(&produced);
 }
 
 /// A reject of 256 KiB: some dozens of them fill a segment of the journal.

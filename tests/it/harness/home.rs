@@ -169,7 +169,7 @@ impl Home {
 
     /// `failure_queue_list`.
     pub(crate) fn failures(&self) -> Vec<FailureEntry> {
-        let text = self.mtga(["--json", "failure_queue_list", "--limit", "100000"]).success();
+        let text = self.mtga(["--json", "failure_queue_list", "--limit", "1000000"]).success();
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("no failure queue, {error}: {text}"))
     }
 

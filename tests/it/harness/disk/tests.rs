@@ -76,6 +76,7 @@ fn a_sync_of_a_file_covers_its_bytes_and_one_of_its_directory_its_name() {
     Disk::assert_left("printf new >c; sync .", &[("a", "aaaa"), ("b", "bbbb"), ("c", "")]);
     Disk::assert_left("printf new >c; sync c .; printf more >>c", &[("a", "aaaa"), ("b", "bbbb"), ("c", "new")]);
     Disk::assert_left("printf 12 >>a; sync -d a; printf 34 >>a", &[("a", "aaaa12"), ("b", "bbbb")]);
+    Disk::assert_left("sync a b; printf 1 >>a; printf 2 >b", &[("a", "aaaa"), ("b", "bbbb")]);
     Disk::assert_left("mv b a; sync .", &[("a", "bbbb")]);
     Disk::assert_left("mkdir d; printf x >d/e; sync d/e d", &[("a", "aaaa"), ("b", "bbbb")]);
     Disk::assert_left("mkdir d; printf x >d/e; sync d/e d .", &[("a", "aaaa"), ("b", "bbbb"), ("d/e", "x")]);

@@ -141,10 +141,10 @@ pub(super) fn undo(records: &[Record<'_>], root: &Path, saved: &Path, model: Mod
     for record in records {
         match record {
             Record::Content(change) => {
-                let history = files.entry(change.inode).or_insert_with(|| {
+                let history = files.entry(change.inode).or_default();
+                if history.changes.is_empty() {
                     order.push(change.inode);
-                    History::default()
-                });
+                }
                 history.changes.push((change, Fate::Open));
             }
             Record::Name(change) => names.push(change),
@@ -168,7 +168,11 @@ pub(super) fn undo(records: &[Record<'_>], root: &Path, saved: &Path, model: Mod
                 (None, Model::Only(part)) if path.to_string_lossy().contains(part) => Luck::All,
                 _ => Luck::None,
             };
-            undo_content(&file, &files[&inode].changes, luck, random.as_mut());
+            files[&inode].undo(&file, |open| match (&luck, &mut random) {
+                (Luck::All, _) => open,
+                (Luck::Pages, Some(random)) => random.below(open + 1),
+                _ => 0,
+            });
         }
     }
 }
@@ -178,7 +182,9 @@ fn undo_names(mut names: Vec<&Name<'_>>, root: &Path, saved: &Path, random: Opti
         // A file system writes the changes of a directory in their order.
         let mut kept: HashMap<u64, u64> = HashMap::new();
         let mut counts: HashMap<u64, u64> = HashMap::new();
-        names.iter().for_each(|name| *counts.entry(name.dir()).or_default() += 1);
+        for name in &names {
+            *counts.entry(name.dir()).or_default() += 1;
+        }
         names.retain(|name| {
             let dir = name.dir();
             let left = kept.entry(dir).or_insert_with(|| random.below(counts[&dir] + 1));
@@ -256,60 +262,71 @@ impl Luck {
     }
 }
 
-fn undo_content(file: &File, changes: &[(&Content<'_>, Fate)], luck: Luck, mut random: Option<&mut Random>) {
-    let taken = changes.iter().filter(|(_, fate)| *fate != Fate::Durable).map(|(change, _)| &change.range);
-    let Some(span) = taken.cloned().reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)) else { return };
-    let open = changes.iter().filter(|(_, fate)| *fate == Fate::Open).count() as u64;
-    // Of each page the changes up to one of them are kept; of the length too.
-    let mut first_undone = || match (&luck, &mut random) {
-        (Luck::Pages, Some(random)) => random.below(open + 1),
-        (Luck::All, _) => open,
-        _ => 0,
-    };
-    let of_length = first_undone();
-    let pages: Vec<u64> = (span.start / PAGE..=span.end / PAGE).map(|_| first_undone()).collect();
-    // How many open changes come before each one.
-    let ranks: Vec<u64> = changes
-        .iter()
-        .scan(0, |rank, (_, fate)| {
-            let mine = *rank;
-            *rank += u64::from(*fate == Fate::Open);
-            Some(mine)
-        })
-        .collect();
-    let kept = |at: usize, bound: u64| match changes[at].1 {
-        Fate::Durable => true,
-        Fate::Open => ranks[at] < bound,
-        Fate::Lost => false,
-    };
+impl History<'_> {
+    /// How many changes are open.
+    fn open(&self) -> u64 {
+        self.changes.iter().filter(|(_, fate)| *fate == Fate::Open).count() as u64
+    }
 
-    let mut content = vec![0; (span.end - span.start) as usize];
-    read_there(file, &mut content, span.start);
-    let mut over = vec![false; content.len()];
-    for (at, (change, _)) in changes.iter().enumerate().rev() {
-        let (from, to) = (change.range.start.max(span.start), change.range.end.min(span.end));
-        let mut begin = from;
-        while begin < to {
-            let end = to.min((begin / PAGE + 1) * PAGE);
-            let here = (begin - span.start) as usize..(end - span.start) as usize;
-            if kept(at, pages[(begin / PAGE - span.start / PAGE) as usize]) {
-                over[here].fill(true);
-            } else {
-                let old = change.old.get((begin - change.range.start) as usize..).unwrap_or_default();
-                let old = old.iter().copied().chain(std::iter::repeat(0));
-                let free = content[here.clone()].iter_mut().zip(&over[here]);
-                free.zip(old).filter(|((_, over), _)| !**over).for_each(|((byte, _), old)| *byte = old);
+    /// For each change, the least number of open ones that must be kept for it to be kept; none for a lost one.
+    fn ranks(&self) -> Vec<Option<u64>> {
+        let mut open = 0;
+        let rank = |(_, fate): &(&Content<'_>, Fate)| match fate {
+            Fate::Durable => Some(0),
+            Fate::Open => {
+                open += 1;
+                Some(open)
             }
-            begin = end;
+            Fate::Lost => None,
+        };
+        self.changes.iter().map(rank).collect()
+    }
+
+    /// From the first to the last byte that may have to be taken back.
+    fn span(&self) -> Option<Range<u64>> {
+        let open =
+            self.changes.iter().filter(|(_, fate)| *fate != Fate::Durable).map(|(change, _)| change.range.clone());
+        open.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end))
+    }
+
+    /// The length when so many open changes are kept.
+    fn length(&self, ranks: &[Option<u64>], kept: u64) -> u64 {
+        let kept = self.changes.iter().zip(ranks).filter(|(_, rank)| rank.is_some_and(|rank| rank <= kept));
+        kept.fold(self.changes[0].0.lengths.0, |length, ((change, _), _)| match change.lengths {
+            (before, after) if after < before => after,
+            _ => length.max(change.range.end),
+        })
+    }
+
+    /// Takes back what is not kept; of each page and of the length the first so many open changes are.
+    fn undo(&self, file: &File, mut kept: impl FnMut(u64) -> u64) {
+        let (Some(span), ranks) = (self.span(), self.ranks()) else { return };
+        let length = self.length(&ranks, kept(self.open()));
+        let pages: Vec<u64> = (span.start / PAGE..=span.end / PAGE).map(|_| kept(self.open())).collect();
+        let mut content = vec![0; (span.end - span.start) as usize];
+        read_there(file, &mut content, span.start);
+        // Bytes that a kept change is over.
+        let mut over = vec![false; content.len()];
+        for ((change, _), rank) in self.changes.iter().zip(ranks).rev() {
+            let (mut begin, to) = (change.range.start.max(span.start), change.range.end.min(span.end));
+            while begin < to {
+                let end = to.min((begin / PAGE + 1) * PAGE);
+                let here = (begin - span.start) as usize..(end - span.start) as usize;
+                if rank.is_some_and(|rank| rank <= pages[(begin / PAGE - span.start / PAGE) as usize]) {
+                    over[here].fill(true);
+                } else {
+                    let old = change.old.get((begin - change.range.start) as usize..).unwrap_or_default();
+                    let old = old.iter().copied().chain(std::iter::repeat(0));
+                    let free = content[here.clone()].iter_mut().zip(&over[here]);
+                    free.zip(old).filter(|((_, over), _)| !**over).for_each(|((byte, _), old)| *byte = old);
+                }
+                begin = end;
+            }
         }
+        let there = length.min(span.end).saturating_sub(span.start) as usize;
+        let mended = file.write_all_at(&content[..there], span.start).and_then(|()| file.set_len(length));
+        mended.expect("a file can be mended");
     }
-    let mut length = changes[0].0.lengths.0;
-    for (_, (change, _)) in changes.iter().enumerate().filter(|(at, _)| kept(*at, of_length)) {
-        let (before, after) = change.lengths;
-        length = if after < before { after } else { length.max(change.range.end) };
-    }
-    let there = length.min(span.end).saturating_sub(span.start) as usize;
-    file.write_all_at(&content[..there], span.start).and_then(|()| file.set_len(length)).expect("a file can be mended");
 }
 
 /// Reads what there is; the rest stays as it is.
