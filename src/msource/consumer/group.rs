@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{RecvTimeoutError, bounded};
 
 use super::watchdog::Old;
-use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
+use super::{Consumer, Error, InFlight, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
@@ -22,8 +22,13 @@ impl Consumer {
                 Event::Revoke(partitions) => self.revoked(&partitions)?,
                 Event::Error { error, fatal: true } => self.fatal = Some(error.text),
                 Event::Error { error, fatal: false } => self.in_trouble(error.to_string()),
-                Event::Committed(Ok(())) => self.unanswered_since = None,
-                Event::Committed(Err(error)) => {
+            }
+        }
+        while let Some(answer) = self.client.answered(Duration::ZERO) {
+            self.commit_in_flight = InFlight::No;
+            match answer {
+                Ok(()) => self.unanswered_since = None,
+                Err(error) => {
                     tracing::debug!(%error, "the group refused a commit; it is sent again");
                     for slot in &mut self.slots {
                         slot.committed = -1;
@@ -130,6 +135,7 @@ impl Consumer {
         self.batch.clear();
         self.paused = false;
         self.unanswered_since = None;
+        self.commit_in_flight = InFlight::No;
         self.watchdog.excuse();
         let new = Client::new(&self.parts.properties).map_err(Error::Client)?;
         let replaced = std::mem::replace(&mut self.client, new);
@@ -146,7 +152,8 @@ impl Consumer {
     /// Tells the group what became durable since the last time.
     pub(super) fn commit_durable(&mut self) {
         self.say_unanswered();
-        if Instant::now() < self.commit_at {
+        // One at a time: of two, the older one could arrive last.
+        if Instant::now() < self.commit_at || self.commit_in_flight == InFlight::Yes {
             return;
         }
         let commits = {
@@ -162,6 +169,7 @@ impl Consumer {
         }
         match self.client.commit_async(&commits) {
             Ok(()) => {
+                self.commit_in_flight = InFlight::Yes;
                 self.unanswered_since.get_or_insert_with(|| (Instant::now(), Said::No));
                 for commit in commits {
                     if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == commit.partition) {
@@ -212,6 +220,12 @@ impl Consumer {
             self.commits(&durable.state, |slot, _| partitions.contains(&slot.partition))
         };
         let deadline = Instant::now() + patience;
+        // One that is still on its way could arrive after this one, and take it back.
+        while self.commit_in_flight == InFlight::Yes && Instant::now() < deadline {
+            if self.client.answered(deadline.saturating_duration_since(Instant::now())).is_some() {
+                self.commit_in_flight = InFlight::No;
+            }
+        }
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let answers = self.client.commit(&commits, left);
