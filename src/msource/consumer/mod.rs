@@ -276,6 +276,13 @@ impl Slot {
         self.told == Told::End && offset > self.next
     }
 
+    /// What librdkafka is told when it is given the partition. Until the broker was asked whether it still has the record
+    /// before our place, that is the end, since a fetch from a place that is none ends the asking.
+    fn assignment(&self) -> (TopicPartition, i64) {
+        let place = if matches!(self.fetch, Fetch::Check(_)) { -1 } else { self.next };
+        (self.partition.clone(), place)
+    }
+
     /// Has the partition read once more from where it stands.
     fn read_again(&mut self, at: Instant) {
         self.told = Told::Record;
@@ -286,6 +293,13 @@ impl Slot {
     fn is_open(&self) -> bool {
         self.next > self.from
     }
+}
+
+/// Whether a commit is on its way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InFlight {
+    No,
+    Yes,
 }
 
 /// Whether a warning was given.
@@ -321,6 +335,7 @@ pub struct Consumer {
     version: u64,
     /// When commits may be sent again, after one was refused.
     commit_at: Instant,
+    commit_in_flight: InFlight,
     /// Since when commits are sent and none is answered, and whether that was told.
     unanswered_since: Option<(Instant, Said)>,
     /// The seal that the group is asked to take.
@@ -368,6 +383,7 @@ impl Consumer {
             probe_at: now,
             version: 0,
             commit_at: now,
+            commit_in_flight: InFlight::No,
             unanswered_since: None,
             asked: None,
             look_at: now,

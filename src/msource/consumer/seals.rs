@@ -2,14 +2,17 @@
 //!
 //! librdkafka stamps a commit with the generation that it knows when it sends. It is sent here, between two looks at the
 //! group's events, after a check that the assignment is not lost: so a generation in which the partition is another's never
-//! carries our offsets. While the partition is ours, whatever the answer is, the same commit is sent again until it is
-//! taken. After that only the group's own word counts, asked for once no commit of ours can be on its way any more.
+//! carries our offsets. What the group refuses while the partition is ours is sent again until it is taken. An answer that
+//! is *not known* (none in time, a connection that was cut) is neither: the request may still arrive, after other commits
+//! even. So the client is given up with it and joins anew. In that later generation no request of before is taken any more,
+//! and the group's own word counts.
 
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select_biased};
 
-use super::{Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
+use super::watchdog::Old;
+use super::{Code, Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
 use crate::config::{Assignment, Visibility};
 use crate::delivery::{Inbox, SealRequest, Verdict};
 use crate::fault;
@@ -31,6 +34,11 @@ pub(super) struct Asked {
     open: Vec<Position>,
     sent: Sent,
     again: Instant,
+}
+
+/// Whether an error is a broker's answer, or says that nothing was sent. librdkafka's own errors are below zero.
+fn is_answer(error: &KafkaError) -> bool {
+    error.code as i32 > 0 || matches!(error.code, Code::WaitingForCoordinator | Code::NoOffset)
 }
 
 /// Whether a commit may be on its way.
@@ -67,27 +75,38 @@ impl Consumer {
         Ok(())
     }
 
-    /// Sends the commit; returns what was not acknowledged.
+    /// Sends the commit; returns what the group refused for now. When the answer is not known, joins the group anew.
     fn commit_seal(&mut self, number: u64, positions: Vec<Position>) -> Result<Vec<Position>, Error> {
         let commits: Vec<_> = positions.iter().map(|position| self.commit_of(position, number)).collect();
         fault::point("seal.commit");
         let answers = self.client.commit(&commits, COMMIT_TIMEOUT);
         fault::point("seal.answered");
         let answers = answers.unwrap_or_else(|error| vec![Err(error); positions.len()]);
-        let mut open = Vec::new();
+        let (mut refused, mut unknown) = (Vec::new(), None);
         for (position, answer) in positions.into_iter().zip(answers) {
             match answer {
                 Ok(()) => self.tell(number, position.partition, Verdict::Committed)?,
-                Err(error) => {
+                Err(error) if is_answer(&error) => {
                     self.said_unanswered(&position.partition, number, &error);
-                    open.push(position);
+                    refused.push(position);
+                }
+                Err(error) => {
+                    unknown = Some(error);
+                    self.tell(number, position.partition, Verdict::Open)?;
                 }
             }
         }
-        if open.is_empty() {
+        if let Some(error) = unknown {
+            tracing::warn!(number, %error, "it is not known whether the group took these offsets: joining it anew to find out");
+            for position in refused.drain(..) {
+                self.tell(number, position.partition, Verdict::Open)?;
+            }
+            self.make_anew("the group's answer to a commit was lost", Old::Closed)?;
+        }
+        if refused.is_empty() {
             self.unanswered_since = None;
         }
-        Ok(open)
+        Ok(refused)
     }
 
     fn said_unanswered(&mut self, partition: &TopicPartition, number: u64, error: &KafkaError) {

@@ -273,7 +273,7 @@ impl Consumer {
         }
         let now = Instant::now();
         let kept = self.partitions();
-        let assigned: Vec<_> = started.iter().map(|position| (position.partition.clone(), position.next)).collect();
+        let begun = self.slots.len();
         for position in started {
             self.pending.remove(&position.partition);
             self.watchdog.forget(&position.partition);
@@ -297,6 +297,7 @@ impl Consumer {
             });
         }
         self.index.clear();
+        let assigned: Vec<_> = self.slots[begun..].iter().map(Slot::assignment).collect();
         let answer = match self.client.protocol() {
             Protocol::Cooperative => self.client.incremental_assign(&assigned),
             Protocol::Eager => self.assign_all(),
@@ -353,7 +354,8 @@ impl Consumer {
         if sought.as_ref().is_err_and(|error| error.code == Code::State) {
             // An error like an offset out of range has ended the fetching, and only an assignment begins it again. Nothing is
             // taken before a seek has worked, which alone drops what was fetched before it.
-            self.assign_again(&places);
+            let again: Vec<_> = self.slots.iter().filter(|slot| due(slot)).map(Slot::assignment).collect();
+            self.assign_again(&again);
             sought = self.client.seek(&places, REQUEST_TIMEOUT);
         }
         let again = match &sought {
@@ -375,13 +377,12 @@ impl Consumer {
         }
     }
 
-    fn assign_again(&self, places: &[(TopicPartition, i64, i32)]) {
+    fn assign_again(&self, assigned: &[(TopicPartition, i64)]) {
         let answer = match self.client.protocol() {
             Protocol::Cooperative => {
-                let assigned: Vec<_> = places.iter().map(|(partition, next, _)| (partition.clone(), *next)).collect();
-                let partitions: Vec<_> = places.iter().map(|(partition, ..)| partition.clone()).collect();
+                let partitions: Vec<_> = assigned.iter().map(|(partition, _)| partition.clone()).collect();
                 let unassigned = self.client.incremental_unassign(&partitions);
-                unassigned.and_then(|()| self.client.incremental_assign(&assigned))
+                unassigned.and_then(|()| self.client.incremental_assign(assigned))
             }
             Protocol::Eager => self.assign_all(),
         };
@@ -390,7 +391,7 @@ impl Consumer {
     }
 
     fn assign_all(&self) -> Result<(), KafkaError> {
-        let all: Vec<_> = self.slots.iter().map(|slot| (slot.partition.clone(), slot.next)).collect();
+        let all: Vec<_> = self.slots.iter().map(Slot::assignment).collect();
         self.client.assign(&all)
     }
 
