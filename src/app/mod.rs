@@ -5,6 +5,7 @@
 //! pipeline that is fed by nothing: so there is one way in which anything changes.
 
 use std::io::{BufRead, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,8 +13,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::cli::{
-    Backend, DemoOptions, Format, Loaded, Moved, OffsetTarget, Place, Process, Scope, Selection, Verification,
-    VerifyOptions,
+    Adoption, Backend, DemoOptions, Format, Loaded, Moved, OffsetTarget, Place, Process, Scope, Selection,
+    Verification, VerifyOptions,
 };
 use crate::config::{self, Config};
 use crate::control::server::Server;
@@ -26,6 +27,7 @@ use crate::record::{Discard, Reason};
 use crate::signals::Signal;
 use crate::transform::{Record, Scratch};
 
+mod adopt;
 mod check;
 mod demo;
 mod home;
@@ -99,6 +101,10 @@ impl Backend for App {
     fn set_offset(&self, config: &Config, what: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
         home::become_owner(config)?;
         Stopped { config: config.clone() }.with_pipeline(|pipeline| offsets::set(config, pipeline, what, to))
+    }
+
+    fn adopt(&self, place: &Place, config: &Config, dir: &Path, progress: &dyn Fn(&str)) -> Result<Adoption, Failure> {
+        adopt::adopt(place, config, dir, progress)
     }
 
     fn transform(

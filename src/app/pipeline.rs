@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+use super::adopt;
 use super::home::{self, Places, chain, failed};
 use crate::block::RawBlock;
 use crate::config::{Assignment, Config, Mode, Visibility, WhenFull};
@@ -44,6 +45,8 @@ pub(super) enum Feed {
     Kafka,
     /// It only works on what the home has: for commands on a stopped service.
     Nothing,
+    /// The same on the home of an instance whose host is gone, which may be a copy: see [`super::adopt`].
+    Adopted,
 }
 
 /// A running pipeline.
@@ -118,11 +121,17 @@ impl Ready {
     /// Opens the home and completes what a crash cut short.
     fn new(config: &Config, desk: &Desk, feed: Feed) -> Result<Self, Failure> {
         let places = Places::of(config);
-        let opened = home::open(&places)?;
+        if feed != Feed::Adopted {
+            adopt::refuse_adopted(&places)?;
+        }
+        let mut opened = home::open(&places)?;
         let mut change = home::behind(&places, &opened).map_err(failed)?;
         let dir = EventDir::open(&config.sink.dir).map_err(|error| {
             Failure::new(FailureKind::CannotCreate, format!("cannot use the event directory: {error}"))
         })?;
+        if feed == Feed::Adopted {
+            adopt::take_copies(&mut opened.contents, &dir).map_err(failed)?;
+        }
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
         let mut source =
             Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.store, &mut patience);
@@ -199,7 +208,7 @@ impl Pipeline {
         .map_err(|error| failed(chain(&error)))?;
         let ended = delivery::spawn(delivery).map_err(|error| failed(chain(&error)))?;
         let consumer = match feed {
-            Feed::Nothing => None,
+            Feed::Nothing | Feed::Adopted => None,
             Feed::Kafka => {
                 let consumer = Consumer::new(consumer::Parts {
                     config: config.kafka.clone(),

@@ -22,10 +22,10 @@ use crate::msource::store::Walk;
 use crate::record::Reason;
 
 /// Entries tried again together.
-const RETRY_BLOCK: usize = 500;
+pub(super) const RETRY_BLOCK: usize = 500;
 
 /// Bytes tried again together.
-const RETRY_BYTES: u64 = 1 << 20;
+pub(super) const RETRY_BYTES: u64 = 1 << 20;
 
 /// Entries removed together: one frame of the journal.
 const CLEAR_CHUNK: usize = 10_000;
@@ -88,12 +88,12 @@ fn printable(bytes: &[u8]) -> String {
 }
 
 impl Pipeline {
-    fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), Failure> {
+    pub(super) fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), Failure> {
         self.store.entries(from, each).map_err(|error| failed(chain(&error)))
     }
 
     /// Waits until nobody else works on the queue and the store has what they did.
-    fn alone(&self, progress: &dyn Fn(&str)) -> Result<MutexGuard<'_, ()>, Failure> {
+    pub(super) fn alone(&self, progress: &dyn Fn(&str)) -> Result<MutexGuard<'_, ()>, Failure> {
         let alone = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
         self.barrier(progress)?;
         Ok(alone)
@@ -169,7 +169,11 @@ impl Pipeline {
         self.wait(&answered, progress)
     }
 
-    fn wait(&self, answered: &crossbeam_channel::Receiver<()>, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+    pub(super) fn wait(
+        &self,
+        answered: &crossbeam_channel::Receiver<()>,
+        progress: &dyn Fn(&str),
+    ) -> Result<(), Failure> {
         loop {
             match answered.recv_timeout(PROGRESS) {
                 Ok(()) => return Ok(()),
@@ -234,7 +238,7 @@ impl Pipeline {
     }
 }
 
-fn stopping() -> Failure {
+pub(super) fn stopping() -> Failure {
     Failure::new(FailureKind::Unavailable, "the service is stopping")
 }
 

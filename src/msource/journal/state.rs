@@ -361,6 +361,7 @@ impl State {
         match change.cause {
             QueueCause::Cleared => self.totals.cleared += count,
             QueueCause::Dropped => self.totals.dropped += count,
+            QueueCause::Adopted => {}
         }
     }
 }
