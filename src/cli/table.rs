@@ -420,6 +420,45 @@ mod tests {
     }
 
     #[test]
+    fn what_adopt_did_fits_into_80_columns() {
+        let file = |path: &str, outcome| AdoptedFile { path: path.into(), outcome };
+        let position = |partition, outcome| AdoptedPosition {
+            topic: "mulog_clean_24".into(),
+            partition,
+            offset: 6_197_511_000,
+            outcome,
+        };
+        let mut adoption = Adoption {
+            dir: "/mnt/old/data".into(),
+            files: vec![
+                file("/mnt/old/data/.ta.24.2020-12-17-13.8.log.undecided", FileOutcome::SetAside),
+                file("/mnt/old/data/ta.24.2020-12-17-13.7.log", FileOutcome::Published),
+            ],
+            positions: vec![position(0, PositionOutcome::TakenOver), position(1, PositionOutcome::Elsewhere)],
+            entries: 1,
+            known_entries: 2,
+            ..Adoption::default()
+        };
+        let expected = "\
+.--------------------------------------.--------------------------------------.
+| File or partition                    | What became of it                    |
++--------------------------------------+--------------------------------------+
+| /mnt/old/data/.ta.24.2020-12-17-13.8 | set aside: published elsewhere or    |
+| .log.undecided                       | not, nobody can tell                 |
+| /mnt/old/data/ta.24.2020-12-17-13.7. | published                            |
+| log                                  |                                      |
+| mulog_clean_24[0] at 6197511000      | taken over by this home              |
+| mulog_clean_24[1] at 6197511000      | left: somebody has gone on elsewhere |
+'--------------------------------------'--------------------------------------'
+1 entry of its failure queue moved into this home's, 2 more were in it already
+its files stay in /mnt/old/data: point a collector there
+";
+        assert_eq!(super::adoption(&adoption), expected);
+        adoption.before = Some("this home was adopted at noon".into());
+        assert_eq!(super::adoption(&adoption), "this home was adopted at noon; there is nothing left to do\n");
+    }
+
+    #[test]
     fn spans_and_sizes_are_short() {
         assert_eq!(duration(0), "0s");
         assert_eq!(duration(59), "59s");

@@ -110,8 +110,9 @@ fn wait_published(home: &Home) {
     });
 }
 
-/// The first instance is killed at this step of a seal, the second one takes over, and then adopts the home of the first.
-fn assert_published_once_after_takeover(step: &str) {
+/// The first instance is killed at this step of a seal, the second one takes over, and then adopts the home of the first, in
+/// which it is killed at `kill` before.
+fn assert_published_once_after_takeover(step: &str, kill: Option<&str>, outcome: &str) {
     let topic = Topic::create("adopt", 3);
     let (mut lost, mut ours) = two_in_group(&topic);
     seal(&mut lost);
@@ -124,9 +125,13 @@ fn assert_published_once_after_takeover(step: &str) {
     wait_no_lag(&ours);
     wait_published(&ours);
     service.terminate();
+    if let Some(kill) = kill {
+        adopt_killed_at(&ours, &lost, kill);
+    }
     let report = adopt(&ours, &lost);
-    assert!(!report["files"].as_array().expect("a list").is_empty(), "{report}");
-    assert!(!outcomes(&report, "files").contains(&"set_aside".to_owned()), "{report}");
+    if kill.is_none() {
+        assert!(outcomes(&report, "files").contains(&outcome.to_owned()), "{report}");
+    }
     let service = ours.foreground();
     produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, produced.len() as u64, 900));
     wait_no_lag(&ours);
@@ -139,27 +144,27 @@ fn assert_published_once_after_takeover(step: &str) {
 
 #[test]
 fn what_was_prepared_and_not_committed_is_read_by_the_next_owner_alone() {
-    assert_published_once_after_takeover("seal.prepared");
+    assert_published_once_after_takeover("seal.prepared", None, "removed");
 }
 
 #[test]
 fn what_was_about_to_be_committed_is_read_by_the_next_owner_alone() {
-    assert_published_once_after_takeover("seal.commit");
+    assert_published_once_after_takeover("seal.commit", Some("refuse.noted"), "removed");
 }
 
 #[test]
 fn what_was_committed_is_published_by_whoever_adopts_it() {
-    assert_published_once_after_takeover("seal.answered");
+    assert_published_once_after_takeover("seal.answered", None, "published");
 }
 
 #[test]
 fn what_was_about_to_be_published_is_published_by_whoever_adopts_it() {
-    assert_published_once_after_takeover("publish.begin");
+    assert_published_once_after_takeover("publish.begin", Some("publish.renamed"), "published");
 }
 
 #[test]
 fn what_was_half_published_is_published_by_whoever_adopts_it() {
-    assert_published_once_after_takeover("publish.renamed");
+    assert_published_once_after_takeover("publish.renamed", Some("adopt.settled"), "published");
 }
 
 /// Lets an instance work under load until it has written something, and kills it.
@@ -175,9 +180,11 @@ fn positions_of_a_live_home_reach_the_group_before_anybody_takes_over() {
     let topic = Topic::create("adoptlive", 3);
     let (lost, ours) = two_in_group(&topic);
     let produced = lose(&lost, topic.load(Codec::Snappy, Mix::Dirty));
-    // It waits until the session of the lost member has ended.
+    for place in ["adopt.commit", "adopt.committed"] {
+        adopt_killed_at(&ours, &lost, place);
+    }
     let report = adopt(&ours, &lost);
-    assert_eq!(outcomes(&report, "files"), ["completed"], "{report}");
+    assert_eq!(outcomes(&report, "positions"), ["current"], "the killed one has committed them: {report}");
     let service = ours.foreground();
     wait_no_lag(&ours);
     service.terminate();
@@ -220,16 +227,9 @@ fn assert_goes_on_alone(configure: impl Fn(&mut Home), kills: &[&str]) {
     tail.assert_nothing_was_taken_back();
 }
 
-/// The steps of an adoption that are passed in every mode.
-const STEPS: [&str; 7] = [
-    "adopt.recovered",
-    "adopt.settled",
-    "adopt.added",
-    "adopt.removed",
-    "adopt.added:2",
-    "adopt.moved:2",
-    "adopt.done",
-];
+/// The steps of an adoption without a group.
+const STEPS: [&str; 6] =
+    ["adopt.recovered", "adopt.settled", "adopt.added", "adopt.removed", "adopt.moved:2", "adopt.done"];
 
 #[test]
 fn our_home_goes_on_where_the_lost_one_ended_however_often_the_adoption_is_killed() {
@@ -340,8 +340,7 @@ fn what_is_no_home_of_another_instance_is_refused() {
     refuse(&ours.path(""), 64, "is this home itself");
     refuse(&ours.path("nowhere"), 64, "cannot find the home");
     refuse(&ours.path("bin"), 64, "is no home");
-    refuse(&lost.path(""), 73, "sink.dir");
-    fs::create_dir_all(lost.path("data")).expect("a directory");
+    refuse(&lost.path(""), 73, "store.path of the other home");
     lost.start();
     lost.wait_done(&produced);
     lost.stop();
