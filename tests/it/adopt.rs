@@ -7,6 +7,7 @@ use std::process::Command;
 use mtga::control::FailureEntry;
 use serde_json::{Value, json};
 
+use crate::harness::broker;
 use crate::harness::process::Finished;
 use crate::harness::tail::Tail;
 use crate::harness::topic::Load;
@@ -205,6 +206,65 @@ fn positions_of_a_live_home_are_left_to_whoever_has_taken_over() {
     assert_eq!(ours.offsets(), before);
     // At least once, and each file whole.
     lost.events();
+}
+
+#[test]
+fn an_adoption_waits_until_a_running_member_has_the_partitions() {
+    let topic = Topic::create("adoptbusy", 2);
+    let (lost, mut other) = two_in_group(&topic);
+    other.set("kafka.instance_id", "three");
+    let (_, ours) = two_in_group(&topic);
+    let load = topic.load(Codec::Snappy, Mix::Clean);
+    let service = lost.foreground();
+    lost.wait_written(1000);
+    let running = other.foreground();
+    other.wait_written(1000);
+    service.kill();
+    load.stop();
+    // The group takes nothing from outside all the while, and gives the partition of the lost one to the other one.
+    let report = adopt(&ours, &lost);
+    let outcomes = outcomes(&report, "positions");
+    assert!(outcomes.contains(&"elsewhere".to_owned()) && !outcomes.contains(&"committed".to_owned()), "{report}");
+    wait_until("the other one has both partitions", SOON, || {
+        let status = other.try_status()?;
+        holds(status.partitions == 2, status)
+    });
+    running.terminate();
+}
+
+/// Sets the group's offsets as a tool does: with nothing beside them. Waits until the group has no members.
+fn set_by_a_tool(topic: &Topic, offset: i64) {
+    use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+    let consumer: BaseConsumer = rdkafka::ClientConfig::new()
+        .set("bootstrap.servers", broker::address())
+        .set("group.id", format!("g_{}", topic.name))
+        .create()
+        .expect("the consumer's configuration is sound");
+    let mut list = rdkafka::TopicPartitionList::new();
+    for partition in 0..topic.partitions {
+        list.add_partition_offset(&topic.name, partition, rdkafka::Offset::Offset(offset)).expect("an offset");
+    }
+    wait_until("the group takes offsets from outside", SOON, || {
+        consumer.commit(&list, CommitMode::Sync).map_err(|error| error.to_string())
+    });
+}
+
+#[test]
+fn files_of_which_the_group_does_not_tell_are_set_aside() {
+    let topic = Topic::create("adoptaside", 1);
+    let (mut lost, ours) = two_in_group(&topic);
+    seal(&mut lost);
+    topic.fill(Codec::Snappy, Mix::Clean, 0, 500);
+    lost.foreground_with("FAULT_POINT", "seal.answered").wait_killed();
+    set_by_a_tool(&topic, 7);
+    let report = adopt(&ours, &lost);
+    assert_eq!(outcomes(&report, "files"), ["set_aside"], "{report}");
+    for file in report["files"].as_array().expect("a list") {
+        let path = file["path"].as_str().expect("a path");
+        assert!(fs::metadata(path).is_ok_and(|file| file.len() > 0), "{path}");
+    }
+    assert_eq!(lost.events().len(), 0);
+    assert_eq!(outcomes(&report, "positions"), ["elsewhere"], "{report}");
 }
 
 /// Without a group: our home goes on where the lost one ended. Killed at each of these places before.

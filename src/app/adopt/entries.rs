@@ -1,6 +1,7 @@
 //! The failure queue of another home moves into ours.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 
@@ -66,7 +67,7 @@ fn add(ours: &Pipeline, entries: Vec<QueueEntry>, progress: &dyn Fn(&str)) -> Re
     let block = DoneBlock {
         ticket: ours.tickets.take(),
         source: Source::Queue(Vec::new()),
-        recipe: ours.desk.engine().fingerprint.clone(),
+        recipe: Arc::clone(&ours.desk.engine().fingerprint),
         pieces: Vec::new(),
         records,
         filtered: [0; 3],

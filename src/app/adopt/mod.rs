@@ -40,7 +40,7 @@ use crate::logging::{self, Console};
 use crate::msink::name::hidden;
 use crate::msource::TopicPartition;
 use crate::msource::consumer::Desk;
-use crate::msource::journal::State;
+use crate::msource::journal::{FileState, State};
 
 /// See the module. Our own home is locked.
 pub(super) fn adopt(place: &Place, config: &Config, dir: &Path, progress: &dyn Fn(&str)) -> Result<Adoption, Failure> {
@@ -53,7 +53,7 @@ pub(super) fn adopt(place: &Place, config: &Config, dir: &Path, progress: &dyn F
     // What recovery has to say is worth keeping; it belongs to the home that goes on.
     let _logging = logging::init(&config.log, config.time_zone, Console::Silent)?;
     tracing::info!(dir = %other.dir.display(), "adopting a home");
-    let found = View::open(&other.config).map_err(|failure| other.about(failure))?.state;
+    let found = View::open(&other.config).map_err(|failure| other.about(&failure))?.state;
     let ours = View::open(config)?.state.home;
     if found.home == ours {
         let what = "is a copy of this home, not another one";
@@ -63,7 +63,7 @@ pub(super) fn adopt(place: &Place, config: &Config, dir: &Path, progress: &dyn F
         fault::point("adopt.recovered");
         run(config, Feed::Nothing, |ours| take_over(&other, config, &found, (ours, theirs), progress))
     });
-    let (adoption, ours) = taken.map_err(|failure| other.about(failure))?;
+    let (adoption, ours) = taken.map_err(|failure| other.about(&failure))?;
     fault::point("adopt.done");
     other.mark(&ours, &place.home)?;
     tracing::info!(dir = %other.dir.display(), home = adoption.home, "adopted a home");
@@ -118,7 +118,7 @@ fn settle(config: &Config, theirs: &Pipeline, asker: &Asker, progress: &dyn Fn(&
     finish(theirs, Finish::Files, progress)?;
     // What has hidden files without lines was killed right after it had made them.
     let state = theirs.gauges.durable().state.clone();
-    let left: Vec<_> = state.files.values().filter_map(|file| file.partition()).collect();
+    let left: Vec<_> = state.files.values().filter_map(FileState::partition).collect();
     for partition in left {
         offsets::refuse(theirs, &partition, progress)?;
     }

@@ -82,7 +82,7 @@ impl Other {
     }
 
     /// Says whose failure it is.
-    pub(super) fn about(&self, failure: Failure) -> Failure {
+    pub(super) fn about(&self, failure: &Failure) -> Failure {
         let text = format!("cannot adopt {}: {}; it may be adopted again", self.dir.display(), failure.message);
         Failure::new(failure.kind, text)
     }
@@ -188,7 +188,7 @@ fn refuse_elsewhere(key: &str, path: &Path, dir: &Path) -> Result<(), Failure> {
         "mount or copy it below {}, and write where it is there as {key} into config/mtga.local.yml of that home",
         dir.display()
     );
-    let refused = |what: String| Failure::new(FailureKind::CannotCreate, format!("{key} {}: {advice}", what));
+    let refused = |what: String| Failure::new(FailureKind::CannotCreate, format!("{key} {what}: {advice}"));
     if !path.starts_with(dir) {
         return Err(refused(format!(
             "of the other home is {}, which would be a directory of this host",

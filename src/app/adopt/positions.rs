@@ -1,6 +1,6 @@
 //! Where another home stood becomes known to whoever goes on: to the group that it was in, or to our own home.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
@@ -42,7 +42,7 @@ pub(super) fn commit(
     let topics: Vec<_> = topics.into_iter().collect();
     loop {
         let group = asker.group_offsets(&partitions)?;
-        let ids = if topics.is_empty() { Default::default() } else { asker.topic_ids(&topics)? };
+        let ids = if topics.is_empty() { BTreeMap::default() } else { asker.topic_ids(&topics)? };
         let (mut rows, mut commits) = (Vec::new(), Vec::new());
         for ((partition, here), group) in state.partitions.iter().zip(&group) {
             let outcome = match ids.get(&*partition.topic) {
@@ -66,8 +66,8 @@ pub(super) fn commit(
             Err(error) if Instant::now() >= deadline => {
                 let group = &config.kafka.group_id;
                 let text = format!(
-                    "the group {group} did not take the positions: {error}; stop all of its members for a moment, adopt \
-                     again, and start them"
+                    "the group {group} did not take the positions: {error}; stop all of its members until \
+                     this is done"
                 );
                 return Err(Failure::new(FailureKind::Unavailable, text));
             }
