@@ -143,29 +143,27 @@ fn assert_published_once_after_takeover(step: &str, kill: Option<&str>, outcome:
     tail.assert_nothing_was_taken_back();
 }
 
-#[test]
-fn what_was_prepared_and_not_committed_is_read_by_the_next_owner_alone() {
-    assert_published_once_after_takeover("seal.prepared", None, "removed");
+/// Several of them side by side: most of their time is the session of the lost member.
+fn assert_each_published_once(cases: &[(&str, Option<&str>, &str)]) {
+    std::thread::scope(|scope| {
+        for (step, kill, outcome) in cases {
+            scope.spawn(move || assert_published_once_after_takeover(step, *kill, outcome));
+        }
+    });
 }
 
 #[test]
-fn what_was_about_to_be_committed_is_read_by_the_next_owner_alone() {
-    assert_published_once_after_takeover("seal.commit", Some("refuse.noted"), "removed");
+fn what_was_prepared_and_not_committed_is_read_by_the_next_owner_alone() {
+    assert_each_published_once(&[("seal.prepared", None, "removed"), ("seal.commit", Some("refuse.noted"), "removed")]);
 }
 
 #[test]
 fn what_was_committed_is_published_by_whoever_adopts_it() {
-    assert_published_once_after_takeover("seal.answered", None, "published");
-}
-
-#[test]
-fn what_was_about_to_be_published_is_published_by_whoever_adopts_it() {
-    assert_published_once_after_takeover("publish.begin", Some("publish.renamed"), "published");
-}
-
-#[test]
-fn what_was_half_published_is_published_by_whoever_adopts_it() {
-    assert_published_once_after_takeover("publish.renamed", Some("adopt.settled"), "published");
+    assert_each_published_once(&[
+        ("seal.answered", None, "published"),
+        ("publish.begin", Some("publish.renamed"), "published"),
+        ("publish.renamed", Some("adopt.settled"), "published"),
+    ]);
 }
 
 /// Lets an instance work under load until it has written something, and kills it.
@@ -267,8 +265,8 @@ fn files_of_which_the_group_does_not_tell_are_set_aside() {
     assert_eq!(outcomes(&report, "positions"), ["elsewhere"], "{report}");
 }
 
-/// Without a group: our home goes on where the lost one ended. Killed at each of these places before.
-fn assert_goes_on_alone(configure: impl Fn(&mut Home), kills: &[&str]) {
+/// Without a group: our home goes on where the lost one ended. The adoption is killed at each of these places before.
+fn assert_goes_on_alone(configure: impl Fn(&mut Home), lose: impl Fn(&Home, Load) -> Vec<Record>, kills: &[&str]) {
     let topic = Topic::create("adoptall", 3);
     let (mut lost, mut ours) = (Home::new(&topic), Home::new(&topic));
     configure(&mut lost);
@@ -293,12 +291,16 @@ const STEPS: [&str; 6] =
 
 #[test]
 fn our_home_goes_on_where_the_lost_one_ended_however_often_the_adoption_is_killed() {
-    assert_goes_on_alone(|_| (), &STEPS);
+    assert_goes_on_alone(|_| (), lose, &STEPS);
 }
 
 #[test]
 fn our_home_goes_on_where_the_lost_one_ended_with_hidden_files() {
-    assert_goes_on_alone(seal, &["publish.begin", "publish.renamed", "adopt.settled", "adopt.moved"]);
+    let lose = |lost: &Home, load: Load| {
+        lost.foreground_with("FAULT_POINT", "seal.prepared:2").wait_killed();
+        load.stop()
+    };
+    assert_goes_on_alone(seal, lose, &["publish.begin", "publish.renamed", "adopt.settled", "adopt.moved"]);
 }
 
 #[test]
