@@ -340,13 +340,13 @@ fn contents(entries: Vec<FailureEntry>) -> Vec<(i32, i64, mtga::record::Reason, 
 fn the_failure_queue_moves_once_and_in_order_however_often_the_adoption_is_killed() {
     let topic = Topic::create("adoptqueue", 2);
     let (lost, ours) = (Home::new(&topic), Home::new(&topic));
-    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 12_000);
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 6000);
     lost.start();
     lost.wait_done(&produced);
     lost.mtga(["retry_failure_queue"]).code(0);
     lost.stop();
     let before = contents(lost.failures());
-    assert!(before.len() > 1000, "more than two chunks: {}", before.len());
+    assert!(before.len() > 500, "more than one chunk: {}", before.len());
     for place in ["adopt.added", "adopt.added:2", "adopt.removed", "adopt.done"] {
         adopt_killed_at(&ours, &lost, place);
     }
