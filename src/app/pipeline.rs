@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+use super::adopt;
 use super::home::{self, Broken, Opening, Places, chain, failed};
 use super::queue::Turns;
 use super::rebuild;
@@ -53,6 +54,8 @@ pub(super) enum Feed {
     Kafka,
     /// It only works on what the home has: for commands on a stopped service.
     Nothing,
+    /// The same on the home of an instance whose host is gone, which may be a copy: see [`super::adopt`].
+    Adopted,
 }
 
 /// A running pipeline.
@@ -133,10 +136,16 @@ impl Ready {
     /// Opens the home and completes what a crash cut short.
     fn new(config: &Config, desk: &Desk, feed: Feed, opening: Opening) -> Result<Self, Broken> {
         let places = Places::of(config);
-        let opened = home::open(&places, opening)?;
+        if feed != Feed::Adopted {
+            adopt::refuse_adopted(&places)?;
+        }
+        let mut opened = home::open(&places, opening)?;
         keep(&desk.engine(), &places.recipes)?;
         let mut change = home::behind(&opened);
         let dir = event_dir(config, opening)?;
+        if feed == Feed::Adopted {
+            adopt::take_copies(&mut opened.contents, &dir).map_err(failed)?;
+        }
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
         let mut source =
             Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.checked.store, &mut patience);
@@ -245,7 +254,7 @@ impl Pipeline {
         .map_err(|error| failed(chain(&error)))?;
         let ended = delivery::spawn(delivery).map_err(|error| failed(chain(&error)))?;
         let consumer = match feed {
-            Feed::Nothing => None,
+            Feed::Nothing | Feed::Adopted => None,
             Feed::Kafka => {
                 let consumer = Consumer::new(consumer::Parts {
                     config: config.kafka.clone(),

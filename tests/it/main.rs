@@ -7,6 +7,9 @@
 #[cfg(test)]
 mod harness;
 
+/// `adopt`: the home of an instance that is gone.
+#[cfg(test)]
+mod adopt;
 /// Mistakes in configuration and settings, absent brokers, second daemons, what a dead daemon leaves behind.
 #[cfg(test)]
 mod config;

@@ -349,4 +349,6 @@ pub enum QueueCause {
     Cleared,
     /// `failure_queue.when_full: drop_oldest`.
     Dropped,
+    /// `adopt`: another home has them now.
+    Adopted,
 }

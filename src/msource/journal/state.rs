@@ -384,6 +384,7 @@ impl State {
         match change.cause {
             QueueCause::Cleared => self.totals.cleared += count,
             QueueCause::Dropped => self.totals.dropped += count,
+            QueueCause::Adopted => {}
         }
     }
 }
