@@ -6,7 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::journal::{Growth, Mark, MoveCause, PartitionState};
+use super::TopicPartition;
+use super::journal::{Growth, Mark, MoveCause, PartitionState, State};
 use super::native::GroupOffset;
 use crate::config::Visibility;
 use crate::delivery::Verdict;
@@ -123,6 +124,44 @@ pub fn may_grow(partition: &PartitionState, growth: &Growth, group: Option<&Grou
     let Some(group) = group else { return false };
     let found = group.metadata.parse::<Owner>().ok();
     group.offset == growth.from && found.map(|owner| owner.mark) == partition.mark
+}
+
+/// What becomes of what a partition has hidden.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hidden {
+    /// There is nothing, or it goes on, or it waits.
+    Stays,
+    /// The group's word on the range that was prepared.
+    Decided(u64, Verdict),
+    /// What was not prepared is taken back.
+    Refused,
+}
+
+/// Decides about what a partition has hidden. What was prepared comes first: ask again once that is carried out.
+pub fn settle(
+    state: &State,
+    partition: &TopicPartition,
+    group: Option<&GroupOffset>,
+    held: Held,
+    visibility: Visibility,
+) -> Hidden {
+    let Some(here) = state.partitions.get(partition) else { return Hidden::Stays };
+    if let Some((number, range)) = state.prepared(partition) {
+        let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
+        return match judge(&state.mark(number), (from, here.mark.as_ref()), group, held) {
+            Verdict::Open => Hidden::Stays,
+            verdict => Hidden::Decided(number, verdict),
+        };
+    }
+    let Some(growth) = &here.growth else { return Hidden::Stays };
+    let hides = visibility == Visibility::Sealed;
+    let goes_on = hides && state.is_whole(partition, growth) && may_grow(here, growth, group);
+    // While it is not ours, nobody may have read it again yet.
+    if goes_on || held == Held::NotByUs && group.is_some_and(|group| group.offset == growth.from) {
+        Hidden::Stays
+    } else {
+        Hidden::Refused
+    }
 }
 
 /// What is known of a partition when it is given to us.

@@ -14,7 +14,7 @@ use crate::config::{Assignment, Visibility};
 use crate::delivery::{Inbox, SealRequest, Verdict};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Held, judge, may_grow};
+use crate::msource::assignment::{Held, Hidden, settle};
 use crate::msource::journal::{Frame, Mark, PartitionState, Position, State};
 use crate::msource::native::{GroupOffset, KafkaError};
 
@@ -174,25 +174,16 @@ impl Consumer {
         group: Option<&GroupOffset>,
         held: Held,
     ) -> Result<bool, Error> {
-        let Some(here) = state.partitions.get(partition) else { return Ok(false) };
-        if let Some((number, range)) = state.prepared(partition) {
-            let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
-            let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group, held);
-            if verdict == Verdict::Open {
-                return Ok(false);
+        match settle(state, partition, group, held, self.parts.visibility) {
+            Hidden::Stays => Ok(false),
+            Hidden::Refused => self.refuse(partition.clone()),
+            Hidden::Decided(number, verdict) => {
+                tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
+                let (reply, answered) = bounded(1);
+                self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
+                self.until_stopped(&answered)
             }
-            tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
-            let (reply, answered) = bounded(1);
-            self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
-            return self.until_stopped(&answered);
         }
-        let Some(growth) = &here.growth else { return Ok(false) };
-        let goes_on = self.hides() && state.is_whole(partition, growth) && may_grow(here, growth, group);
-        // While it is not ours, nobody may have read it again yet.
-        if goes_on || held == Held::NotByUs && group.is_some_and(|group| group.offset == growth.from) {
-            return Ok(false);
-        }
-        self.refuse(partition.clone())
     }
 
     /// Whether files are hidden until the group has taken their offsets.
