@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use crate::msink::FileKey;
-use crate::msource::TopicPartition;
 use crate::msource::journal::{Position, QueueEntry};
 use crate::msource::native::Message;
 use crate::msource::tracker::Epoch;
@@ -115,11 +114,11 @@ pub struct Rejected {
 }
 
 impl Rejected {
-    /// A record from Kafka that failed for the first time.
-    pub fn first(message: &Message, partition: TopicPartition, topic_id: String, reject: Reject, now: i64) -> Self {
+    /// A record from Kafka that failed for the first time; `to` is where its block ends.
+    pub fn first(message: &Message, to: &Position, reject: Reject, recipe: &Arc<str>, now: i64) -> Self {
         let entry = QueueEntry {
-            partition,
-            topic_id,
+            partition: to.partition.clone(),
+            topic_id: to.topic_id.clone(),
             offset: message.offset(),
             timestamp: message.timestamp(),
             key: message.key().map(<[u8]>::to_vec),
@@ -129,13 +128,15 @@ impl Rejected {
             attempts: 1,
             first_failure: now,
             last_failure: now,
+            recipe: Arc::clone(recipe),
         };
         Self { key: None, entry }
     }
 
     /// An entry of the queue that failed again.
-    pub fn again(key: u64, mut entry: QueueEntry, reject: Reject, now: i64) -> Self {
+    pub fn again(key: u64, mut entry: QueueEntry, reject: Reject, recipe: &Arc<str>, now: i64) -> Self {
         entry.reject = reject;
+        entry.recipe = Arc::clone(recipe);
         entry.attempts = entry.attempts.saturating_add(1);
         entry.last_failure = now;
         Self { key: Some(key), entry }

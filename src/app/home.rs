@@ -10,12 +10,13 @@ use std::time::Duration;
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use uuid::Uuid;
 
+use super::rebuild::{self, Checked, Damage};
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};
 use crate::delivery::recovery::queue_changes;
-use crate::msource::consumer::now_millis;
 use crate::msource::journal::{self, Contents, Frame, QueueEntry, State};
-use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk, set_aside};
+use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk};
+use crate::transform::recipe::Recipe;
 
 /// How long another process is waited for that holds the store: a command that reads it is done sooner.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
@@ -36,12 +37,10 @@ impl Places {
     }
 }
 
-/// Store and journal, opened; the journal's tail is not looked at yet.
+/// Store and journal, opened and brought together; the journal's tail is not looked at yet.
 pub(super) struct Opened {
-    pub(super) store: SledStore,
+    pub(super) checked: Checked,
     pub(super) contents: Contents,
-    /// Number up to which the store has the queue's entries.
-    pub(super) store_number: u64,
 }
 
 pub(super) fn failed(what: impl std::fmt::Display) -> Failure {
@@ -78,38 +77,38 @@ pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
     changed.map_err(|error| failed(format!("cannot become user {user}, the owner of {}: {error}", root.display())))
 }
 
-/// Opens the home of a service that is about to run. A damaged store is set aside; the journal has what counts.
+/// Opens the home of a service that is about to run, whatever became of store and journal; see [`super::rebuild`].
 pub(super) fn open(places: &Places) -> Result<Opened, Failure> {
-    DirBuilder::new().recursive(true).mode(0o750).create(&places.root).map_err(|error| {
-        Failure::new(FailureKind::CannotCreate, format!("cannot create {}: {error}", places.root.display()))
-    })?;
-    let store = match open_store(&places.sled) {
-        Err(StoreError::Damaged(path, why)) => {
-            let aside = set_aside(&path, now_millis() / 1000)
-                .map_err(|error| failed(format!("cannot set the damaged store {} aside: {error}", path.display())))?;
-            tracing::error!(why, aside = %aside.display(), "the store is damaged: set aside, and rebuilt from the journal");
-            SledStore::open(&places.sled, STORE_PATIENCE).map_err(|error| failed(chain(&error)))?
-        }
-        opened => opened.map_err(|error| failed(chain(&error)))?,
-    };
-    let mut opened = look(places, store)?;
-    catch_up(places, &mut opened)?;
-    Ok(opened)
+    for dir in [&places.root, &places.journal] {
+        DirBuilder::new().recursive(true).mode(0o750).create(dir).map_err(|error| {
+            Failure::new(FailureKind::CannotCreate, format!("cannot create {}: {error}", dir.display()))
+        })?;
+    }
+    let mut checked = rebuild::open_store(places, STORE_PATIENCE)?;
+    let mut contents = rebuild::read_journal(places)?;
+    let damage = rebuild::reunite(&mut contents, checked.state.clone());
+    let mut state = contents.state.take().unwrap_or_else(first_state);
+    if damage == Damage::Journal {
+        tracing::error!(journal = %places.journal.display(), number = state.number, "the journal is gone, or lost its end: going on with what the store has");
+    }
+    rebuild::catch_up(places, &mut checked, &state)?;
+    rebuild::recognise(places, &mut state, damage)?;
+    contents.state = Some(state);
+    Ok(Opened { checked, contents })
 }
 
-/// Gives the store what a checkpoint covers and it lost: the recovery makes lines again from the queue's entries in it.
-fn catch_up(places: &Places, opened: &mut Opened) -> Result<(), Failure> {
-    let Some(state) = opened.contents.state.as_ref().filter(|state| state.number > opened.store_number) else {
-        return Ok(());
-    };
-    tracing::warn!(store = opened.store_number, journal = state.number, "the store is behind the journal: catching up");
-    let mut frames = numbered(places).map_err(failed)?;
-    frames.retain(|frame| frame.number().is_some_and(|number| number <= state.number));
-    let mut change = StoreChange { state: state.clone(), ..StoreChange::default() };
-    queue_changes(frames, opened.store_number, &mut change);
-    opened.store.apply(&change).map_err(|error| failed(chain(&error)))?;
-    opened.store_number = state.number;
+/// Removes kept recipes that neither the journal nor the one in force needs. For a moment when nothing is in flight.
+pub(super) fn prune_recipes(places: &Places, state: &mut State, current: &str) -> io::Result<()> {
+    if let Some(forgotten) = journal::forgotten(&places.journal)? {
+        state.recipes.retain(|_, last| *last > forgotten);
+        Recipe::prune(&places.recipes, |recipe| recipe == current || state.recipes.contains_key(recipe))?;
+    }
     Ok(())
+}
+
+/// The state of a home that begins.
+fn first_state() -> State {
+    State { home: Uuid::new_v4().simple().to_string(), incarnation: 1, ..State::default() }
 }
 
 /// The blocks and queue changes of every kept segment.
@@ -131,34 +130,12 @@ fn open_store(path: &Path) -> Result<SledStore, StoreError> {
     Ok(store)
 }
 
-fn look(places: &Places, store: SledStore) -> Result<Opened, Failure> {
-    let mut contents = journal::read(&places.journal)
-        .map_err(|error| failed(format!("cannot read the journal {}: {error}", places.journal.display())))?;
-    let kept = store.state().map_err(|error| failed(chain(&error)))?;
-    let store_number = kept.as_ref().map_or(0, |state| state.number);
-    if contents.state.is_none() {
-        if kept.is_some() {
-            tracing::error!(journal = %places.journal.display(), "the journal is gone: going on with what the store has");
-        }
-        contents.state = Some(kept.unwrap_or_else(|| State {
-            home: Uuid::new_v4().simple().to_string(),
-            incarnation: 1,
-            ..State::default()
-        }));
-    }
-    Ok(Opened { store, contents, store_number })
-}
-
-/// What brings the store's queue up to the journal: everything that is numbered above what the store has.
-pub(super) fn behind(places: &Places, opened: &Opened) -> io::Result<StoreChange> {
+/// What brings the store's queue up to the journal's end.
+pub(super) fn behind(opened: &Opened) -> StoreChange {
     let mut change = StoreChange::default();
     let durable = opened.contents.state.as_ref().map_or(0, |state| state.number);
-    if opened.store_number >= durable {
-        queue_changes(opened.contents.tail.iter().cloned(), opened.store_number, &mut change);
-    } else {
-        queue_changes(numbered(places)?, opened.store_number, &mut change);
-    }
-    Ok(change)
+    queue_changes(opened.contents.tail.iter().cloned(), durable, &mut change);
+    change
 }
 
 /// A stopped home, to be read: the store with what the journal has beyond it.
@@ -179,15 +156,23 @@ impl View {
             StoreError::Locked(_) => Failure::new(FailureKind::Unavailable, chain(&error)),
             _ => failed(chain(&error)),
         })?;
-        let opened = look(&places, store)?;
-        let change = behind(&places, &opened).map_err(failed)?;
-        let mut state = opened.contents.state.unwrap_or_default();
-        for frame in &opened.contents.tail {
+        let kept = store.state().map_err(|error| failed(chain(&error)))?;
+        let number = kept.as_ref().map_or(0, |state| state.number);
+        let mut contents = rebuild::read_journal(&places)?;
+        rebuild::reunite(&mut contents, kept);
+        let mut state = contents.state.unwrap_or_default();
+        let mut change = StoreChange::default();
+        if number >= state.number {
+            queue_changes(contents.tail.iter().cloned(), number, &mut change);
+        } else {
+            queue_changes(numbered(&places).map_err(failed)?, number, &mut change);
+        }
+        for frame in &contents.tail {
             state.apply(frame);
         }
         let mut overlay: BTreeMap<u64, Option<QueueEntry>> = change.remove.into_iter().map(|key| (key, None)).collect();
         overlay.extend(change.insert.into_iter().map(|(key, entry)| (key, Some(entry))));
-        Ok(Self { state, store: Some(opened.store), overlay })
+        Ok(Self { state, store: Some(store), overlay })
     }
 
     /// The entries of the failure queue in order of arrival.
@@ -243,6 +228,7 @@ mod tests {
             attempts: 1,
             first_failure: 0,
             last_failure: 0,
+            recipe: "r".into(),
         };
         let to = Position {
             partition: partition.clone(),
@@ -273,10 +259,11 @@ mod tests {
         journal.append(&Frame::Checkpoint { number: 1 }).unwrap();
         journal.append(&reject(2, 1, &partition)).unwrap();
         let opened = open(&places).unwrap();
-        assert_eq!(opened.store_number, 1);
-        assert!(opened.store.entry(0).unwrap().is_some(), "covered by the checkpoint");
-        assert!(opened.store.entry(1).unwrap().is_none(), "not covered: for the recovery to judge");
-        let rest = behind(&places, &opened).unwrap();
+        let store = &opened.checked.store;
+        assert_eq!(store.state().unwrap().unwrap().number, 1);
+        assert!(store.entry(0).unwrap().is_some(), "covered by the checkpoint");
+        assert!(store.entry(1).unwrap().is_none(), "not covered: for the recovery to judge");
+        let rest = behind(&opened);
         assert_eq!(rest.insert.iter().map(|(key, _)| *key).collect::<Vec<_>>(), [1]);
     }
 }

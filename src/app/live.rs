@@ -107,7 +107,7 @@ impl Live {
         let ours = pipeline.tracker.partitions();
         let state = pipeline.gauges.durable().state.clone();
         let asker = asker.bounded(timeout);
-        let rows = if ours.is_empty() && self.desk.state().0 == State::Waiting {
+        let rows = if ours.is_empty() && self.desk.state().0 == State::Waiting && !self.without_share() {
             asker.stopped_rows(&self.config, &state)
         } else {
             asker.running_rows(&state, &ours)
@@ -119,13 +119,18 @@ impl Live {
         rows
     }
 
+    /// Whether the group has given every partition to others: then there is nothing to wait for, and no lag.
+    fn without_share(&self) -> bool {
+        self.desk.without_share.load(Ordering::Relaxed)
+    }
+
     /// The lag, asked anew when it is not fresh; `None` when nobody answers.
     fn lag(&self) -> Option<u64> {
         let fresh = |(at, lag): (Instant, u64)| (at.elapsed() < LAG_FRESH).then_some(lag);
         if let Some(lag) = lock(&self.lag).and_then(fresh) {
             return Some(lag);
         }
-        if self.desk.state().0 != State::Waiting {
+        if self.desk.state().0 != State::Waiting || self.without_share() {
             drop(self.rows(LAG_TIMEOUT));
         }
         lock(&self.lag).and_then(fresh)

@@ -28,11 +28,14 @@ use crate::transform::{Record, Scratch};
 
 mod check;
 mod demo;
+mod export;
 mod home;
 mod live;
 mod offsets;
 mod pipeline;
 mod queue;
+mod rebuild;
+mod retry;
 mod verify;
 
 use home::{Places, View, failed};

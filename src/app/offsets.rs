@@ -121,6 +121,7 @@ impl Asker {
             let local = state.partitions.get(partition);
             let decision = decide(&Known {
                 home: (&state.home, state.incarnation),
+                former: &state.former,
                 local,
                 group: group.as_ref(),
                 topic_id,
@@ -232,17 +233,18 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
 fn settle_hidden(pipeline: &Pipeline, state: &State, moved: &[Standing]) -> Result<(), Failure> {
     for Standing { partition, group, .. } in moved {
         let Some(here) = state.partitions.get(partition) else { continue };
+        let decided = state.prepared(partition).map(|(mark, offsets)| {
+            let verdict = judge(&mark, (offsets.growth.from, here.mark.as_ref()), group.as_ref(), Held::ByUs);
+            let (number, partition) = (mark.number, partition.clone());
+            move |reply| Inbox::Decided { number, partition, verdict, reply }
+        });
+        for message in decided {
+            let (reply, answered) = bounded(1);
+            pipeline.inbox.send(message(Some(reply))).map_err(failed)?;
+            answered.recv().map_err(failed)?;
+        }
         let (reply, answered) = bounded(1);
-        let (partition, reply) = (partition.clone(), Some(reply));
-        let message = if let Some((number, range)) = state.prepared(&partition) {
-            let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
-            let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group.as_ref(), Held::ByUs);
-            Inbox::Decided { number, partition, verdict, reply }
-        } else if here.growth.is_some() {
-            Inbox::Refuse { partition, reply }
-        } else {
-            continue;
-        };
+        let message = Inbox::Refuse { partition: partition.clone(), reply: Some(reply) };
         pipeline.inbox.send(message).map_err(failed)?;
         answered.recv().map_err(failed)?;
     }
@@ -279,7 +281,7 @@ fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
         let owner = Owner {
             mark: Mark { home: home.clone(), incarnation: *incarnation, number: 0 },
             topic_id: standing.topic_id.clone(),
-            previous: Owner::carried(metadata, home),
+            previous: Owner::carried(metadata, (home, *incarnation)),
         };
         Commit {
             partition: standing.partition.clone(),

@@ -1,6 +1,7 @@
 //! The pipeline: every thread of the data plane, started in order and ended front to back.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
@@ -8,11 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::home::{self, Places, chain, failed};
+use super::queue::Turns;
+use super::rebuild;
+use super::retry;
 use crate::block::RawBlock;
 use crate::config::{Assignment, Config, Mode, Visibility, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
-use crate::delivery::{self, Budget, CommitPoint, Delivery, Gauges, Inbox, Tickets};
+use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, Tickets};
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
@@ -33,6 +37,9 @@ const SPARE_BUFFERS: usize = 32;
 
 /// How long a stop may take before what is in flight is left to the next start's recovery.
 const STOP_DEADLINE: Duration = Duration::from_secs(25);
+
+/// How long work on the failure queue may take to come to an end at a stop.
+const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// Share of `memory` for blocks in flight; librdkafka's queue has a quarter.
 const BLOCKS_SHARE: u64 = 2;
@@ -57,8 +64,11 @@ pub(super) struct Pipeline {
     pub(super) inbox: Sender<Inbox>,
     pub(super) tracker: Arc<Tracker>,
     pub(super) blocks: Mutex<Option<Sender<RawBlock>>>,
-    /// Held by the one that works on the failure queue: an entry must not be in two blocks at once.
-    pub(super) queue: Arc<Mutex<()>>,
+    pub(super) turns: Turns,
+    /// Set when the end begins: no further work on the failure queue.
+    ending: AtomicBool,
+    /// Tries the failure queue by itself.
+    retrier: Mutex<Option<JoinHandle<()>>>,
     ended: Receiver<Result<(), delivery::Error>>,
     consumer: Mutex<Option<JoinHandle<Result<(), consumer::Error>>>>,
     workers: Mutex<Vec<JoinHandle<()>>>,
@@ -119,13 +129,13 @@ impl Ready {
     fn new(config: &Config, desk: &Desk, feed: Feed) -> Result<Self, Failure> {
         let places = Places::of(config);
         let opened = home::open(&places)?;
-        let mut change = home::behind(&places, &opened).map_err(failed)?;
+        let mut change = home::behind(&opened);
         let dir = EventDir::open(&config.sink.dir).map_err(|error| {
             Failure::new(FailureKind::CannotCreate, format!("cannot use the event directory: {error}"))
         })?;
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
         let mut source =
-            Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.store, &mut patience);
+            Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.checked.store, &mut patience);
         let recovered = recover(&opened.contents, &dir, &mut source).map_err(|error| failed(chain(&error)))?;
         drop(source);
         let Some(recovered) = recovered else { return Err(failed("the journal holds no state")) };
@@ -133,6 +143,7 @@ impl Ready {
             tracing::info!(blocks = recovered.blocks, repaired = recovered.repaired, "recovered from a crash");
         }
         let mut state = recovered.state;
+        rebuild::reconcile(&opened.checked, &change, &mut state)?;
         state.visibility = config.sink.visibility;
         if state.visibility == Visibility::Sealed {
             // Live files of an earlier configuration are complete now, and get no further lines.
@@ -141,11 +152,15 @@ impl Ready {
         let journal = Journal::begin(&places.journal, &opened.contents, &state)
             .map_err(|error| failed(format!("cannot begin the journal in {}: {error}", places.journal.display())))?;
         change.state = state.clone();
-        opened.store.apply(&change).map_err(|error| failed(chain(&error)))?;
+        let store = opened.checked.store;
+        store.apply(&change).map_err(|error| failed(chain(&error)))?;
         // Old segments are what a lost store is rebuilt from: they go when the store has everything for good.
-        opened.store.sync().map_err(|error| failed(chain(&error)))?;
+        store.sync().map_err(|error| failed(chain(&error)))?;
         journal.prune(config.store.history, SystemTime::now()).map_err(failed)?;
-        Ok(Self { store: Arc::new(opened.store), journal, journal_dir: places.journal, dir, state })
+        if let Err(error) = home::prune_recipes(&places, &mut state, &desk.engine().fingerprint) {
+            tracing::warn!(%error, "cannot remove recipes that nothing needs any more");
+        }
+        Ok(Self { store: Arc::new(store), journal, journal_dir: places.journal, dir, state })
     }
 }
 
@@ -162,7 +177,7 @@ impl Pipeline {
         let budget = Arc::new(Budget::new(config.memory / BLOCKS_SHARE));
         let tracker = Arc::new(Tracker::default());
         let tickets = Arc::new(Tickets::default());
-        let queue = Arc::new(Mutex::new(()));
+        let turns = Turns::new();
         let (inbox, received) = unbounded();
         let (requests, seals) = unbounded();
         let (spare, spares) = bounded(SPARE_BUFFERS);
@@ -170,7 +185,7 @@ impl Pipeline {
         let template = desk.engine().template.clone();
         let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, Now::current());
         let workers = worker::spawn(config.workers, &to_workers, &inbox, &spares).map_err(failed)?;
-        let home = (state.home.clone(), state.incarnation);
+        let (home, former) = ((state.home.clone(), state.incarnation), state.former.clone());
         let delivery = Delivery::new(delivery::Parts {
             inbox: received,
             inbox_sender: inbox.clone(),
@@ -192,7 +207,7 @@ impl Pipeline {
                 Assignment::Group => CommitPoint::Group(requests),
                 Assignment::All => CommitPoint::Journal,
             },
-            queue: Arc::clone(&queue),
+            claimed: Arc::clone(&turns.claimed),
             queue_bound: (config.failure_queue.when_full == WhenFull::DropOldest)
                 .then_some(config.failure_queue.max_bytes),
         })
@@ -205,6 +220,7 @@ impl Pipeline {
                     config: config.kafka.clone(),
                     properties: properties::consuming(config),
                     discovery: properties::discovery(&config.kafka),
+                    max_poll_interval: properties::max_poll_interval(&config.kafka),
                     cut: cut(config),
                     queue: (config.failure_queue.max_bytes, config.failure_queue.when_full),
                     blocks: blocks.clone(),
@@ -217,13 +233,14 @@ impl Pipeline {
                     gauges: Arc::clone(&gauges),
                     desk: Arc::clone(desk),
                     home: home.clone(),
+                    former,
                 })
                 .map_err(|error| Failure::new(FailureKind::Config, chain(&error)))?;
                 let thread = std::thread::Builder::new().name("kafka".into());
                 Some(thread.spawn(move || consumer.run(STOP_DEADLINE)).map_err(failed)?)
             }
         };
-        Ok(Arc::new(Self {
+        let pipeline = Arc::new(Self {
             store,
             home,
             gauges,
@@ -233,11 +250,18 @@ impl Pipeline {
             inbox,
             tracker,
             blocks: Mutex::new(Some(blocks)),
-            queue,
+            turns,
+            ending: AtomicBool::new(false),
+            retrier: Mutex::default(),
             ended,
             consumer: Mutex::new(consumer),
             workers: Mutex::new(workers),
-        }))
+        });
+        if feed == Feed::Kafka {
+            let retrier = retry::spawn(&pipeline, &config.failure_queue).map_err(failed)?;
+            *pipeline.retrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(retrier);
+        }
+        Ok(pipeline)
     }
 
     /// Whether a thread of the data plane has ended, which outside of a stop is a failure.
@@ -250,8 +274,31 @@ impl Pipeline {
             || !self.ended.is_empty()
     }
 
+    /// Whether no work on the failure queue may begin any more.
+    pub(super) fn is_ending(&self) -> bool {
+        self.ending.load(Ordering::Acquire) || self.desk.stopping()
+    }
+
+    /// Waits until nobody works on the failure queue, and finishes what they left behind the consumer's last barrier.
+    fn end_queue(&self) {
+        let deadline = Instant::now() + QUEUE_DEADLINE;
+        let turn = loop {
+            let turn = self.turns.try_take();
+            if turn.is_some() || Instant::now() >= deadline {
+                break turn;
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        };
+        let (reply, answered) = bounded(1);
+        let barrier = Inbox::Checkpoint { before: self.tickets.next(), finish: Finish::Files, reply };
+        if turn.is_none() || self.inbox.send(barrier).is_err() || answered.recv_deadline(deadline).is_err() {
+            tracing::warn!("work on the failure queue was cut short: the next start completes it");
+        }
+    }
+
     /// Ends every thread front to back and returns the first failure. The consumer has been told to stop.
     pub(super) fn end(&self) -> Result<(), Failure> {
+        self.ending.store(true, Ordering::Release);
         let mut outcome = Ok(());
         if !self.ended.is_empty() {
             // The delivery failed: it is what the others failed of.
@@ -264,6 +311,9 @@ impl Pipeline {
                 Err(_) => Err(failed("the kafka thread panicked; see the service log")),
             };
             outcome = outcome.and(consumed);
+            if self.ended.is_empty() {
+                self.end_queue();
+            }
         }
         drop(self.blocks.lock().unwrap_or_else(PoisonError::into_inner).take());
         for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
@@ -272,7 +322,15 @@ impl Pipeline {
             }
         }
         drop(self.inbox.send(Inbox::End));
-        outcome.and_then(|()| self.delivery_outcome())
+        let outcome = outcome.and_then(|()| self.delivery_outcome());
+        if let Some(retrier) = self.retrier.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            // A restart opens the store anew, which this thread may still hold; it has nothing left to wait for.
+            let deadline = Instant::now() + QUEUE_DEADLINE;
+            while !retrier.is_finished() && Instant::now() < deadline {
+                std::thread::park_timeout(Duration::from_millis(20));
+            }
+        }
+        outcome
     }
 
     fn delivery_outcome(&self) -> Result<(), Failure> {

@@ -1,16 +1,16 @@
 //! The failure queue: listed, tried again, cleared.
+//!
+//! Whatever changes the queue takes a [`Turn`] first: one at a time, from keys that are claimed, so that an entry is never in
+//! two blocks at once and `drop_oldest` takes none that is being worked on. Work goes in rounds of a bounded size; each ends
+//! when it is durable and in the store. Nothing here holds more than a round in memory.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use crossbeam_channel::{RecvTimeoutError, bounded};
-use serde_json::json;
+use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, bounded};
 
+use super::export::Export;
 use super::home::{chain, failed};
 use super::pipeline::Pipeline;
 use crate::block::{RawBlock, Records, Source};
@@ -27,6 +27,9 @@ const RETRY_BLOCK: usize = 500;
 /// Bytes tried again together.
 const RETRY_BYTES: u64 = 1 << 20;
 
+/// Blocks between two checkpoints of a long retry: what it may have in flight beside the records from Kafka.
+const ROUND: usize = 16;
+
 /// Entries removed together: one frame of the journal.
 const CLEAR_CHUNK: usize = 10_000;
 
@@ -36,8 +39,14 @@ const HEAD: usize = 60;
 /// How often a long command says that it goes on.
 const PROGRESS: Duration = Duration::from_millis(500);
 
+/// Entries that are looked at between two signs of progress.
+const LOOKS: u64 = 10_000;
+
 /// Entries without a limit in a list.
 const LIST_DEFAULT: u64 = 1000;
+
+/// Entries in a list, whatever the limit: it is one answer in memory.
+const LIST_MAX: u64 = 100_000;
 
 /// Walks over entries in order of arrival.
 pub(super) type Entries<'a> = dyn Fn(&mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), Failure> + 'a;
@@ -45,7 +54,7 @@ pub(super) type Entries<'a> = dyn Fn(&mut dyn FnMut(u64, QueueEntry) -> Walk) ->
 /// The answer of `failure_queue_list`.
 pub(super) fn list(query: &ListQuery, max_attempts: u32, entries: &Entries<'_>) -> Result<Vec<FailureEntry>, Failure> {
     let now = now_millis();
-    let limit = query.limit.unwrap_or(LIST_DEFAULT) as usize;
+    let limit = query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX) as usize;
     let mut rows = Vec::new();
     if limit == 0 {
         return Ok(rows);
@@ -59,10 +68,14 @@ pub(super) fn list(query: &ListQuery, max_attempts: u32, entries: &Entries<'_>) 
     Ok(rows)
 }
 
+/// Whether an entry waits for a command or for another recipe: only what is wrong with a file's name is tried by itself,
+/// `max_attempts` times after the first failure.
+pub(super) fn is_parked(entry: &QueueEntry, max_attempts: u32) -> bool {
+    entry.reject.reason != Reason::Sink || entry.attempts > max_attempts
+}
+
 fn row(position: u64, entry: &QueueEntry, max_attempts: u32, now: i64) -> FailureEntry {
     let head = &entry.value[..entry.value.len().min(HEAD)];
-    // Only what the disk may cure is tried by itself; everything else waits for a command or for other settings.
-    let parked = entry.reject.reason != Reason::Sink || entry.attempts >= max_attempts;
     FailureEntry {
         position,
         topic: entry.partition.topic.to_string(),
@@ -71,7 +84,7 @@ fn row(position: u64, entry: &QueueEntry, max_attempts: u32, now: i64) -> Failur
         reason: entry.reject.reason,
         detail: entry.reject.detail.to_string(),
         attempts: entry.attempts,
-        parked,
+        parked: is_parked(entry, max_attempts),
         age_seconds: u64::try_from((now - entry.first_failure) / 1000).unwrap_or(0),
         size: entry.value.len() as u64,
         head: printable(head),
@@ -87,78 +100,205 @@ fn printable(bytes: &[u8]) -> String {
     text
 }
 
+/// Lets one at a time work on the queue.
+#[derive(Debug, Default)]
+pub(super) struct Turns {
+    taken: Mutex<()>,
+    waiting: AtomicUsize,
+    /// The first key that is worked on; see [`crate::delivery::Parts`].
+    pub(super) claimed: Arc<Mutex<u64>>,
+}
+
+impl Turns {
+    pub(super) fn new() -> Self {
+        Self { claimed: Arc::new(Mutex::new(u64::MAX)), ..Self::default() }
+    }
+
+    /// The turn, if nobody has it; within the patience, asking again and again.
+    pub(super) fn try_take(&self) -> Option<MutexGuard<'_, ()>> {
+        match self.taken.try_lock() {
+            Ok(taken) => Some(taken),
+            Err(TryLockError::Poisoned(taken)) => Some(taken.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
+    }
+
+    /// Whether a command waits for its turn.
+    pub(super) fn are_wanted(&self) -> bool {
+        self.waiting.load(Ordering::Acquire) > 0
+    }
+
+    fn claim(&self, from: u64) {
+        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = from;
+    }
+}
+
+/// A turn at the queue, with everything before it in the store.
+pub(super) struct Turn<'a> {
+    pipeline: &'a Pipeline,
+    progress: &'a dyn Fn(&str),
+    /// Whether blocks were sent that may not be durable yet.
+    open: bool,
+    _taken: MutexGuard<'a, ()>,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        // What is in flight stays claimed for ever if the service ends before it is settled.
+        if !self.open || self.settle().is_ok() {
+            self.pipeline.turns.claim(u64::MAX);
+        }
+    }
+}
+
+impl Turn<'_> {
+    /// Waits until everything sent so far is durable and in the store.
+    pub(super) fn settle(&mut self) -> Result<(), Failure> {
+        self.pipeline.barrier(self.progress)?;
+        self.open = false;
+        Ok(())
+    }
+
+    /// Sends a block of entries; they must be claimed.
+    pub(super) fn submit(&mut self, entries: Vec<(u64, QueueEntry)>) -> Result<(), Failure> {
+        let pipeline = self.pipeline;
+        while !pipeline.budget.wait_for_room(PROGRESS) {
+            pipeline.refuse_stop()?;
+            (self.progress)("waiting for room: the disk or the topic is ahead");
+        }
+        pipeline.refuse_stop()?;
+        let sender = pipeline.blocks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Some(sender) = sender else { return Err(stopping()) };
+        let bytes = entries.iter().map(|(_, entry)| entry.size()).sum();
+        pipeline.gauges.retried(entries.len() as u64);
+        pipeline.budget.take(bytes);
+        self.open = true;
+        let mut block = RawBlock {
+            ticket: pipeline.tickets.take(),
+            source: Source::Queue(entries.iter().map(|(key, entry)| (*key, entry.size())).collect()),
+            records: Records::Queue(entries),
+            engine: pipeline.desk.engine(),
+            now: now_millis(),
+            cost: bytes,
+        };
+        // Its ticket is taken, so there is no way back: everything waits for it.
+        loop {
+            match sender.send_timeout(block, PROGRESS) {
+                Ok(()) => return Ok(()),
+                Err(SendTimeoutError::Timeout(again)) => block = again,
+                Err(SendTimeoutError::Disconnected(_)) => return Err(stopping()),
+            }
+            (self.progress)("waiting for the transform");
+        }
+    }
+
+    /// Tries the wanted entries with keys in `from..end` again, as many as one round takes; returns how many, and where to go
+    /// on. Everything from `from` on is claimed.
+    pub(super) fn round(
+        &mut self,
+        from: u64,
+        end: u64,
+        wanted: &dyn Fn(&QueueEntry) -> bool,
+    ) -> Result<(u64, Option<u64>), Failure> {
+        self.pipeline.turns.claim(from);
+        let (mut tried, mut next) = (0, from);
+        for _ in 0..ROUND {
+            let (mut block, mut bytes, mut looks, mut over) = (Vec::new(), 0, 0, true);
+            self.pipeline.entries(next, &mut |key, entry| {
+                if key >= end {
+                    return Walk::Stop;
+                }
+                next = key + 1;
+                looks += 1;
+                if looks % LOOKS == 0 {
+                    (self.progress)("looking for entries");
+                }
+                if wanted(&entry) {
+                    bytes += entry.size();
+                    block.push((key, entry));
+                }
+                over = block.len() < RETRY_BLOCK && bytes < RETRY_BYTES;
+                if over { Walk::On } else { Walk::Stop }
+            })?;
+            tried += block.len() as u64;
+            if !block.is_empty() {
+                self.submit(block)?;
+            }
+            if over {
+                self.settle()?;
+                return Ok((tried, None));
+            }
+        }
+        self.settle()?;
+        Ok((tried, Some(next)))
+    }
+
+    /// Removes entries for good.
+    fn remove(&self, removed: Vec<(u64, u64)>) -> Result<(), Failure> {
+        let (reply, answered) = bounded(1);
+        let removal = Inbox::Queue { removed, cause: QueueCause::Cleared, reply };
+        self.pipeline.inbox.send(removal).map_err(|_| stopping())?;
+        self.pipeline.wait(&answered, self.progress)
+    }
+}
+
 impl Pipeline {
-    fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), Failure> {
+    pub(super) fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), Failure> {
         self.store.entries(from, each).map_err(|error| failed(chain(&error)))
     }
 
-    /// Waits until nobody else works on the queue and the store has what they did.
-    fn alone(&self, progress: &dyn Fn(&str)) -> Result<MutexGuard<'_, ()>, Failure> {
-        let alone = self.queue.lock().unwrap_or_else(PoisonError::into_inner);
-        self.barrier(progress)?;
-        Ok(alone)
+    pub(super) fn entry(&self, key: u64) -> Result<Option<QueueEntry>, Failure> {
+        self.store.entry(key).map_err(|error| failed(chain(&error)))
+    }
+
+    /// Waits for a turn at the queue, with the keys from `from` on claimed.
+    pub(super) fn turn<'a>(&'a self, from: u64, progress: &'a dyn Fn(&str)) -> Result<Turn<'a>, Failure> {
+        self.turns.waiting.fetch_add(1, Ordering::AcqRel);
+        let mut looks = 0;
+        let taken = loop {
+            if let Err(stop) = self.refuse_stop() {
+                break Err(stop);
+            }
+            if let Some(taken) = self.turns.try_take() {
+                break Ok(taken);
+            }
+            looks += 1;
+            if looks % 25 == 0 {
+                progress("waiting for other work on the queue");
+            }
+            std::thread::park_timeout(PROGRESS / 25);
+        };
+        self.turns.waiting.fetch_sub(1, Ordering::AcqRel);
+        let mut turn = Turn { pipeline: self, progress, open: false, _taken: taken? };
+        // From here on nothing is dropped from there; what was dropped before is out of the store after this.
+        self.turns.claim(from);
+        turn.settle()?;
+        Ok(turn)
     }
 
     pub(super) fn failure_list(&self, query: &ListQuery, max_attempts: u32) -> Result<Vec<FailureEntry>, Failure> {
         list(query, max_attempts, &|each| self.entries(0, each))
     }
 
-    /// Tries the queue again.
+    /// Tries the queue again, parked entries too.
     pub(super) fn retry(&self, reason: Option<Reason>, progress: &dyn Fn(&str)) -> Result<Retried, Failure> {
-        let _alone = self.alone(progress)?;
+        let mut turn = self.turn(0, progress)?;
         let stayed_before = self.gauges.stayed.load(Ordering::Relaxed);
         let state = self.gauges.durable().state.clone();
         let end = state.next_key;
-        let (mut from, mut tried) = (0, 0);
-        loop {
-            let mut chunk = Vec::new();
-            let mut bytes = 0;
-            let mut last = None;
-            self.entries(from, &mut |key, entry| {
-                if key >= end {
-                    return Walk::Stop;
-                }
-                last = Some(key);
-                let wanted = reason.is_none_or(|reason| reason == entry.reject.reason);
-                if wanted && !state.is_open(&entry.partition, entry.offset) {
-                    bytes += entry.size();
-                    chunk.push((key, entry));
-                }
-                if chunk.len() >= RETRY_BLOCK || bytes >= RETRY_BYTES { Walk::Stop } else { Walk::On }
-            })?;
-            tried += chunk.len() as u64;
-            if !chunk.is_empty() {
-                self.submit(chunk, bytes, progress)?;
-            }
-            match last {
-                Some(last) => from = last + 1,
-                None => break,
-            }
+        let wanted = |entry: &QueueEntry| {
+            reason.is_none_or(|reason| reason == entry.reject.reason) && !state.is_open(&entry.partition, entry.offset)
+        };
+        let (mut next, mut tried) = (Some(0), 0);
+        while let Some(from) = next {
+            let round = turn.round(from, end, &wanted)?;
+            tried += round.0;
+            next = round.1;
+            progress(&format!("{tried} entries tried"));
         }
-        self.barrier(progress)?;
         let stayed = self.gauges.stayed.load(Ordering::Relaxed) - stayed_before;
         tracing::info!(tried, stayed, "tried the failure queue again");
         Ok(Retried { left: tried.saturating_sub(stayed), stayed })
-    }
-
-    fn submit(&self, entries: Vec<(u64, QueueEntry)>, bytes: u64, progress: &dyn Fn(&str)) -> Result<(), Failure> {
-        while !self.budget.wait_for_room(PROGRESS) {
-            self.refuse_stop()?;
-            progress("waiting for room: the disk or the topic is ahead");
-        }
-        let sender = self.blocks.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let Some(sender) = sender else { return Err(stopping()) };
-        self.gauges.retried(entries.len() as u64);
-        self.budget.take(bytes);
-        let block = RawBlock {
-            ticket: self.tickets.take(),
-            source: Source::Queue(entries.iter().map(|(key, entry)| (*key, entry.size())).collect()),
-            records: Records::Queue(entries),
-            engine: self.desk.engine(),
-            now: now_millis(),
-            cost: bytes,
-        };
-        sender.send(block).map_err(|_| stopping())
     }
 
     /// Waits until everything sent so far is durable.
@@ -169,7 +309,7 @@ impl Pipeline {
         self.wait(&answered, progress)
     }
 
-    fn wait(&self, answered: &crossbeam_channel::Receiver<()>, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+    fn wait(&self, answered: &Receiver<()>, progress: &dyn Fn(&str)) -> Result<(), Failure> {
         loop {
             match answered.recv_timeout(PROGRESS) {
                 Ok(()) => return Ok(()),
@@ -183,12 +323,12 @@ impl Pipeline {
     }
 
     fn refuse_stop(&self) -> Result<(), Failure> {
-        if self.desk.stopping() { Err(stopping()) } else { Ok(()) }
+        if self.is_ending() { Err(stopping()) } else { Ok(()) }
     }
 
-    /// Removes entries, after they are safely in the export file if there is one.
+    /// Removes entries, each after it is safely in the export file if there is one.
     pub(super) fn clear(&self, query: &ClearQuery, progress: &dyn Fn(&str)) -> Result<u64, Failure> {
-        let _alone = self.alone(progress)?;
+        let turn = self.turn(0, progress)?;
         let state = self.gauges.durable().state.clone();
         let end = state.next_key;
         let oldest =
@@ -199,125 +339,42 @@ impl Pipeline {
                 && !state.is_open(&entry.partition, entry.offset)
         };
         let mut export = query.export.as_deref().map(Export::create).transpose()?;
-        let mut removed = Vec::new();
-        let mut trouble = None;
-        self.entries(0, &mut |key, entry| {
-            if key >= end {
-                return Walk::Stop;
-            }
-            if wanted(&entry) {
-                if let Some(Err(error)) = export.as_mut().map(|export| export.write(key, &entry)) {
-                    trouble = Some(error);
+        let (mut next, mut removed) = (0, 0);
+        loop {
+            let mut chunk = Vec::new();
+            let mut written = Ok(());
+            let mut looks = 0;
+            self.entries(next, &mut |key, entry| {
+                if key >= end {
                     return Walk::Stop;
                 }
-                removed.push((key, entry.size()));
-                if removed.len() % CLEAR_CHUNK == 0 {
-                    progress(&format!("{} entries found", removed.len()));
+                next = key + 1;
+                looks += 1;
+                if looks % LOOKS == 0 {
+                    progress(&format!("{removed} entries removed"));
                 }
+                if wanted(&entry) {
+                    chunk.push((key, entry.size()));
+                    written = export.as_mut().map_or(Ok(()), |export| export.write(key, &entry));
+                }
+                if chunk.len() < CLEAR_CHUNK && written.is_ok() { Walk::On } else { Walk::Stop }
+            })?;
+            if let Some(export) = &mut export {
+                written.and_then(|()| export.save()).map_err(|error| export.failed(&error, removed))?;
+                crate::fault::point("queue_exported");
             }
-            Walk::On
-        })?;
-        if let Some(export) = export {
-            match trouble {
-                Some(error) => return Err(export.failed(&error)),
-                None => export.finish()?,
+            if chunk.is_empty() {
+                break;
             }
+            self.refuse_stop()?;
+            removed += chunk.len() as u64;
+            turn.remove(chunk)?;
         }
-        for chunk in removed.chunks(CLEAR_CHUNK) {
-            let (reply, answered) = bounded(1);
-            let removal = Inbox::Queue { removed: chunk.to_vec(), cause: QueueCause::Cleared, reply };
-            self.inbox.send(removal).map_err(|_| stopping())?;
-            self.wait(&answered, progress)?;
-        }
-        tracing::info!(removed = removed.len(), "cleared the failure queue");
-        Ok(removed.len() as u64)
+        tracing::info!(removed, "cleared the failure queue");
+        Ok(removed)
     }
 }
 
 fn stopping() -> Failure {
     Failure::new(FailureKind::Unavailable, "the service is stopping")
-}
-
-/// A file that gets each removed record as a JSON line.
-struct Export {
-    path: std::path::PathBuf,
-    file: BufWriter<File>,
-}
-
-impl Export {
-    fn create(path: &Path) -> Result<Self, Failure> {
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(path).map_err(|error| {
-            let why =
-                if error.kind() == io::ErrorKind::AlreadyExists { "it exists".to_owned() } else { error.to_string() };
-            Failure::new(FailureKind::CannotCreate, format!("cannot create the export file {}: {why}", path.display()))
-        })?;
-        Ok(Self { path: path.to_owned(), file: BufWriter::new(file) })
-    }
-
-    fn write(&mut self, position: u64, entry: &QueueEntry) -> io::Result<()> {
-        serde_json::to_writer(&mut self.file, &exported(position, entry))?;
-        self.file.write_all(b"\n")
-    }
-
-    fn failed(&self, error: &io::Error) -> Failure {
-        let text = format!("cannot write the export file {}: {error}; nothing was removed", self.path.display());
-        Failure::new(FailureKind::CannotCreate, text)
-    }
-
-    fn finish(self) -> Result<(), Failure> {
-        let Self { path, file } = self;
-        let saved =
-            file.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| file.sync_all()).and_then(|()| {
-                let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-                File::open(parent)?.sync_all()
-            });
-        saved.map_err(|error| {
-            let text = format!("cannot save the export file {}: {error}; nothing was removed", path.display());
-            Failure::new(FailureKind::CannotCreate, text)
-        })
-    }
-}
-
-/// A removed record as a JSON value. Bytes that are not UTF-8 are hexadecimal under another name.
-fn exported(position: u64, entry: &QueueEntry) -> serde_json::Value {
-    let mut value = json!({
-        "position": position,
-        "topic": &*entry.partition.topic,
-        "partition": entry.partition.partition,
-        "offset": entry.offset,
-        "timestamp": entry.timestamp,
-        "reason": entry.reject.reason.name(),
-        "detail": entry.reject.detail,
-        "attempts": entry.attempts,
-        "first_failure": entry.first_failure,
-        "last_failure": entry.last_failure,
-    });
-    let mut put = |name: &str, bytes: &[u8]| match std::str::from_utf8(bytes) {
-        Ok(text) => value[name] = text.into(),
-        Err(_) => value[format!("{name}_hex")] = hex(bytes).into(),
-    };
-    if let Some(key) = &entry.key {
-        put("key", key);
-    }
-    put("value", &entry.value);
-    let headers: Vec<_> = entry
-        .headers
-        .iter()
-        .map(|(name, value)| match std::str::from_utf8(value) {
-            Ok(text) => json!({"name": name, "value": text}),
-            Err(_) => json!({"name": name, "value_hex": hex(value)}),
-        })
-        .collect();
-    if !headers.is_empty() {
-        value["headers"] = headers.into();
-    }
-    value
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -170,7 +170,7 @@ impl Context<'_> {
             Command::Config => self.show_config(),
             Command::Transform => self.transform(input),
             Command::Verify { dirs, allow_missing } => {
-                self.verify(dirs, if allow_missing { Missing::Allowed } else { Missing::Fault })
+                self.verify(&dirs, if allow_missing { Missing::Allowed } else { Missing::Fault })
             }
             Command::Demo(demo) => self.demo(&demo.into()),
         }

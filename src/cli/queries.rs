@@ -148,7 +148,7 @@ impl Context<'_> {
         Ok(Exit::Done)
     }
 
-    pub(super) fn verify(&mut self, dirs: Vec<PathBuf>, missing: Missing) -> Result<Exit, Failure> {
+    pub(super) fn verify(&mut self, dirs: &[PathBuf], missing: Missing) -> Result<Exit, Failure> {
         let (dirs, plain) = if dirs.is_empty() {
             let sink = self.config()?.sink;
             let plain = if sink.visibility == Visibility::Live { Plain::Live } else { Plain::Fault };

@@ -57,6 +57,9 @@ impl Checkpointer {
             journal.file()
         };
         file.sync_data().map_err(|error| Error::Sync("the journal".into(), error))?;
+        if !job.change.remove.is_empty() {
+            crate::fault::point("queue_checkpointed");
+        }
         self.save(&job.change)?;
         let mut durable = self.gauges.durable();
         durable.state = job.change.state;

@@ -27,6 +27,15 @@ use crate::transform::worker::recycle;
 /// How often files are looked at for rotation.
 const ROTATION_TICK: Duration = Duration::from_millis(250);
 
+/// Entries of the failure queue dropped together: one frame of the journal.
+const DROP_MAX: usize = 10_000;
+
+/// How often the log tells of dropped entries.
+const TELL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// How often old segments of the journal are looked for.
+const PRUNE_INTERVAL: Duration = Duration::from_hours(1);
+
 /// First and longest pause between attempts while the disk fails.
 const STALL_PAUSES: (Duration, Duration) = if cfg!(test) {
     (Duration::from_millis(1), Duration::from_millis(5))
@@ -71,8 +80,8 @@ pub struct Parts {
     pub rotate: config::Rotate,
     /// What decides that hidden files are published.
     pub commit_point: CommitPoint,
-    /// Held by the one that works on the failure queue.
-    pub queue: Arc<Mutex<()>>,
+    /// Keys of the failure queue from this one on are worked on; [`u64::MAX`] when none is. Nothing is dropped from there.
+    pub claimed: Arc<Mutex<u64>>,
     /// Bytes of the failure queue above which its oldest entries are dropped, if they are.
     pub queue_bound: Option<u64>,
 }
@@ -119,7 +128,7 @@ pub struct Delivery {
     sink_dir: PathBuf,
     pub(super) rotate: config::Rotate,
     pub(super) commit_point: CommitPoint,
-    queue: Arc<Mutex<()>>,
+    claimed: Arc<Mutex<u64>>,
     queue_bound: Option<u64>,
 
     pub(super) seal: Sealing,
@@ -135,6 +144,10 @@ pub struct Delivery {
     pub(super) in_checkpoint: bool,
     last_checkpoint: Instant,
     last_tick: Instant,
+    last_prune: Instant,
+    /// Dropped entries that were not told of yet, and when some were.
+    untold: u64,
+    told: Option<Instant>,
     /// Removals from the failure queue that wait until no block is half-written.
     removals: Vec<Removal>,
     /// Who waits until all before a ticket is durable.
@@ -181,7 +194,7 @@ impl Delivery {
             rotate: parts.rotate,
             commit_point: parts.commit_point,
             seal: Sealing::default(),
-            queue: parts.queue,
+            claimed: parts.claimed,
             queue_bound: parts.queue_bound,
             waiting: BTreeMap::new(),
             next_ticket: 0,
@@ -193,6 +206,9 @@ impl Delivery {
             in_checkpoint: false,
             last_checkpoint: now,
             last_tick: now,
+            last_prune: now,
+            untold: 0,
+            told: None,
             removals: Vec::new(),
             barriers: Vec::new(),
             answers: Vec::new(),
@@ -212,7 +228,9 @@ impl Delivery {
             self.tick()?;
             if self.seal.has_work() {
                 self.drive_seals()?;
-                if !self.seal.is_busy() {
+                if self.seal.is_busy() {
+                    self.serve_barriers()?;
+                } else {
                     self.advance()?;
                 }
             }
@@ -263,7 +281,6 @@ impl Delivery {
                 tracing::debug!(number, ?took, "checkpoint");
                 self.in_checkpoint = false;
                 self.answers.drain(..).for_each(|reply| answer(&reply));
-                self.drop_oldest()?;
                 if self.next_answers.is_empty() { self.turn_journal() } else { self.checkpoint() }
             }
         }
@@ -275,6 +292,7 @@ impl Delivery {
         let frame = Frame::Queue(QueueChange { number: self.state.number + 1, removed, cause });
         self.append(&frame)?;
         self.sync_journal()?;
+        crate::fault::point("queue_removed");
         self.state.apply(&frame);
         self.remove.extend(keys);
         self.dirty = true;
@@ -282,19 +300,23 @@ impl Delivery {
         Ok(())
     }
 
-    /// Keeps the failure queue below its bound where the oldest entries may go. Looks only at what the store has, right
-    /// after a checkpoint, while nobody else works on the queue.
+    /// Bytes of the failure queue beyond its bound, where the oldest entries may go.
+    fn excess(&self) -> u64 {
+        self.queue_bound.map_or(0, |bound| self.state.totals.queue_bytes.saturating_sub(bound))
+    }
+
+    /// Keeps the failure queue below its bound where the oldest entries may go. Looks only at what the store has, while no
+    /// removal is on its way there, and takes nothing that somebody works on.
     fn drop_oldest(&mut self) -> Result<(), Error> {
-        let Some(bound) = self.queue_bound else { return Ok(()) };
-        let mut excess = self.state.totals.queue_bytes.saturating_sub(bound);
-        let queue = Arc::clone(&self.queue);
-        let Ok(_alone) = queue.try_lock() else { return Ok(()) };
-        if excess == 0 || !self.remove.is_empty() || self.is_halfway() {
+        let mut excess = self.excess();
+        if excess == 0 || self.in_checkpoint || !self.remove.is_empty() || self.is_halfway() {
             return Ok(());
         }
+        let claimed = Arc::clone(&self.claimed);
+        let claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner);
         let mut removed = Vec::new();
         self.checkpointer.store.entries(0, &mut |key, entry| {
-            if excess == 0 {
+            if excess == 0 || key >= *claimed || removed.len() >= DROP_MAX {
                 return Walk::Stop;
             }
             if self.state.is_open(&entry.partition, entry.offset) {
@@ -307,8 +329,25 @@ impl Delivery {
         if removed.is_empty() {
             return Ok(());
         }
-        tracing::error!(dropped = removed.len(), "the failure queue is full: its oldest entries were dropped");
-        self.remove_entries(removed, QueueCause::Dropped)
+        let dropped = removed.len() as u64;
+        self.remove_entries(removed, QueueCause::Dropped)?;
+        crate::fault::point("queue_dropped");
+        self.untold += dropped;
+        Ok(())
+    }
+
+    /// Drops until the queue is within its bound, and makes new entries droppable as fast as the disk lets it.
+    fn keep_bound(&mut self) -> Result<(), Error> {
+        self.drop_oldest()?;
+        if self.dirty && self.excess() > 0 {
+            self.checkpoint()?;
+        }
+        if self.untold > 0 && self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {
+            self.told = Some(Instant::now());
+            let (dropped, ever) = (std::mem::take(&mut self.untold), self.state.totals.dropped);
+            tracing::error!(dropped, ever, "the failure queue is full: its oldest entries were dropped");
+        }
+        Ok(())
     }
 
     fn tick(&mut self) -> Result<(), Error> {
@@ -332,8 +371,16 @@ impl Delivery {
                 self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
             }
         }
+        self.keep_bound()?;
         if self.dirty && now >= self.last_checkpoint + self.interval {
             self.checkpoint()?;
+        }
+        if now >= self.last_prune + PRUNE_INTERVAL {
+            self.last_prune = now;
+            // The store was synced when they ended.
+            if let Err(error) = self.journal().prune(self.history, SystemTime::now()) {
+                tracing::warn!(%error, "cannot remove old segments of the journal");
+            }
         }
         Ok(())
     }
@@ -360,6 +407,13 @@ impl Delivery {
                 self.recovered();
             }
             if self.seal.is_busy() {
+                break;
+            }
+            if let Some(Item::Note { frame: Frame::Start(at) | Frame::Move { to: at, .. }, .. }) =
+                self.waiting.get(&self.next_ticket)
+                && self.is_sealed()
+                && self.end_growth(&at.partition.clone())
+            {
                 break;
             }
             let Some(item) = self.waiting.remove(&self.next_ticket) else { break };
@@ -421,6 +475,9 @@ impl Delivery {
             writing.piece += 1;
             writing.done = 0;
         }
+        if matches!(frame.source, BlockSource::Queue(_)) {
+            crate::fault::point("queue_written");
+        }
         Ok(Ok(()))
     }
 
@@ -473,6 +530,9 @@ impl Delivery {
             }
         };
         let Frame::Block(block) = frame else { unreachable!("made above") };
+        if matches!(block.source, BlockSource::Queue(_)) {
+            crate::fault::point("queue_framed");
+        }
         Ok(appended.map(|()| Some(block)))
     }
 
@@ -549,6 +609,10 @@ impl Delivery {
     }
 
     fn serve_barriers(&mut self) -> Result<(), Error> {
+        // Who asked after a decision was made looks at what is durable next, and must find it there.
+        if self.seal.has_steps() {
+            return Ok(());
+        }
         // A block that is stalled was taken from the order, but is not written.
         let passed = if self.writing.is_some() { self.next_ticket - 1 } else { self.next_ticket };
         let (reached, waiting): (Vec<_>, Vec<_>) = self.barriers.drain(..).partition(|(before, ..)| *before <= passed);

@@ -74,7 +74,7 @@ pub struct Manifest {
     pub home: String,
     /// The incarnation of that home.
     pub incarnation: u64,
-    /// Number of its seal. All files of a seal have the same one, and no other seal of the home has it.
+    /// Number of its seal. All files of a seal have the same one, and no other seal of the partition has it.
     pub number: u64,
 }
 

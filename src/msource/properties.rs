@@ -21,12 +21,15 @@ pub fn asking(kafka: &Kafka) -> BTreeMap<String, String> {
         // Reports a broker that is down at most this often.
         ("reconnect.backoff.max.ms", "5000"),
         ("topic.metadata.refresh.interval.ms", "30000"),
-        ("partition.assignment.strategy", "cooperative-sticky"),
         ("fetch.message.max.bytes", "1048576"),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .collect();
+    // With the consumer protocol of KIP-848 the broker assigns, and librdkafka refuses a strategy of ours.
+    if !kafka.librdkafka.get("group.protocol").is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer")) {
+        properties.insert("partition.assignment.strategy".into(), "cooperative-sticky".into());
+    }
     properties.extend(kafka.librdkafka.clone());
     let owned = [
         ("bootstrap.servers", kafka.brokers.as_str()),
@@ -76,7 +79,53 @@ pub fn discovery(kafka: &Kafka) -> Duration {
     Duration::from_millis(millis.unwrap_or(86_400_000)).max(Duration::from_millis(100))
 }
 
+/// How long the group waits for a member that says nothing: to poll, and to give partitions up.
+pub fn max_poll_interval(kafka: &Kafka) -> Duration {
+    let millis = kafka.librdkafka.get("max.poll.interval.ms").and_then(|text| text.parse().ok());
+    Duration::from_millis(millis.unwrap_or(300_000))
+}
+
 /// Whether only committed transactions are read.
 pub fn committed_only(kafka: &Kafka) -> bool {
     kafka.librdkafka.get("isolation.level").is_none_or(|level| level == "read_committed")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Assignment, OutOfRange, Payload, Start};
+
+    /// `kafka` with one property of librdkafka.
+    fn kafka(property: &str, value: &str) -> Kafka {
+        Kafka {
+            brokers: "127.0.0.1:1".into(),
+            topics: vec!["t".into()],
+            group_id: "g".into(),
+            assignment: Assignment::Group,
+            start: Start::Earliest,
+            out_of_range: OutOfRange::Earliest,
+            instance_id: String::new(),
+            payload: Payload::Auto,
+            librdkafka: [(property.to_owned(), value.to_owned())].into(),
+        }
+    }
+
+    #[test]
+    fn the_strategy_is_ours_unless_the_operator_or_the_broker_has_it() {
+        let strategy = |kafka: &Kafka| asking(kafka).remove("partition.assignment.strategy");
+        assert_eq!(strategy(&kafka("group.protocol", "classic")).as_deref(), Some("cooperative-sticky"));
+        assert_eq!(strategy(&kafka("partition.assignment.strategy", "range")).as_deref(), Some("range"));
+        assert_eq!(strategy(&kafka("group.protocol", "consumer")), None);
+    }
+
+    #[test]
+    fn librdkafka_takes_the_properties_of_each_protocol() {
+        use crate::msource::native::Client;
+        for (property, value) in
+            [("group.protocol", "consumer"), ("group.protocol", "classic"), ("partition.assignment.strategy", "range")]
+        {
+            let made = Client::new(&asking(&kafka(property, value)));
+            assert!(made.is_ok(), "{property}={value}: {made:?}");
+        }
+    }
 }

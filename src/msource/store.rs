@@ -6,6 +6,9 @@
 //! file nor the disk's cache. The journal is what makes progress durable; what the store lost is brought back from it,
 //! and a store that cannot be opened is set aside and rebuilt. That is why it stays behind this narrow trait.
 //!
+//! **Damage.** sled is known to answer it with panics: reading turns them into [`StoreError::Damaged`]. [`salvage`] reads what
+//! can be read of a damaged store.
+//!
 //! **Format.** One tree: `state` holds the [`State`], `q` and the entry's key (u64, big-endian) hold a [`QueueEntry`]; each
 //! value is a version byte and postcard's encoding.
 
@@ -13,8 +16,10 @@ use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Sender, bounded};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -116,10 +121,16 @@ impl SledStore {
                     }
                     std::thread::sleep(Duration::from_millis(50));
                 }
-                Ok(Err(sled::Error::Io(error))) => return Err(StoreError::Io(path.to_owned(), error)),
-                Ok(Err(error)) => return Err(damaged(error.to_string())),
+                Ok(Err(error)) => return Err(failure(path, error)),
             }
         }
+    }
+
+    /// One step of reading, in which sled may panic.
+    fn reading<T>(&self, read: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+        catch_unwind(AssertUnwindSafe(read))
+            .map_err(|_| StoreError::Damaged(self.path.clone(), "it could not be read".into()))?
+            .map_err(|error| self.error(error))
     }
 
     /// Refuses a change for which there may be too little room.
@@ -133,10 +144,7 @@ impl SledStore {
     }
 
     fn error(&self, error: sled::Error) -> StoreError {
-        match error {
-            sled::Error::Io(error) => StoreError::Io(self.path.clone(), error),
-            error => StoreError::Damaged(self.path.clone(), error.to_string()),
-        }
+        failure(&self.path, error)
     }
 
     fn decode<T: DeserializeOwned>(&self, value: &[u8]) -> Result<T, StoreError> {
@@ -155,6 +163,24 @@ impl SledStore {
     }
 }
 
+/// What sled's error means: damage is what another disk or more rights would not cure.
+fn failure(path: &Path, error: sled::Error) -> StoreError {
+    use io::ErrorKind::{InvalidData, InvalidInput, IsADirectory, NotADirectory, UnexpectedEof};
+    match error {
+        sled::Error::Io(error)
+            if matches!(error.kind(), InvalidData | InvalidInput | IsADirectory | NotADirectory | UnexpectedEof) =>
+        {
+            StoreError::Damaged(path.to_owned(), error.to_string())
+        }
+        sled::Error::Io(error) => StoreError::Io(path.to_owned(), error),
+        // A damaged configuration is taken for an old one; a whole one that names another version is none of our making.
+        sled::Error::Unsupported(text) if text.contains("pagecache version") => {
+            StoreError::Io(path.to_owned(), io::Error::new(io::ErrorKind::Unsupported, text))
+        }
+        error => StoreError::Damaged(path.to_owned(), error.to_string()),
+    }
+}
+
 fn is_lock(error: &io::Error) -> bool {
     // sled 0.34 wraps the failed lock into an error of its own.
     error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
@@ -168,7 +194,7 @@ fn queue_key(key: u64) -> [u8; 9] {
 
 impl Store for SledStore {
     fn state(&self) -> Result<Option<State>, StoreError> {
-        let value = self.db.get(STATE).map_err(|error| self.error(error))?;
+        let value = self.reading(|| self.db.get(STATE))?;
         value.map(|value| self.decode(&value)).transpose()
     }
 
@@ -186,13 +212,13 @@ impl Store for SledStore {
     }
 
     fn entry(&self, key: u64) -> Result<Option<QueueEntry>, StoreError> {
-        let value = self.db.get(queue_key(key)).map_err(|error| self.error(error))?;
+        let value = self.reading(|| self.db.get(queue_key(key)))?;
         value.map(|value| self.decode(&value)).transpose()
     }
 
     fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), StoreError> {
-        for item in self.db.range(queue_key(from)..=queue_key(u64::MAX)) {
-            let (key, value) = item.map_err(|error| self.error(error))?;
+        let mut entries = self.db.range(queue_key(from)..=queue_key(u64::MAX));
+        while let Some((key, value)) = self.reading(|| entries.next().transpose())? {
             let Some(key) = key.get(1..).and_then(|key| key.try_into().ok()).map(u64::from_be_bytes) else { continue };
             if each(key, self.decode(&value)?) == Walk::Stop {
                 break;
@@ -224,11 +250,106 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
+/// What [`salvage`] finds.
+#[derive(Debug)]
+pub enum Found {
+    /// The state, if it can be read: first of all.
+    State(Option<State>),
+    /// An entry; in the order of their keys.
+    Entry(u64, QueueEntry),
+}
+
+/// How long a damaged store is waited for that gives nothing.
+const SALVAGE_PATIENCE: Duration = Duration::from_secs(20);
+
+/// Failures after which no more is looked for.
+const SALVAGE_FAILURES: u32 = 1000;
+
+/// Reads what can be read of a damaged store. sled may panic or hang over it, so it works on a thread of its own, which is
+/// left alone when it gives nothing any more.
+pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
+    let (found, finds) = bounded(1000);
+    let path = path.to_owned();
+    let read = move || {
+        let store = open_damaged(&path);
+        let state = store.as_ref().and_then(|store| store.state().ok().flatten());
+        if found.send(Found::State(state)).is_ok()
+            && let Some(store) = store
+        {
+            store.send_readable(&found);
+        }
+    };
+    let spawned = thread::Builder::new().name("salvage".into()).spawn(read);
+    spawned.map_err(|error| StoreError::Io(PathBuf::from("a thread"), error))?;
+    while let Ok(found) = finds.recv_timeout(SALVAGE_PATIENCE) {
+        each(found)?;
+    }
+    Ok(())
+}
+
+/// Opens a damaged store, at last without what sled can make anew from its log.
+fn open_damaged(path: &Path) -> Option<SledStore> {
+    for without in [None, Some("snap."), Some("conf")] {
+        if let Some(prefix) = without {
+            for entry in fs::read_dir(path).ok()?.flatten() {
+                if entry.file_name().to_string_lossy().starts_with(prefix) {
+                    let mut aside = std::ffi::OsString::from("damaged-");
+                    aside.push(entry.file_name());
+                    fs::rename(entry.path(), path.join(aside)).ok()?;
+                }
+            }
+        }
+        if let Ok(store) = SledStore::open(path, Duration::ZERO) {
+            return Some(store);
+        }
+    }
+    None
+}
+
+impl SledStore {
+    /// Sends every entry that can be read. Where reading fails it goes on ever further behind, and then looks for the first
+    /// readable entry before that.
+    fn send_readable(&self, found: &Sender<Found>) {
+        let (mut from, mut step) = (0_u64, 0_u64);
+        for _ in 0..SALVAGE_FAILURES {
+            if step > 0 && self.is_readable(from) {
+                let mut bad = from - step;
+                while from - bad > 1 {
+                    let middle = bad + (from - bad) / 2;
+                    *(if self.is_readable(middle) { &mut from } else { &mut bad }) = middle;
+                }
+                step = 0;
+            }
+            let mut next = from;
+            let read = self.entries(from, &mut |key, entry| {
+                next = key.saturating_add(1);
+                if found.send(Found::Entry(key, entry)).is_ok() { Walk::On } else { Walk::Stop }
+            });
+            if read.is_ok() {
+                return;
+            }
+            step = if next > from { 1 } else { (step * 2).max(1) };
+            let Some(behind) = next.checked_add(step) else { return };
+            from = behind;
+        }
+    }
+
+    fn is_readable(&self, key: u64) -> bool {
+        self.entries(key, &mut |_, _| Walk::Stop).is_ok()
+    }
+}
+
 /// Moves a store that cannot be opened out of the way, so that it can be rebuilt; returns where it is now.
 pub fn set_aside(path: &Path, now: i64) -> io::Result<PathBuf> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".damaged-{now}"));
-    let aside = path.with_file_name(name);
+    let mut aside = path.to_owned();
+    for count in 0.. {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(format!(".damaged-{}", now + count));
+        aside = path.with_file_name(name);
+        if !aside.try_exists()? {
+            break;
+        }
+    }
     fs::rename(path, &aside)?;
     if let Some(parent) = path.parent() {
         File::open(parent)?.sync_all()?;

@@ -106,7 +106,21 @@ impl Recipe {
         if recipe.transform == TRANSFORM { Ok(recipe) } else { Err(RecipeError::OtherTransform(recipe.transform)) }
     }
 
-    /// Makes it ready for work, without compression.
+    /// Removes recipes that nothing needs: all but those that `needed` says yes to, by fingerprint.
+    pub fn prune(dir: &Path, needed: impl Fn(&str) -> bool) -> io::Result<()> {
+        for entry in fs::read_dir(dir)? {
+            let path = entry?.path();
+            let extension = path.extension().unwrap_or_default();
+            let fingerprint = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            // What a kill left half-written is not needed either.
+            if extension == "new" || (extension == "json" && !needed(fingerprint)) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes it ready for work, for live files without compression.
     pub fn engine(&self, fingerprint: &str) -> Result<Engine, RecipeError> {
         let sources = Sources { filter: self.filter.clone(), metadata: self.metadata.clone() };
         let settings = Settings::parse(&sources).map_err(|mistakes| {

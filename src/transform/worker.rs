@@ -89,8 +89,7 @@ impl Worker {
                         value: message.value(),
                     };
                     if let Err(reject) = one.take(&origin) {
-                        let (partition, topic_id) = (to.partition.clone(), to.topic_id.clone());
-                        one.output.rejects.push(Rejected::first(message, partition, topic_id, reject, now));
+                        one.output.rejects.push(Rejected::first(message, to, reject, &engine.fingerprint, now));
                     }
                 }
             }
@@ -106,7 +105,7 @@ impl Worker {
                         value: Some(&entry.value),
                     };
                     if let Err(reject) = one.take(&origin) {
-                        one.output.rejects.push(Rejected::again(key, entry, reject, now));
+                        one.output.rejects.push(Rejected::again(key, entry, reject, &engine.fingerprint, now));
                     }
                 }
             }
@@ -317,6 +316,7 @@ mod tests {
             attempts: 1,
             first_failure: 0,
             last_failure: 0,
+            recipe: "r".into(),
         };
         RawBlock {
             ticket: 0,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use mtga::control::State;
 
@@ -125,10 +126,10 @@ fn two_homes_never_write_into_one_directory() {
 }
 
 /// A small file system in memory, for as long as this lives.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(pub(crate) PathBuf);
 
 impl SmallDisk {
-    fn mount(at: PathBuf, size: &str) -> Self {
+    pub(crate) fn mount(at: PathBuf, size: &str) -> Self {
         let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"]).arg(&at).status();
         assert!(
             done.is_ok_and(|status| status.success()),
@@ -165,6 +166,30 @@ fn a_full_disk_pauses_the_service_which_goes_on_by_itself() {
     let sinks = status.counts.rejected[mtga::record::Reason::Sink.index()];
     assert_eq!(sinks, 0, "a full disk is no record's fault");
     fs::remove_file(disk.0.join(".ballast")).expect("the ballast");
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    home.stop();
+}
+
+#[test]
+fn no_record_is_skipped_that_comes_while_a_full_disk_pauses_the_partitions() {
+    let topic = Topic::create("paused", 4);
+    let home = Home::new(&topic);
+    // Dropped before the home, whose directory it lies in.
+    let disk = SmallDisk::mount(home.path("data"), "32m");
+    home.start();
+    // So slowly that the ends of the partitions are reached again and again.
+    let load = topic.load_every(Duration::from_millis(100), Codec::Snappy, Mix::Dirty);
+    home.wait_written(500);
+    fs::write(disk.0.join(".ballast"), vec![0; 32 << 20]).expect_err("no room is left");
+    home.wait_for(State::Paused);
+    // Partitions are paused after five seconds, in which half of this comes.
+    wait_until("20,000 records wait", SOON, || {
+        let lag = home.integer("kafka_lag");
+        holds(lag >= 20_000, lag)
+    });
+    fs::remove_file(disk.0.join(".ballast")).expect("the ballast");
+    let produced = load.stop();
     home.wait_done(&produced);
     home.assert_exactly(&produced);
     home.stop();

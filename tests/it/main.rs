@@ -19,6 +19,9 @@ mod files;
 /// A service that is stopped with SIGSTOP: every command comes back in time.
 #[cfg(test)]
 mod frozen;
+/// Several instances of one group: rebalances, instances that are killed, frozen, or have each other's name.
+#[cfg(test)]
+mod group;
 /// `set_offset`.
 #[cfg(test)]
 mod offsets;
@@ -34,3 +37,9 @@ mod sealed;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;
+/// The store: damaged, gone, copied, newer.
+#[cfg(test)]
+mod store;
+/// `verify` on sealed files.
+#[cfg(test)]
+mod verify;

@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use mtga::control::State;
 use mtga::record::Reason;
 use serde_json::Value;
 
+use crate::harness::process::{Finished, Service};
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
 
 /// A record without ids under the built-in mapping; its name is in `nick`.
@@ -182,4 +184,274 @@ fn everything_below(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
         }
     }
     found
+}
+
+/// Settings under which [`nameless`] records have an id.
+fn mend(home: &Home) {
+    let mapping = r##"[{"log_name": "*", "event_name": "t_{log_name}", "event_type": "track", "metadata": {
+        "#account_id": {"field": "nick", "default": ""}, "#time": {"field": "mtime", "default": ""}}}]"##;
+    fs::write(home.path("settings/mthinkingdata:metadata.24.json"), mapping).expect("a file");
+}
+
+fn wait_left(home: &Home, left: u64) {
+    wait_until(&format!("{left} entries left"), 2 * SOON, || {
+        let status = home.try_status()?;
+        holds(status.failure_queue_records == left && status.counts.in_flight == 0, status)
+    });
+}
+
+/// Demands one line for each of these [`nameless`] records, and no other.
+fn assert_each_once(home: &Home, numbers: impl Iterator<Item = u64>) {
+    let mut found: Vec<u64> = Vec::new();
+    for line in home.events().iter().flat_map(|file| &file.lines) {
+        let event: Value = serde_json::from_str(line).expect("JSON");
+        found.push(event["#account_id"].as_str().expect("an id")[1..].parse().expect("a number"));
+    }
+    found.sort_unstable();
+    let expected: Vec<u64> = numbers.collect();
+    assert!(found == expected, "{} lines instead of {}", found.len(), expected.len());
+    let counts = home.status().counts;
+    let outcomes = counts.written + counts.filtered.iter().sum::<u64>() + counts.rejected.iter().sum::<u64>();
+    assert_eq!(counts.consumed + counts.retried, outcomes + counts.in_flight);
+}
+
+#[test]
+fn other_settings_try_the_queue_again_by_themselves_once() {
+    let topic = Topic::create("itself", 1);
+    let mut produced: Vec<_> = (0..700).map(|n| if n < 600 { nameless(n) } else { broken(n) }).collect();
+    topic.produce(Codec::None, &produced);
+    let home = Home::new(&topic);
+    home.start();
+    home.wait_done(&produced);
+    mend(&home);
+    home.mtga(["reload"]).success();
+    wait_left(&home, 100);
+    assert_each_once(&home, 0..600);
+    assert!(home.failures().iter().all(|entry| entry.attempts == 2 && entry.parked));
+
+    fs::write(home.path("settings/mthinkingdata:filter.24.json"), "[\"none\"]\n").expect("a file");
+    home.mtga(["restart"]).success();
+    wait_until("a third attempt", SOON, || {
+        let attempts: Vec<_> = home.failures().iter().map(|entry| entry.attempts).collect();
+        holds(attempts == [3; 100], attempts)
+    });
+    home.mtga(["restart"]).success();
+    let new = [broken(700)];
+    topic.produce(Codec::None, &new);
+    produced.extend(new);
+    home.wait_done(&produced);
+    // The new entry is behind the others, so they were looked at before it.
+    home.mtga(["retry_failure_queue", "--reason", "sink"]).success();
+    let attempts: Vec<_> = home.failures().iter().map(|entry| entry.attempts).collect();
+    assert!(attempts[..100] == [3; 100] && attempts[100] == 1, "nothing changed: {attempts:?}");
+    home.stop();
+}
+
+#[test]
+fn a_kill_while_the_queue_is_tried_again_loses_and_repeats_nothing() {
+    let topic = Topic::create("retried", 1);
+    let produced: Vec<_> = (0..1600).map(nameless).collect();
+    topic.produce(Codec::None, &produced);
+    let home = Home::new(&topic);
+    home.start();
+    home.wait_done(&produced);
+    home.stop();
+    mend(&home);
+    // Each goes on where the one before it was cut short.
+    for point in ["queue_framed", "queue_written:2", "queue_checkpointed"] {
+        home.killed_at(point);
+    }
+    home.start();
+    wait_left(&home, 0);
+    assert_each_once(&home, 0..1600);
+    home.stop();
+    assert!(!home.log().contains("panicked"), "nothing panicked");
+}
+
+#[test]
+fn a_kill_between_export_and_removal_leaves_each_record_in_the_queue_or_in_the_file() {
+    let topic = Topic::create("exported", 1);
+    let produced: Vec<_> = (0..30).map(broken).collect();
+    topic.produce(Codec::None, &produced);
+    let home = Home::new(&topic);
+    home.start();
+    home.wait_done(&produced);
+    home.stop();
+    for (point, left) in [("queue_exported", 30), ("queue_removed", 0)] {
+        let log = fs::File::create(home.path("logs/foreground.log")).expect("a file");
+        let mut command = home.command();
+        let service = Service::spawn(command.arg("start_not_daemon").env("FAULT_POINT", point), log);
+        home.wait_for(State::Consuming);
+        let export = home.path(format!("{point}.jsonl"));
+        home.mtga(["clear_failure_queue".as_ref(), "--export".as_ref(), export.as_os_str()]);
+        service.wait_killed(point);
+        assert_eq!(fs::read_to_string(&export).expect("the export").lines().count(), 30);
+        home.start();
+        assert_eq!(home.integer("failure_queue_count"), left, "{point}");
+        assert_eq!(home.failures().len() as i64, left, "{point}");
+        home.stop();
+    }
+}
+
+/// About 1 KB.
+fn large(n: u64) -> Record {
+    Record { value: Some(format!("{{broken {n} {}", "x".repeat(900)).into_bytes()), ..nameless(n) }
+}
+
+#[test]
+fn a_full_queue_pauses_consuming_until_there_is_room() {
+    let topic = Topic::create("full", 1);
+    let mut produced: Vec<_> = (0..1500).map(large).collect();
+    topic.produce(Codec::None, &produced);
+    let mut home = Home::new(&topic);
+    home.set("failure_queue.max_bytes", "1MiB");
+    home.start();
+    home.wait_for(State::Paused);
+    home.mtga(["restart"]).success();
+    home.wait_for(State::Paused);
+    let consumed = home.status().counts.consumed;
+    let more: Vec<_> = (1500..1600).map(broken).collect();
+    topic.produce(Codec::None, &more);
+    produced.extend(more);
+    let lag = 1600 - consumed as i64;
+    wait_until("the lag is seen", SOON, || {
+        let found = home.integer("kafka_lag");
+        holds(found == lag, found)
+    });
+    let status = home.status();
+    assert_eq!((status.counts.consumed, status.state), (consumed, State::Paused));
+    assert!(status.reason.is_some_and(|reason| reason.contains("the failure queue is full")));
+    assert_eq!(home.mtga(["clear_failure_queue"]).success(), consumed.to_string());
+    home.wait_done(&produced);
+    assert_eq!(home.integer("failure_queue_count"), lag);
+    home.stop();
+}
+
+#[test]
+fn the_oldest_entries_are_dropped_and_counted_through_kills() {
+    let topic = Topic::create("oldest", 1);
+    let produced: Vec<_> = (0..6000).map(large).collect();
+    topic.produce(Codec::None, &produced);
+    let mut home = Home::new(&topic);
+    home.set("failure_queue.max_bytes", "1MiB").set("failure_queue.when_full", "drop_oldest");
+    home.killed_at("queue_removed");
+    home.killed_at("queue_dropped");
+    home.start();
+    home.wait_done(&produced);
+    wait_until("the queue is within its bound", SOON, || {
+        let status = home.try_status()?;
+        holds(status.failure_queue_bytes <= 1 << 20, status)
+    });
+    let offsets: Vec<i64> = home.failures().iter().map(|entry| entry.offset).collect();
+    assert_eq!(offsets, (6000 - offsets.len() as i64..6000).collect::<Vec<_>>(), "the newest ones, each once");
+    assert!(offsets.len() > 900, "no more than needed: {}", offsets.len());
+    assert_eq!(home.status().counts.rejected.iter().sum::<u64>(), 6000);
+    assert!(home.log().contains("its oldest entries were dropped"));
+    home.stop();
+}
+
+#[test]
+fn entries_without_a_file_name_are_tried_some_times_and_then_parked() {
+    let topic = Topic::create("parked", 1);
+    let name = "n".repeat(300);
+    let text = format!(
+        r#"{{"headers":{{"app_id":24,"log_name":"{name}"}},"logs":{{"nick":"p1","role_id":1,"mtime":1608184243}}}}"#
+    );
+    let produced = [Record { value: Some(text.into_bytes()), ..nameless(1) }];
+    topic.produce(Codec::None, &produced);
+    let mut home = Home::new(&topic);
+    home.set("sink.file", "{log_name}.{seq}.log").set("validation", "off");
+    home.set("failure_queue.max_attempts", 2);
+    home.set("failure_queue.backoff", serde_json::json!({"from": "200ms", "to": "300ms"}));
+    home.start();
+    home.wait_done(&produced);
+    let attempts = |attempts: u32| {
+        wait_until(&format!("{attempts} attempts"), SOON, || {
+            let failures = home.failures();
+            let entry = failures.first().ok_or("no entry")?;
+            holds(entry.reason == Reason::Sink && entry.attempts == attempts && entry.parked, entry)
+        });
+    };
+    attempts(3);
+    home.mtga(["retry_failure_queue"]).success();
+    attempts(4);
+    home.set("sink.file", "events.{seq}.log");
+    home.mtga(["restart"]).success();
+    wait_left(&home, 0);
+    assert_eq!(home.events().iter().map(|file| file.lines.len()).sum::<usize>(), 1);
+    home.stop();
+}
+
+/// Fills the queue, and has it tried again by itself through a stop and a kill, beside new records.
+fn a_long_queue(entries: u64) {
+    let topic = Topic::create("long", 1);
+    for first in (0..entries).step_by(50_000) {
+        let produced: Vec<_> = (first..entries.min(first + 50_000)).map(nameless).collect();
+        topic.produce(Codec::Lz4, &produced);
+    }
+    let home = Home::new(&topic);
+    let timed = |what: &str, work: &dyn Fn()| {
+        let since = std::time::Instant::now();
+        work();
+        println!("{entries} entries: {what} took {:?}", since.elapsed());
+    };
+    home.start();
+    timed("rejecting", &|| {
+        wait_until("all are rejected", 10 * SOON, || {
+            let status = home.try_status()?;
+            holds(status.failure_queue_records == entries, status)
+        });
+    });
+    home.stop();
+    timed("a start", &|| home.start());
+    timed("a list", &|| drop(home.mtga(["failure_queue_list", "--limit", "1000"]).success()));
+    timed("a list of a reason that is not there", &|| {
+        drop(home.mtga(["failure_queue_list", "--reason", "no_id", "--limit", "1"]).success());
+        drop(home.mtga(["failure_queue_list", "--reason", "bad_json"]).success());
+    });
+    timed("a retry that changes nothing", &|| {
+        drop(Finished::run(home.command().arg("retry_failure_queue"), 20 * SOON).success());
+    });
+    assert_eq!(home.integer("failure_queue_count") as u64, entries);
+    mend(&home);
+    home.mtga(["reload"]).success();
+    let begun = || {
+        let left = home.try_status()?.failure_queue_records;
+        holds(left < entries && left > 0, left)
+    };
+    wait_until("the retry has begun", SOON, begun);
+    home.stop();
+    home.start();
+    let more: Vec<_> = (entries..entries + 500).map(nameless).collect();
+    topic.produce(Codec::None, &more);
+    wait_until("new records go on beside it", SOON, || {
+        let status = home.try_status()?;
+        holds(status.counts.consumed == entries + 500 && status.lag == Some(0), status)
+    });
+    home.kill9();
+    home.start();
+    timed("the rest of the retry", &|| {
+        wait_until("no entries are left", 20 * SOON, || {
+            let status = home.try_status()?;
+            holds(status.failure_queue_records == 0 && status.counts.in_flight == 0, status)
+        });
+    });
+    assert_each_once(&home, 0..entries + 500);
+    let memory = fs::read_to_string(format!("/proc/{}/status", home.pid())).expect("the service runs");
+    let peak = memory.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    let peak: u64 = peak.trim().trim_end_matches(" kB").parse().expect("a number");
+    println!("{entries} entries: peak {peak} KiB");
+    assert!(peak < 400 << 10, "{peak} KiB");
+    home.stop();
+}
+
+#[test]
+fn a_long_queue_is_tried_again_beside_new_records_through_a_stop_and_a_kill() {
+    a_long_queue(20_000);
+}
+
+#[test]
+#[ignore = "takes minutes: for figures, and before a release"]
+fn a_million_entries_are_tried_again_through_a_stop_and_a_kill() {
+    a_long_queue(1_000_000);
 }

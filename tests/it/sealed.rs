@@ -174,8 +174,7 @@ fn assert_exactly_once_through_every_step(configure: impl Fn(&mut Home), steps: 
     let tail = Tail::follow(&home.path("data"));
     let load = topic.load(Codec::Snappy, Mix::Dirty);
     for (index, step) in steps.iter().enumerate() {
-        let service = home.foreground_with("FAULT_POINT", &format!("{step}:{}", 1 + index % 3));
-        service.wait_killed();
+        home.killed_at(&format!("{step}:{}", 1 + index % 3));
     }
     let produced = load.stop();
     let service = home.foreground();

@@ -155,7 +155,7 @@ impl Verifier<'_> {
                 _ if is_fine => {}
                 Plain::Live => self.found.summary.live += 1,
                 Plain::Fault => {
-                    self.fault(FaultKind::NoManifest, &path, "it has no manifest: nothing tells what it should be")
+                    self.fault(FaultKind::NoManifest, &path, "it has no manifest: nothing tells what it should be");
                 }
             }
         }

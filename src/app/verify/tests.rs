@@ -277,7 +277,7 @@ fn what_cannot_be_read_is_told() {
         assert!(failure.message.contains(name), "{failure}");
     }
     if !nix::unistd::geteuid().is_root() {
-        fs::set_permissions(sealed.path("b"), Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(sealed.path("b"), Permissions::from_mode(0o000)).unwrap();
         assert_eq!(sealed.fault().0, FaultKind::Unreadable);
     }
 }

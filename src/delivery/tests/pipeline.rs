@@ -168,6 +168,7 @@ pub(super) fn entry(number: i32, offset: i64) -> QueueEntry {
         attempts: 1,
         first_failure: 0,
         last_failure: 0,
+        recipe: "r".into(),
     }
 }
 
@@ -302,7 +303,7 @@ impl Home {
             sink_dir: self.data(),
             rotate: sink_config(&self.data()).rotate,
             commit_point: delivery::CommitPoint::Journal,
-            queue: Arc::default(),
+            claimed: Arc::new(Mutex::new(u64::MAX)),
             queue_bound: None,
         });
         let ended = delivery::spawn(delivery.unwrap()).unwrap();
@@ -565,7 +566,7 @@ proptest! {
 }
 
 #[track_caller]
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(super) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");

@@ -323,6 +323,7 @@ fn rejects_and_removals_of_the_tail_are_brought_along() {
         attempts: 1,
         first_failure: 5,
         last_failure: 5,
+        recipe: "r".into(),
     };
     let Some(Frame::Block(block)) = world.contents.tail.last_mut() else { unreachable!() };
     block.rejects.push((4, entry.clone()));

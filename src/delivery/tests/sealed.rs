@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use proptest::prelude::*;
 
-use super::pipeline::{Fate, Made, MemStore, PATIENCE, fate, line, sink_config};
+use super::pipeline::{Fate, Made, MemStore, PATIENCE, fate, line, sink_config, wait_until};
 use super::*;
 use crate::block::Source;
 use crate::config::{self, Visibility};
@@ -23,7 +23,7 @@ use crate::msink::file::{FileSink, Now};
 use crate::msink::manifest::{self, Manifest};
 use crate::msink::name::NameTemplate;
 use crate::msource::assignment::{Decision, Held, Hidden, Known, Owner, decide, settle};
-use crate::msource::journal::{self, Journal, Mark, QueueCause};
+use crate::msource::journal::{self, FileState, Journal, Mark, MoveCause, QueueCause};
 use crate::msource::native::GroupOffset;
 use crate::msource::store::{Store, StoreChange};
 use crate::msource::tracker::{Epoch, Tracker};
@@ -121,7 +121,11 @@ impl Group {
             answer => {
                 let none = vec![false; commits.len()];
                 match answer {
-                    Answer::Lost => commits.iter().for_each(|sent| drop(self.take(home, sent))),
+                    Answer::Lost => {
+                        for sent in &commits {
+                            self.take(home, sent);
+                        }
+                    }
                     Answer::Late => self.late.push((home, commits)),
                     _ => {}
                 }
@@ -254,6 +258,11 @@ impl Home {
     }
 
     fn start(&mut self) {
+        let (requests, seals) = unbounded();
+        self.start_with(CommitPoint::Group(requests), seals);
+    }
+
+    fn start_with(&mut self, commit_point: CommitPoint, seals: Receiver<SealRequest>) {
         let (state, journal, dir) = self.recover();
         let template = NameTemplate::parse("{log_name}.{seq}", 1, "", config::TimeZone::Named(chrono_tz::UTC)).unwrap();
         let config = config::Sink { visibility: Visibility::Sealed, ..sink_config(&self.data()) };
@@ -261,7 +270,6 @@ impl Home {
         let sink = FileSink::new(dir, template, &config, &state.files, state.next_file, now);
         let room = Arc::clone(&sink.room);
         let (inbox, received) = unbounded();
-        let (requests, seals) = unbounded();
         let (tracker, gauges, budget) =
             (Arc::default(), Arc::new(Gauges::new(state.clone())), Arc::new(Budget::new(1)));
         let delivery = Delivery::new(Parts {
@@ -281,8 +289,8 @@ impl Home {
             history: Duration::from_hours(1),
             sink_dir: self.data(),
             rotate: config.rotate.clone(),
-            commit_point: CommitPoint::Group(requests),
-            queue: Arc::default(),
+            commit_point,
+            claimed: Arc::new(Mutex::new(u64::MAX)),
             queue_bound: None,
         });
         let ended = delivery::spawn(delivery.unwrap()).unwrap();
@@ -502,18 +510,13 @@ impl World {
         self.wait(home, &answered, u32::MAX)
     }
 
-    fn is_hidden(state: &State, number: i32) -> bool {
-        let grown = state.partitions.get(&partition(number)).is_some_and(|state| state.growth.is_some());
-        grown || state.prepared(&partition(number)).is_some()
-    }
-
     /// Asks about what is hidden of partitions that are not ours.
     fn look(&mut self, home: usize) {
         let state = self.run(home).state();
         for number in 0..PARTITIONS {
             let run = self.run(home);
             let ours = run.pending.contains(&number) || run.slots.contains_key(&number);
-            if !ours && Self::is_hidden(&state, number) {
+            if !ours && state.is_hidden(&partition(number)) {
                 self.judge(home, &state, number, Held::NotByUs);
             }
         }
@@ -525,7 +528,8 @@ impl World {
             self.settled(home);
             let state = self.run(home).state();
             let pending = self.run(home).pending.clone();
-            let hidden: Vec<_> = pending.iter().copied().filter(|number| Self::is_hidden(&state, *number)).collect();
+            let hidden: Vec<_> =
+                pending.iter().copied().filter(|number| state.is_hidden(&partition(*number))).collect();
             let changed = hidden
                 .into_iter()
                 .fold(false, |changed, number| changed | self.judge(home, &state, number, Held::ByUs));
@@ -546,10 +550,11 @@ impl World {
         let owner: Option<Owner> = found.as_ref().and_then(|found| found.metadata.parse().ok());
         let name = self.homes[home].name.clone();
         let metadata = found.as_ref().map_or("", |found| &found.metadata);
-        self.run(home).previous.insert(number, Owner::carried(metadata, &name));
+        self.run(home).previous.insert(number, Owner::carried(metadata, (&name, 1)));
         let local = state.partitions.get(&partition(number));
         let decision = decide(&Known {
             home: (&name, 1),
+            former: &[],
             local,
             group: found.as_ref(),
             topic_id: "id",
@@ -560,8 +565,10 @@ impl World {
         let found_at = found.as_ref().map(|found| found.offset);
         let (at, frame) = match decision {
             Decision::Continue => {
-                let at = here(local.expect("a local position").next);
-                (at.clone(), found_at.is_none().then_some(Frame::Start(at)))
+                let local = local.expect("a local position");
+                let at = here(local.next);
+                let unknown = found_at.is_none() || local.growth.is_none() && found_at != Some(local.next);
+                (at.clone(), unknown.then_some(Frame::Start(at)))
             }
             Decision::Move { to, cause } => (here(to), Some(Frame::Move { to: here(to), cause })),
             Decision::Adopt { at } => (here(at), Some(Frame::Start(here(at)))),
@@ -749,15 +756,11 @@ impl World {
             let owner = self.group.at(number).owner;
             self.block(owner, number, 5);
         }
-        for round in 0..2 {
-            for home in 0..HOMES {
-                // The others' commits are there in the second round.
-                self.settled(home);
-                self.look(home);
-                if round == 0 || home == 0 {
-                    self.barrier(home, Finish::Files, u32::MAX);
-                }
-            }
+        // The others' commits are there in the second round; what was prepared is decided before what came after it.
+        for home in (0..4).flat_map(|_| 0..HOMES) {
+            self.settled(home);
+            self.look(home);
+            self.barrier(home, Finish::Files, u32::MAX);
         }
         let mut found = Found::default();
         for home in &mut self.homes {
@@ -797,7 +800,7 @@ impl Found {
         assert_eq!(totals.queue_bytes, entries.values().map(QueueEntry::size).sum::<u64>());
         assert_eq!(totals.cleared, home.cleared.len() as u64);
         assert_eq!(totals.gaps, 0);
-        let empty: BTreeSet<_> = state.files.values().filter(|file| file.length == 0).map(|file| file.path()).collect();
+        let empty: BTreeSet<_> = state.files.values().filter(|file| file.length == 0).map(FileState::path).collect();
         for entry in fs::read_dir(home.data()).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             let bytes = fs::read(home.data().join(&name)).unwrap();
@@ -806,7 +809,7 @@ impl Found {
             } else if name.ends_with(manifest::SUFFIX) {
                 self.take_in_manifest(home, &Manifest::parse(&bytes).unwrap());
             } else {
-                assert!(home.data().join(manifest::name_for(&name)).exists(), "{name} has a manifest");
+                assert!(home.data().join(manifest::name_for(&name)).try_exists().unwrap(), "{name} has a manifest");
                 for line in bytes.split_inclusive(|byte| *byte == b'\n') {
                     *self.lines.entry(line.to_vec()).or_default() += 1;
                 }
@@ -818,7 +821,7 @@ impl Found {
         assert_eq!(manifest.home, home.name);
         if let Some(file) = &manifest.file {
             let bytes = fs::read(home.data().join(file)).unwrap();
-            let lines = bytes.iter().filter(|byte| **byte == b'\n').count() as u64;
+            let lines = bytes.split_inclusive(|byte| *byte == b'\n').count() as u64;
             let told = (manifest.lines, manifest.bytes, manifest.crc32c);
             assert_eq!(told, (lines, bytes.len() as u64, crc32c::crc32c(&bytes)), "{file}");
         }
@@ -951,4 +954,85 @@ proptest! {
     fn every_record_is_published_once_whatever_the_group_does(steps in prop::collection::vec(step(), 0..50)) {
         play(&steps);
     }
+}
+
+/// A partition of a home that has grown by some blocks, and what is durable of them.
+fn grown() -> World {
+    let mut world = World::new();
+    world.start(0);
+    world.block(0, 0, 20);
+    world.settled(0);
+    assert_eq!(world.run(0).state().partitions[&partition(0)].growth.as_ref().map(|growth| growth.from), Some(0));
+    world
+}
+
+#[test]
+fn a_barrier_behind_a_refusal_is_answered_when_what_is_durable_tells_of_it() {
+    let mut world = grown();
+    world.block(0, 0, 5);
+    let store = Arc::clone(&world.homes[0].store);
+    let run = world.run(0);
+    let (first, second) = (bounded(1), bounded(1));
+    {
+        let _busy = store.0.lock().unwrap();
+        run.send_done(0);
+        wait_until("the block is written", || run.gauges.counts().in_flight == 0);
+        let before = run.ticket;
+        run.inbox.send(Inbox::Checkpoint { before, finish: Finish::No, reply: first.0 }).unwrap();
+        run.release(0);
+        run.inbox.send(Inbox::Checkpoint { before, finish: Finish::No, reply: second.0 }).unwrap();
+        wait_until("everything is taken in while a checkpoint is being made", || run.inbox.is_empty());
+    }
+    second.1.recv_timeout(PATIENCE).unwrap();
+    let here = run.state().partitions[&partition(0)].clone();
+    assert_eq!((here.next, here.growth), (0, None));
+    drop(store);
+    world.check();
+}
+
+#[test]
+fn hidden_lines_are_published_before_their_partition_stands_elsewhere() {
+    let mut home = Home::new(0);
+    home.start_with(CommitPoint::Journal, unbounded().1);
+    let mut world = World { homes: vec![home], group: Group::new() };
+    world.note(0, Frame::Start(position(0, 0)));
+    for (from, to) in [(0, 20), (40, 60)] {
+        let run = world.run(0);
+        let epoch = run.tracker.begin(partition(0), from);
+        run.slots.insert(0, (epoch, from));
+        world.block(0, 0, to - from);
+        world.settled(0);
+        // The topic was made anew.
+        world.note(0, Frame::Move { to: position(0, 40), cause: MoveCause::Recreated });
+    }
+    world.homes[0].kill();
+    let mut found = Found::default();
+    found.take_in(&world.homes[0]);
+    let ranges: Vec<_> = found.ranges[&0].iter().map(|(from, to, ..)| (*from, *to)).collect();
+    assert_eq!(ranges, [(0, 20), (40, 60)]);
+}
+
+#[test]
+fn what_is_not_committed_is_taken_back_before_its_partition_stands_elsewhere() {
+    let mut world = grown();
+    world.note(0, Frame::Move { to: position(0, 40), cause: MoveCause::Operator });
+    world.settled(0);
+    let state = world.run(0).state();
+    assert_eq!((state.partitions[&partition(0)].next, state.totals.consumed), (40, 0));
+    assert!(state.files.is_empty());
+    world.homes[0].kill();
+}
+
+#[test]
+fn a_gap_leaves_what_stands_beside_the_offset_of_the_group() {
+    let mark = Mark { home: "x".into(), incarnation: 1, number: 4 };
+    let mut state = State::default();
+    state.apply(&Frame::Start(position(0, 0)));
+    state.apply(&Frame::Base { partition: partition(0), mark: Some(mark.clone()) });
+    let mut moved = |next, cause| {
+        state.apply(&Frame::Move { to: position(0, next), cause });
+        state.partitions[&partition(0)].mark.clone()
+    };
+    assert_eq!(moved(10, MoveCause::Gap { from: 0 }), Some(mark));
+    assert_eq!(moved(20, MoveCause::Takeover), None);
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
+use super::{Code, Consumer, Error, Failed, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
@@ -19,8 +19,7 @@ impl Consumer {
             match event {
                 Event::Assign(partitions) => self.assigned(partitions),
                 Event::Revoke(partitions) => self.revoked(&partitions)?,
-                Event::Error { error, fatal: true } => self.replace_client(&error)?,
-                Event::Error { error, fatal: false } => self.in_trouble(error.to_string()),
+                Event::Error(error) => self.in_trouble(error.to_string()),
                 Event::Committed(Ok(())) => self.unanswered_since = None,
                 Event::Committed(Err(error)) => {
                     tracing::debug!(%error, "the group refused a commit; it is sent again");
@@ -31,6 +30,10 @@ impl Consumer {
                 }
             }
         }
+        if let Some(error) = self.client.fatal_error() {
+            self.client_failed(&error);
+        }
+        self.replace_client()?;
         if self.parts.config.assignment == Assignment::All && Instant::now() >= self.discover_at {
             self.discover();
         }
@@ -39,6 +42,7 @@ impl Consumer {
 
     fn assigned(&mut self, partitions: Vec<TopicPartition>) {
         tracing::info!(count = partitions.len(), "the group assigned partitions");
+        self.retry_pause = RETRY;
         let none = partitions.is_empty();
         self.pending.extend(partitions);
         self.retry_at = Instant::now();
@@ -48,8 +52,9 @@ impl Consumer {
                 Protocol::Eager => self.client.assign(&[]),
             };
             Self::log_answer(answer);
-            self.trouble = Some("the group has no partition for this instance".into());
+            self.rewind(self.partitions());
         }
+        self.show_share();
     }
 
     /// Gives partitions back: finished, checkpointed and committed, unless they were lost already.
@@ -58,29 +63,67 @@ impl Consumer {
         tracing::info!(count = partitions.len(), lost, "the group revoked partitions");
         self.pending.retain(|partition| !partitions.contains(partition));
         let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
-        if lost {
-            self.release(&ours);
-        } else if !ours.is_empty() {
-            for number in 0..self.slots.len() {
-                self.cut(number)?;
-            }
-            if self.barrier(Finish::Hidden(ours.clone()), REVOKE_DEADLINE)? {
-                if !self.hides() {
-                    self.commit_now(&ours, REQUEST_TIMEOUT);
-                }
-            } else {
-                tracing::error!(
-                    "could not finish the revoked partitions' blocks in time; the next owner may repeat them"
-                );
-            }
-            self.release(&ours);
+        if !lost && !ours.is_empty() {
+            self.hand_over(&ours)?;
         }
+        self.release(&ours);
         let answer = match self.client.protocol() {
             Protocol::Cooperative => self.client.incremental_unassign(&ours),
             Protocol::Eager => self.client.unassign(),
         };
         Self::log_answer(answer);
+        self.rewind(self.partitions());
+        self.show_share();
         Ok(())
+    }
+
+    /// Finishes what was taken of these partitions and commits it. What cannot be written in time is left to the next owner.
+    fn hand_over(&mut self, ours: &[TopicPartition]) -> Result<(), Error> {
+        for number in 0..self.slots.len() {
+            if ours.contains(&self.slots[number].partition) {
+                self.cut(number)?;
+            }
+        }
+        // The group replaces a member that takes longer than this to answer.
+        let most = self.parts.max_poll_interval;
+        let patience = REVOKE_DEADLINE.min(most / 3);
+        if self.hides() {
+            if !self.barrier(Finish::Hidden(ours.to_vec()), patience)? {
+                tracing::warn!(
+                    ?patience,
+                    "could not publish the revoked partitions in time; the next owner reads them again"
+                );
+            }
+            return Ok(());
+        }
+        if !self.barrier(Finish::No, patience)? {
+            for partition in ours {
+                self.parts.tracker.end(partition);
+            }
+            // Blocks that are not begun are dropped now; what is in the files has to be durable before it is committed.
+            if self.barrier(Finish::No, patience / 4)? {
+                tracing::warn!(
+                    ?patience,
+                    "could not write all blocks of the revoked partitions in time; the next owner reads the rest"
+                );
+            } else {
+                tracing::error!(
+                    ?patience,
+                    "could not save the revoked partitions in time; the next owner may repeat what was written last"
+                );
+            }
+        }
+        self.commit_now(ours, REQUEST_TIMEOUT.min(most / 6));
+        Ok(())
+    }
+
+    /// Tells why there is nothing to do, when the group gave everything to others.
+    fn show_share(&mut self) {
+        let without = self.slots.is_empty() && self.pending.is_empty() && self.failed.is_none();
+        self.parts.desk.without_share.store(without, Ordering::Relaxed);
+        if without {
+            self.trouble = Some("the group has no partition for this instance".into());
+        }
     }
 
     pub(super) fn log_answer(answer: Result<(), KafkaError>) {
@@ -109,6 +152,9 @@ impl Consumer {
             !goes
         });
         self.index.clear();
+        if self.slots.is_empty() {
+            self.unanswered_since = None;
+        }
         self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
     }
 
@@ -120,25 +166,55 @@ impl Consumer {
         self.answered(&answered, deadline)
     }
 
-    /// Replaces a client that can do nothing any more.
-    fn replace_client(&mut self, error: &KafkaError) -> Result<(), Error> {
-        tracing::error!(%error, "the Kafka client failed for good; making a new one");
+    /// The client can do nothing any more: nothing is ours, and it is replaced after a pause.
+    fn client_failed(&mut self, error: &KafkaError) {
+        if self.failed.is_some() {
+            return;
+        }
         let ours = self.partitions();
         self.release(&ours);
         self.pending.clear();
-        self.batch.clear();
         self.paused = false;
-        self.unanswered_since = None;
+        self.parts.desk.without_share.store(false, Ordering::Relaxed);
+        let name = &self.parts.config.instance_id;
+        self.in_trouble(match error.code {
+            Code::FencedInstanceId => format!(
+                "another process joined the group as `{name}`: give each its own `kafka.instance_id`; waiting until it has left"
+            ),
+            Code::UnreleasedInstanceId => format!(
+                "the group still has a member `{name}`: waiting until its session ends, or until a process of the same `kafka.instance_id` has left"
+            ),
+            _ => format!("the Kafka client failed for good, making a new one: {error}"),
+        });
+        self.failed = Some(Failed { code: error.code, again: Instant::now() + self.retry_pause });
+        self.retry_pause = match error.code {
+            Code::UnreleasedInstanceId => RETRY,
+            _ => (self.retry_pause * 2).min(LONGEST_RETRY),
+        };
+    }
+
+    /// Makes a new client in place of one that failed, when it is time.
+    fn replace_client(&mut self) -> Result<(), Error> {
+        let Some(failed) = self.failed.as_mut().filter(|failed| Instant::now() >= failed.again) else { return Ok(()) };
+        if failed.code == Code::FencedInstanceId {
+            // To join would take the name away from the other process, which would take it back: both would repeat records.
+            let Parts { config, .. } = &self.parts;
+            if self.client.has_instance(&config.group_id, &config.instance_id, RETRY) != Ok(false) {
+                failed.again = Instant::now() + RETRY;
+                return Ok(());
+            }
+        }
+        self.failed = None;
         self.client = Client::new(&self.parts.properties).map_err(Error::Client)?;
         self.discover_at = Instant::now();
-        self.trouble = Some(error.to_string());
-        self.join()
+        self.subscribe()
     }
 
     /// Tells the group what became durable since the last time.
     pub(super) fn commit_durable(&mut self) {
-        // No other commit may go to the group where it decides about files.
-        if Instant::now() < self.commit_at || self.hides() {
+        // No other commit may go to the group where it decides about files. And librdkafka stamps a commit with the
+        // membership that it has when it sends it: what was lost must not be committed as if it were of the next one.
+        if Instant::now() < self.commit_at || self.hides() || self.client.assignment_lost() {
             return;
         }
         let commits = {
@@ -206,27 +282,28 @@ impl Consumer {
         }
     }
 
-    /// Commits the durable offsets of these partitions and waits for the answer; asks again until there is no time left.
+    /// Commits the durable offsets of these partitions and waits for the answer; asks again until there is no time left, or
+    /// we are a member no more.
     pub(super) fn commit_now(&mut self, partitions: &[TopicPartition], patience: Duration) {
         let commits = {
             let durable = self.parts.gauges.durable();
             self.commits(&durable.state, |slot, _| partitions.contains(&slot.partition))
         };
         let deadline = Instant::now() + patience;
-        loop {
+        while !commits.is_empty() && !self.client.assignment_lost() {
             let left = deadline.saturating_duration_since(Instant::now());
             let answers = self.client.commit(&commits, left);
-            match answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) {
-                Ok(_) => return,
-                Err(error) if left.is_zero() => {
-                    tracing::warn!(%error, "the group did not take the last commit; the next owner may repeat what was written since");
-                    return;
-                }
-                Err(error) => {
-                    tracing::debug!(%error, "the group did not take a commit");
-                    std::thread::park_timeout(left.min(Duration::from_millis(200)));
-                }
+            let Err(error) = answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) else {
+                return;
+            };
+            let member =
+                !matches!(error.code, Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch);
+            if left.is_zero() || !member {
+                tracing::warn!(%error, "the group did not take the last commit; the next owner may repeat what was written since");
+                return;
             }
+            tracing::debug!(%error, "the group did not take a commit");
+            std::thread::park_timeout(left.min(Duration::from_millis(200)));
         }
     }
 }

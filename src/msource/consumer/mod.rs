@@ -53,7 +53,10 @@ const LAST_COMMIT: Duration = Duration::from_secs(5);
 /// Pause after a request that failed, and between looks at what is waited for.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How long a revoked partition's blocks may take. Well below `max.poll.interval.ms`, whose default is five minutes.
+/// Longest pause before a client that failed is replaced.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// How long a revoked partition's blocks may take; less when `max.poll.interval.ms` is below its default of five minutes.
 const REVOKE_DEADLINE: Duration = Duration::from_mins(1);
 
 /// What a record costs besides its bytes: librdkafka's and our bookkeeping.
@@ -102,6 +105,8 @@ pub struct Desk {
     state: Mutex<(control::State, Option<String>)>,
     /// Assigned partitions.
     pub partitions: AtomicUsize,
+    /// Whether the group has given every partition to others.
+    pub without_share: AtomicBool,
     /// Set once: to finish and end.
     stop: AtomicBool,
     /// What turns records into lines from now on.
@@ -114,6 +119,7 @@ impl Desk {
         Self {
             state: Mutex::new((control::State::Starting, None)),
             partitions: AtomicUsize::new(0),
+            without_share: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             engine: RwLock::new(engine),
         }
@@ -163,6 +169,8 @@ pub struct Parts {
     pub properties: BTreeMap<String, String>,
     /// How often `assignment: all` looks for new partitions.
     pub discovery: Duration,
+    /// How long the group waits for a member that gives partitions up.
+    pub max_poll_interval: Duration,
     /// How blocks are cut.
     pub cut: Cut,
     /// `failure_queue.max_bytes` and `when_full`.
@@ -187,6 +195,8 @@ pub struct Parts {
     pub desk: Arc<Desk>,
     /// Our home and incarnation.
     pub home: (String, u64),
+    /// Incarnations of ours that ended here.
+    pub former: Vec<u64>,
 }
 
 /// A partition that is read.
@@ -221,6 +231,13 @@ enum Said {
     Yes,
 }
 
+/// A client that can do nothing any more.
+struct Failed {
+    code: Code,
+    /// When it may be replaced.
+    again: Instant,
+}
+
 /// See the module.
 pub struct Consumer {
     parts: Parts,
@@ -242,7 +259,7 @@ pub struct Consumer {
     commit_at: Instant,
     /// Since when commits are sent and none is answered, and whether that was told.
     unanswered_since: Option<(Instant, Said)>,
-    /// Partitions that are to be read from where they stand, since librdkafka has stopped fetching them.
+    /// Partitions that are to be read from where they stand: librdkafka has stopped fetching them, or is elsewhere.
     reseek: BTreeSet<TopicPartition>,
     /// The seal that the group is asked to take.
     asked: Option<seals::Asked>,
@@ -252,6 +269,10 @@ pub struct Consumer {
     found: HashMap<TopicPartition, Option<GroupOffset>>,
     /// The owners before us of each partition, carried on in every commit.
     previous: HashMap<TopicPartition, Vec<Mark>>,
+    /// Whether the client has to be replaced.
+    failed: Option<Failed>,
+    /// Pause before the next client that fails is replaced.
+    retry_pause: Duration,
     /// Last, so that it is dropped last: it waits until every message is gone.
     client: Client,
 }
@@ -288,6 +309,8 @@ impl Consumer {
             look_at: now,
             found: HashMap::new(),
             previous: HashMap::new(),
+            failed: None,
+            retry_pause: RETRY,
         })
     }
 
@@ -315,6 +338,10 @@ impl Consumer {
 
     fn join(&mut self) -> Result<(), Error> {
         self.parts.desk.show(control::State::Waiting, Some(format!("connecting to {}", self.parts.config.brokers)));
+        self.subscribe()
+    }
+
+    fn subscribe(&self) -> Result<(), Error> {
         match self.parts.config.assignment {
             Assignment::Group => self.client.subscribe(&self.parts.config.topics).map_err(Error::Client),
             Assignment::All => Ok(()),
@@ -353,7 +380,7 @@ impl Consumer {
             if current.0 != key {
                 current = (key, self.slot_of(key, &message));
             }
-            let Some(number) = current.1 else {
+            let Some(number) = current.1.filter(|number| !self.is_astray(*number)) else {
                 if !message.is_record() {
                     self.trouble(&message);
                 }
@@ -410,6 +437,11 @@ impl Consumer {
         found
     }
 
+    /// Whether librdkafka may be elsewhere in this partition than we are: what it hands out is not what comes next.
+    fn is_astray(&self, number: usize) -> bool {
+        !self.reseek.is_empty() && self.reseek.contains(&self.slots[number].partition)
+    }
+
     fn partition_event(&mut self, number: usize, message: &Message, now: Instant) -> Result<(), Error> {
         let Some(error) = message.error() else { return Ok(()) };
         match error.code {
@@ -431,7 +463,8 @@ impl Consumer {
 
     fn trouble(&mut self, message: &Message) {
         let Some(error) = message.error() else { return };
-        if error.code == Code::PartitionEOF {
+        // The client is asked for what is fatal.
+        if matches!(error.code, Code::PartitionEOF | Code::Fatal) {
             return;
         }
         let topic = message.topic();
@@ -498,6 +531,7 @@ impl Consumer {
                 if let Err(error) = self.client.resume(&partitions) {
                     tracing::warn!(%error, "cannot resume the partitions");
                 }
+                self.rewind(partitions);
             }
         }
         room

@@ -47,7 +47,7 @@ impl Consumer {
             let Ok(SealRequest { number, positions }) = self.parts.seals.try_recv() else { return Ok(()) };
             self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
         }
-        let Some(mut asked) = self.asked.take_if(|asked| Instant::now() >= asked.again) else { return Ok(()) };
+        let Some(mut asked) = self.asked.take() else { return Ok(()) };
         let lost = self.client.assignment_lost();
         let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
@@ -56,6 +56,13 @@ impl Consumer {
             self.tell(asked.number, position.partition, verdict)?;
         }
         if ours.is_empty() {
+            return Ok(());
+        }
+        // What is gone is let go of at once: were it given to us again before the next attempt, it would be sent after it
+        // was judged.
+        if Instant::now() < asked.again {
+            asked.open = ours;
+            self.asked = Some(asked);
             return Ok(());
         }
         asked.sent = Sent::Yes;
@@ -131,11 +138,7 @@ impl Consumer {
             return self.judge_alone();
         }
         let state = self.parts.gauges.durable().state.clone();
-        let hidden = |partition: &&TopicPartition| {
-            let grown = state.partitions.get(*partition).is_some_and(|state| state.growth.is_some());
-            grown || state.prepared(partition).is_some()
-        };
-        let partitions: Vec<_> = self.pending.iter().filter(hidden).cloned().collect();
+        let partitions: Vec<_> = self.pending.iter().filter(|partition| state.is_hidden(partition)).cloned().collect();
         if partitions.is_empty() {
             return Ok(false);
         }
@@ -216,11 +219,11 @@ impl Consumer {
         let state = self.parts.gauges.durable().state.clone();
         let partitions: Vec<_> = state
             .partitions
-            .iter()
-            .filter(|(partition, here)| here.growth.is_some() || state.prepared(partition).is_some())
-            .map(|(partition, _)| partition.clone())
-            .filter(|partition| !self.pending.contains(partition))
-            .filter(|partition| self.slots.iter().all(|slot| slot.partition != *partition))
+            .keys()
+            .filter(|partition| state.is_hidden(partition))
+            .filter(|partition| !self.pending.contains(*partition))
+            .filter(|partition| self.slots.iter().all(|slot| slot.partition != **partition))
+            .cloned()
             .collect();
         if partitions.is_empty() {
             return Ok(());

@@ -11,7 +11,7 @@ use crate::config::{Assignment, OutOfRange, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, decide};
-use crate::msource::journal::{Frame, Mark, MoveCause, Position};
+use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
 
 /// Where a partition begins.
@@ -102,7 +102,7 @@ impl Consumer {
         let group = self.group_offsets(&infos)?;
         for (partition, offset) in &group {
             let metadata = offset.as_ref().map_or("", |offset| offset.metadata.as_str());
-            self.previous.insert(partition.clone(), Owner::carried(metadata, &self.parts.home.0));
+            self.previous.insert(partition.clone(), Owner::carried(metadata, (&self.parts.home.0, self.parts.home.1)));
         }
         let known = |topic: &str| {
             local.keys().any(|partition| &*partition.topic == topic)
@@ -113,6 +113,7 @@ impl Consumer {
             let topic_id = infos.get(&*partition.topic).map_or("", |info| info.id.as_str());
             let decision = decide(&Known {
                 home: (&self.parts.home.0, self.parts.home.1),
+                former: &self.parts.former,
                 local: local.get(partition),
                 group: group.get(partition).and_then(Option::as_ref),
                 topic_id,
@@ -132,12 +133,18 @@ impl Consumer {
                         local.get(partition).map_or((0, -1), |local| (local.next, local.leader_epoch));
                     // Noted once more, it changes nothing here and is committed.
                     let position = at(next, leader_epoch);
-                    let unknown = matches!(group.get(partition), Some(None));
+                    let unknown = self.is_unknown(local.get(partition), group.get(partition));
                     let frame = unknown.then(|| Frame::Start(position.clone()));
                     decided.push(Begin { at: position, frame });
                 }
                 Decision::Move { to, cause } => {
-                    tracing::warn!(%partition, to, "another instance has read on, or the group's offset was reset: going on there");
+                    let local = local.get(partition).map_or(-1, |local| local.next);
+                    let owned = group.get(partition).and_then(Option::as_ref).is_some_and(GroupOffset::has_owner);
+                    if owned && to >= local {
+                        tracing::info!(%partition, local, to, "another instance has read on: going on there");
+                    } else {
+                        tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
+                    }
                     let frame = Some(Frame::Move { to: at(to, -1), cause });
                     decided.push(Begin { at: at(to, -1), frame });
                 }
@@ -168,6 +175,14 @@ impl Consumer {
         }
         self.found = group;
         Ok(decided)
+    }
+
+    /// Whether the group is to be told where a partition goes on: what is hidden later can only follow what it knows.
+    fn is_unknown(&self, local: Option<&PartitionState>, group: Option<&Option<GroupOffset>>) -> bool {
+        match (local, group) {
+            (Some(local), Some(Some(group))) => self.hides() && local.growth.is_none() && group.offset != local.next,
+            (_, group) => matches!(group, Some(None)),
+        }
     }
 
     /// What the group has for every partition of these topics.
@@ -251,6 +266,7 @@ impl Consumer {
             return;
         }
         let now = Instant::now();
+        let kept = self.partitions();
         let assigned: Vec<_> = started.iter().map(|position| (position.partition.clone(), position.next)).collect();
         for position in started {
             self.pending.remove(&position.partition);
@@ -278,6 +294,7 @@ impl Consumer {
             }
         };
         Self::log_answer(answer);
+        self.rewind(kept);
         if self.paused {
             // All of them are resumed together, when there is room.
             let all = self.partitions();
@@ -359,6 +376,16 @@ impl Consumer {
         Ok(true)
     }
 
+    /// Reads these partitions from where they stand, after they were paused: by us, or by librdkafka, which pauses what we keep
+    /// in every rebalance. It would go on at the last place that it handed out, and takes an end of partition for a record in
+    /// that: the record that comes there next would never be seen.
+    pub(super) fn rewind(&mut self, partitions: Vec<TopicPartition>) {
+        if !partitions.is_empty() {
+            self.reseek.extend(partitions);
+            self.seek();
+        }
+    }
+
     fn read_again_later(&mut self, partition: TopicPartition) {
         self.reseek.insert(partition);
         self.retry_at = Instant::now() + RETRY;
@@ -367,9 +394,12 @@ impl Consumer {
     /// Reads partitions from where they stand that librdkafka has stopped fetching. When that does not work it fails in the
     /// same way again, and is tried again.
     pub(super) fn read_again(&mut self) {
-        if self.reseek.is_empty() || Instant::now() < self.retry_at {
-            return;
+        if !self.reseek.is_empty() && Instant::now() >= self.retry_at {
+            self.seek();
         }
+    }
+
+    fn seek(&mut self) {
         let wanted = std::mem::take(&mut self.reseek);
         let places: Vec<_> = self
             .slots

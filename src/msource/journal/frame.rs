@@ -1,5 +1,7 @@
 //! What the journal says: its frames and the parts they are made of.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Growth, State};
@@ -95,13 +97,14 @@ pub enum Frame {
 }
 
 impl Frame {
-    /// The number of what is counted: blocks, changes of the queue, seals and refusals.
+    /// The number of what is counted: blocks, changes of the queue, seals and refusals; the last of those dropped.
     pub fn number(&self) -> Option<u64> {
         match self {
             Self::Block(block) => Some(block.number),
             Self::Queue(change) => Some(change.number),
             Self::Prepared(seal) => Some(seal.number),
             Self::Refused { number, .. } => Some(*number),
+            Self::Dropped { to, .. } => Some(*to),
             _ => None,
         }
     }
@@ -123,6 +126,8 @@ pub struct Mark {
 pub struct Seal {
     /// Its number, of the same count as the blocks'.
     pub number: u64,
+    /// The incarnation that prepared it, and asked the group.
+    pub incarnation: u64,
     /// Its ranges; a partition occurs once.
     pub ranges: Vec<SealedRange>,
 }
@@ -316,6 +321,8 @@ pub struct QueueEntry {
     pub first_failure: i64,
     /// When it failed last.
     pub last_failure: i64,
+    /// The recipe with which it failed last: with another one it is tried again by itself.
+    pub recipe: Arc<str>,
 }
 
 impl QueueEntry {

@@ -38,7 +38,7 @@ pub use frame::{
     Block, BlockSource, FileIntent, Frame, Header, Mark, MoveCause, Piece, Position, QueueCause, QueueChange,
     QueueEntry, Seal, SealedFile, SealedOffsets, SealedRange,
 };
-pub use state::{FileState, Growth, PartitionState, State, Totals};
+pub use state::{FileState, Growth, PartitionState, Place, State, Totals};
 
 /// Version of the format.
 pub const VERSION: u32 = 2;
@@ -150,6 +150,16 @@ pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The number up to which the blocks are in no kept segment any more; `None` when that cannot be told.
+pub fn forgotten(dir: &Path) -> io::Result<Option<u64>> {
+    let Some(oldest) = segments(dir)?.first().copied() else { return Ok(None) };
+    let bytes = fs::read(segment_path(dir, oldest))?;
+    Ok(match Frames::new(oldest, &bytes).nth(1) {
+        Some(Frame::Image(state)) => Some(state.number),
+        _ => None,
+    })
 }
 
 /// The fold that knows which frames are durable: the numbers of blocks and queue changes rise along the journal, so a

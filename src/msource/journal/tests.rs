@@ -4,7 +4,6 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
-use crate::msink::FileKey;
 use crate::msource::TopicPartition;
 
 fn position(partition: i32, next: i64) -> Position {
@@ -245,6 +244,7 @@ fn entry() -> QueueEntry {
         attempts: 1,
         first_failure: 0,
         last_failure: 0,
+        recipe: "r".into(),
     }
 }
 

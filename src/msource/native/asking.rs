@@ -1,4 +1,4 @@
-//! What a client asks of the brokers: topics, partitions and offsets.
+//! What a client asks of the brokers: topics, partitions, offsets, and members of the group.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int};
@@ -127,6 +127,33 @@ impl Client {
         Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(unknown)).collect())
     }
 
+    /// Whether the group has a static member of this name.
+    pub fn has_instance(&self, group: &str, instance: &str, timeout: Duration) -> Result<bool, KafkaError> {
+        let name = c_string(group)?;
+        let mut names = [name.as_ptr()];
+        let mut found = Ok(false);
+        let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
+        self.admin(
+            operation,
+            false,
+            timeout,
+            |options, queue| {
+                // SAFETY: all are live; the name is copied.
+                unsafe { rd::rd_kafka_DescribeConsumerGroups(self.rk, names.as_mut_ptr(), 1, options, queue) }
+            },
+            |event| {
+                let mut count = 0;
+                // SAFETY: the event is a DescribeConsumerGroups result; what it holds is live until it is destroyed.
+                unsafe {
+                    let result = rd::rd_kafka_event_DescribeConsumerGroups_result(event);
+                    let groups = rd::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
+                    found = if count == 1 { describes(*groups, instance) } else { Ok(false) };
+                }
+            },
+        )?;
+        found
+    }
+
     /// The names of all topics of the cluster.
     pub fn topic_names(&self, timeout: Duration) -> Result<Vec<String>, KafkaError> {
         // SAFETY: the metadata are live, and so are the names in them.
@@ -197,6 +224,23 @@ impl Client {
             rd::rd_kafka_AdminOptions_destroy(options);
             result
         }
+    }
+}
+
+/// # Safety
+/// `group` is a live group description.
+unsafe fn describes(group: *const rd::rd_kafka_ConsumerGroupDescription_t, instance: &str) -> Result<bool, KafkaError> {
+    // SAFETY: by the contract above; what it returns lives as long as the description.
+    unsafe {
+        let error = rd::rd_kafka_ConsumerGroupDescription_error(group);
+        if !error.is_null() {
+            KafkaError::check(rd::rd_kafka_error_code(error))?;
+        }
+        let members = rd::rd_kafka_ConsumerGroupDescription_member_count(group);
+        Ok((0..members).any(|index| {
+            let member = rd::rd_kafka_ConsumerGroupDescription_member(group, index);
+            text(rd::rd_kafka_MemberDescription_group_instance_id(member)) == instance
+        }))
     }
 }
 

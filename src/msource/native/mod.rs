@@ -11,6 +11,7 @@
 #![expect(unsafe_code, reason = "calls librdkafka's C interface; each block says why it is sound")]
 
 mod asking;
+mod close;
 mod list;
 mod message;
 
@@ -85,13 +86,8 @@ pub enum Event {
     Assign(Vec<TopicPartition>),
     /// The group takes these partitions back; to be answered with one of the `unassign` calls.
     Revoke(Vec<TopicPartition>),
-    /// A client-level error, such as an unreachable broker. `fatal`: this consumer can do nothing any more.
-    Error {
-        /// What happened.
-        error: KafkaError,
-        /// Whether the consumer has to be made anew.
-        fatal: bool,
-    },
+    /// A client-level error, such as an unreachable broker, for people: its code decides nothing.
+    Error(KafkaError),
     /// The answer to an asynchronous commit.
     Committed(Result<(), KafkaError>),
 }
@@ -152,6 +148,8 @@ pub struct TopicInfo {
 struct Shared {
     events: Mutex<VecDeque<Event>>,
     closing: AtomicBool,
+    /// Whether a rebalance was told and not answered yet. librdkafka would wait for the answer when it is closed.
+    unanswered: AtomicBool,
 }
 
 impl Shared {
@@ -187,7 +185,11 @@ impl Client {
         }
         let invalid = |text: String| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text };
         let native = config.create_native_config().map_err(|error| invalid(error.to_string()))?;
-        let shared = Arc::new(Shared { events: Mutex::default(), closing: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            events: Mutex::default(),
+            closing: AtomicBool::new(false),
+            unanswered: AtomicBool::new(false),
+        });
         let mut message = [0 as c_char; 512];
         // SAFETY: the configuration is valid and, on success, owned by the client, which is why it is not dropped then. The
         // opaque pointer stays valid until the client is destroyed, since `self.shared` is dropped after that.
@@ -227,21 +229,24 @@ impl Client {
     /// Takes up to `most` messages, waiting up to `wait` for as many: a zero wait takes what is there. Records and
     /// partition errors both come as messages, in order within a partition. Serves callbacks, which become events.
     pub fn consume(&self, into: &mut Vec<Message>, most: usize, wait: Duration) {
-        into.reserve(most);
-        let spare = into.spare_capacity_mut();
-        let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
-        // SAFETY: `Message` is a transparent wrapper of the message pointer, there is room for `most` of them, and exactly the
-        // returned number has been written, each owned by us.
-        unsafe {
-            let got =
-                rd::rd_kafka_consume_batch_queue(self.queue, wait, spare.as_mut_ptr().cast(), most.min(spare.len()));
-            into.set_len(into.len() + usize::try_from(got).unwrap_or(0));
-        }
+        // SAFETY: the queue is live.
+        unsafe { consume(self.queue, into, most, wait) }
     }
 
     /// The next event, if any.
     pub fn next_event(&self) -> Option<Event> {
         self.shared.events.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+    }
+
+    /// Why this client can do nothing any more and has to be made anew, if so.
+    pub fn fatal_error(&self) -> Option<KafkaError> {
+        let mut message = [0 as c_char; 512];
+        // SAFETY: the client is live; the text is NUL-terminated within the buffer.
+        unsafe {
+            let code = rd::rd_kafka_fatal_error(self.rk, message.as_mut_ptr(), message.len());
+            let text = || text(message.as_ptr());
+            KafkaError::check(code).err().map(|error| KafkaError { text: text(), ..error })
+        }
     }
 
     /// How the group changes assignments, once it has been joined.
@@ -262,12 +267,14 @@ impl Client {
     /// Replaces the assignment; each partition is read from its offset.
     pub fn assign(&self, partitions: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
         let list = positions(partitions)?;
+        self.answered();
         // SAFETY: both are live; the list is copied.
         KafkaError::check(unsafe { rd::rd_kafka_assign(self.rk, list.ptr()) })
     }
 
     /// Gives up the whole assignment.
     pub fn unassign(&self) -> Result<(), KafkaError> {
+        self.answered();
         // SAFETY: a null list means none.
         KafkaError::check(unsafe { rd::rd_kafka_assign(self.rk, ptr::null()) })
     }
@@ -275,6 +282,7 @@ impl Client {
     /// Adds partitions to the assignment; each is read from its offset.
     pub fn incremental_assign(&self, partitions: &[(TopicPartition, i64)]) -> Result<(), KafkaError> {
         let list = positions(partitions)?;
+        self.answered();
         // SAFETY: both are live; the list is copied; the error object is ours.
         unsafe { KafkaError::check_object(rd::rd_kafka_incremental_assign(self.rk, list.ptr())) }
     }
@@ -282,8 +290,13 @@ impl Client {
     /// Takes partitions out of the assignment.
     pub fn incremental_unassign(&self, partitions: &[TopicPartition]) -> Result<(), KafkaError> {
         let list = names(partitions);
+        self.answered();
         // SAFETY: both are live; the list is copied; the error object is ours.
         unsafe { KafkaError::check_object(rd::rd_kafka_incremental_unassign(self.rk, list.ptr())) }
+    }
+
+    fn answered(&self) {
+        self.shared.unanswered.store(false, Ordering::Release);
     }
 
     /// Stops fetching these partitions; what was fetched but not taken is dropped.
@@ -383,17 +396,19 @@ impl Client {
     }
 }
 
-impl Drop for Client {
-    /// Leaves the group if that was not done, waits for nothing else, and frees the client. Every [`Message`] must be gone
-    /// by then, or this waits for it.
-    fn drop(&mut self) {
-        self.shared.closing.store(true, Ordering::Release);
-        // SAFETY: the last use of both.
-        unsafe {
-            rd::rd_kafka_consumer_close(self.rk);
-            rd::rd_kafka_queue_destroy(self.queue);
-            rd::rd_kafka_destroy(self.rk);
-        }
+/// Takes up to `most` messages from a queue.
+///
+/// # Safety
+/// The queue is live.
+unsafe fn consume(queue: *mut rd::rd_kafka_queue_t, into: &mut Vec<Message>, most: usize, wait: Duration) {
+    into.reserve(most);
+    let spare = into.spare_capacity_mut();
+    let wait = c_int::try_from(wait.as_millis()).unwrap_or(c_int::MAX);
+    // SAFETY: `Message` is a transparent wrapper of the message pointer, there is room for `most` of them, and exactly the
+    // returned number has been written, each owned by us.
+    unsafe {
+        let got = rd::rd_kafka_consume_batch_queue(queue, wait, spare.as_mut_ptr().cast(), most.min(spare.len()));
+        into.set_len(into.len() + usize::try_from(got).unwrap_or(0));
     }
 }
 
@@ -414,28 +429,20 @@ unsafe extern "C" fn on_rebalance(
             .iter()
             .map(|element| TopicPartition { topic: text(element.topic).into(), partition: element.partition })
             .collect();
+        shared.unanswered.store(true, Ordering::Release);
         shared.push(match err {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => Event::Assign(list),
             _ => Event::Revoke(list),
         });
-        rd::rd_kafka_yield(rk);
+        // Not followed by `rd_kafka_yield`: `rd_kafka_consume_batch_queue` then drops the message that is next in its queue.
     }
 }
 
-unsafe extern "C" fn on_error(rk: *mut rd::rd_kafka_t, err: c_int, reason: *const c_char, opaque: *mut c_void) {
-    // SAFETY: the opaque pointer is the client's `Shared`; the code is one of librdkafka's.
+unsafe extern "C" fn on_error(_: *mut rd::rd_kafka_t, _: c_int, reason: *const c_char, opaque: *mut c_void) {
+    // SAFETY: the opaque pointer is the client's `Shared`; the reason is a string that lives during the callback.
     unsafe {
         let shared = &*opaque.cast::<Shared>();
-        let mut message = [0 as c_char; 512];
-        let cause = rd::rd_kafka_fatal_error(rk, message.as_mut_ptr(), message.len());
-        let fatal = err == RDKafkaRespErr::RD_KAFKA_RESP_ERR__FATAL as c_int;
-        // The code of what is not fatal is any number, and nothing is decided by it.
-        let error = if fatal {
-            KafkaError { code: cause.into(), text: text(message.as_ptr()) }
-        } else {
-            KafkaError { code: RDKafkaErrorCode::Unknown, text: text(reason) }
-        };
-        shared.push(Event::Error { error, fatal });
+        shared.push(Event::Error(KafkaError { code: RDKafkaErrorCode::Unknown, text: text(reason) }));
     }
 }
 

@@ -105,13 +105,19 @@ struct Properties {
 fn by_partition(files: &[EventFile]) -> BTreeMap<i32, Vec<&str>> {
     let mut partitions: BTreeMap<i32, Vec<&str>> = BTreeMap::new();
     for line in files.iter().flat_map(|file| &file.lines) {
-        // Numbers that no type of ours holds are part of the test, so only what is wanted is taken.
-        let event: Event =
-            serde_json::from_str(line).unwrap_or_else(|error| panic!("a line that is no JSON, {error}: {line}"));
-        let partition = event.properties.sn.split_once('-').and_then(|(partition, _)| partition.parse().ok());
-        partitions.entry(partition.unwrap_or_else(|| panic!("a line of no test: {line}"))).or_default().push(line);
+        partitions.entry(origin(line).0).or_default().push(line);
     }
     partitions
+}
+
+/// The partition and number of the record that a line was made of.
+pub(crate) fn origin(line: &str) -> (i32, u64) {
+    // Numbers that no type of ours holds are part of the test, so only what is wanted is taken.
+    let event: Event =
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("a line that is no JSON, {error}: {line}"));
+    let sn = event.properties.sn.split_once('-');
+    sn.and_then(|(partition, number)| Some((partition.parse().ok()?, number.parse().ok()?)))
+        .unwrap_or_else(|| panic!("a line of no test: {line}"))
 }
 
 #[test]

@@ -107,10 +107,12 @@ impl Home {
         Service::spawn(self.command().arg("start_not_daemon"), log)
     }
 
-    /// The same with a variable of the environment.
-    pub(crate) fn foreground_with(&self, name: &str, value: &str) -> Service {
+    /// Runs the service in the foreground until it is killed at this fault point; see `src/fault.rs`.
+    pub(crate) fn killed_at(&self, point: &str) {
+        let mut command = self.command();
         let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
-        Service::spawn(self.command().env(name, value).arg("start_not_daemon"), log)
+        let service = Service::spawn(command.arg("start_not_daemon").env("FAULT_POINT", point), log);
+        service.wait_killed(point);
     }
 
     /// The daemon's process id, by its pid file.

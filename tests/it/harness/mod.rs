@@ -2,6 +2,7 @@
 
 pub(crate) mod broker;
 pub(crate) mod events;
+pub(crate) mod fleet;
 pub(crate) mod home;
 pub(crate) mod oracle;
 pub(crate) mod payload;

@@ -100,11 +100,10 @@ impl Service {
         assert_eq!(status.code(), Some(0), "the service ended with {status} after SIGTERM");
     }
 
-    /// Waits until it has killed itself at the place that it was told.
-    pub(crate) fn wait_killed(mut self) {
-        use std::os::unix::process::ExitStatusExt as _;
-        let status = ended(&mut self.0, SOON).expect("the service passes the place at which it is to die");
-        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "the service ended by itself with {status}");
+    /// Waits until it is killed by itself, at a fault point.
+    pub(crate) fn wait_killed(mut self, point: &str) {
+        let status = ended(&mut self.0, SOON).unwrap_or_else(|| panic!("the service came to {point} within {SOON:?}"));
+        assert_eq!(status.code(), None, "the service ended with {status} before it came to {point}");
     }
 
     /// SIGKILL.

@@ -11,6 +11,7 @@ use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
 use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
@@ -88,13 +89,18 @@ impl Topic {
 
     /// Produces in the background until told to stop: about 10,000 records a second.
     pub(crate) fn load(&self, codec: Codec, mix: Mix) -> Load {
+        self.load_every(Duration::from_millis(10), codec, mix)
+    }
+
+    /// The same with this pause after each 200 records.
+    pub(crate) fn load_every(&self, pause: Duration, codec: Codec, mix: Mix) -> Load {
         let (stop, stopped) = channel();
         let topic = self.clone();
-        let thread = std::thread::spawn(move || topic.produce_until(codec, mix, &stopped));
+        let thread = std::thread::spawn(move || topic.produce_until(pause, codec, mix, &stopped));
         Load { stop, thread }
     }
 
-    fn produce_until(&self, codec: Codec, mix: Mix, stopped: &Receiver<()>) -> Vec<Record> {
+    fn produce_until(&self, pause: Duration, codec: Codec, mix: Mix, stopped: &Receiver<()>) -> Vec<Record> {
         let producer = Producer::new(codec);
         let mut all = Vec::new();
         loop {
@@ -102,7 +108,7 @@ impl Topic {
             let some: Vec<_> = (first..first + 200).map(|n| mix.record(n, self.partitions)).collect();
             producer.send(&self.name, &some);
             all.extend(some);
-            if stopped.recv_timeout(Duration::from_millis(10)) != Err(RecvTimeoutError::Timeout) {
+            if stopped.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
                 return all;
             }
         }
@@ -180,16 +186,26 @@ impl Producer {
 
 /// The committed offsets of a group, by partition.
 pub(crate) fn committed(group: &str, topic: &Topic) -> HashMap<i32, i64> {
-    use rdkafka::consumer::{BaseConsumer, Consumer as _};
-    let consumer: BaseConsumer = ClientConfig::new()
-        .set("bootstrap.servers", broker::address())
-        .set("group.id", group)
-        .create()
-        .expect("the consumer's configuration is sound");
-    let mut list = rdkafka::TopicPartitionList::new();
-    list.add_partition_range(&topic.name, 0, topic.partitions - 1);
-    let list = consumer.committed_offsets(list, SOON).expect("the group's offsets");
-    list.elements().iter().filter_map(|e| Some((e.partition(), e.offset().to_raw().filter(|o| *o >= 0)?))).collect()
+    Group::new(group).committed(topic)
+}
+
+/// A group, asked from outside.
+pub(crate) struct Group(BaseConsumer);
+
+impl Group {
+    pub(crate) fn new(name: &str) -> Self {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", broker::address()).set("group.id", name);
+        Self(config.create().expect("the consumer's configuration is sound"))
+    }
+
+    /// Its committed offsets, by partition.
+    pub(crate) fn committed(&self, topic: &Topic) -> HashMap<i32, i64> {
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_range(&topic.name, 0, topic.partitions - 1);
+        let list = self.0.committed_offsets(list, SOON).expect("the group's offsets");
+        list.elements().iter().filter_map(|e| Some((e.partition(), e.offset().to_raw().filter(|o| *o >= 0)?))).collect()
+    }
 }
 
 fn admin() -> AdminClient<DefaultClientContext> {
@@ -209,7 +225,6 @@ mod tests {
 
     #[test]
     fn what_every_codec_produces_is_on_the_broker_in_its_partition() {
-        use rdkafka::consumer::{BaseConsumer, Consumer as _};
         let mut topic = Topic::create("harness", 2);
         let mut produced = Vec::new();
         for codec in [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {

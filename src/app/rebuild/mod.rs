@@ -1,0 +1,384 @@
+//! Store and journal brought together, whatever became of either.
+//!
+//! **Promise.** What [`reunite`] returns has the newest state that store or journal still knows, and the entries of the
+//! failure queue that belong to it, as far as the store can be read and kept segments of the journal have them. What is
+//! missing is counted, by [`reconcile`]. A damaged store is never written to: a new one is made beside it and takes its
+//! place when it is whole, so a kill at any moment leaves one or the other.
+//!
+//! **How damage shows.** sled refuses to open or to read; or the entries do not add up to what the state says of them, which
+//! is why they are counted at each start. The journal simply ends at its first bad frame, so its damage shows when the store
+//! is ahead of it.
+//!
+//! **Who we are.** A store that was copied must not go on as the one it was copied from: both would take the group's offsets for
+//! their own. The state knows where its directories lie (inode and time of creation); elsewhere it gets another incarnation,
+//! and so does one that lost a part. Two incarnations never meet, since the clock is in them. A clone of a whole disk is not
+//! told from its origin.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::home::{Places, chain, failed};
+use crate::control::Failure;
+use crate::msource::consumer::now_millis;
+use crate::msource::journal::{self, BlockSource, Contents, Frame, MoveCause, Place, QueueChange, QueueEntry, State};
+use crate::msource::store::{Found, SledStore, Store, StoreChange, StoreError, Walk, salvage, set_aside};
+
+/// Entries that go into a store together.
+const CHUNK: usize = 1000;
+
+/// Bytes that go into a store together.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// What is in a failure queue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Queued {
+    pub(super) records: u64,
+    pub(super) bytes: u64,
+}
+
+impl Queued {
+    fn of(state: &State) -> Self {
+        Self { records: state.totals.queue_records, bytes: state.totals.queue_bytes }
+    }
+
+    /// Counts the entries of a store; this reads all of them.
+    pub(super) fn count(store: &dyn Store) -> Result<Self, StoreError> {
+        let mut queued = Self::default();
+        store.entries(0, &mut |_, entry| {
+            queued.add(&entry);
+            Walk::On
+        })?;
+        Ok(queued)
+    }
+
+    fn add(&mut self, entry: &QueueEntry) {
+        self.records += 1;
+        self.bytes += entry.size();
+    }
+
+    /// What is left after a change.
+    fn after(mut self, store: &dyn Store, change: &StoreChange) -> Result<Self, StoreError> {
+        for key in change.remove.iter().chain(change.insert.iter().map(|(key, _)| key)) {
+            if let Some(entry) = store.entry(*key)? {
+                self.records -= 1;
+                self.bytes -= entry.size();
+            }
+        }
+        change.insert.iter().for_each(|(_, entry)| self.add(entry));
+        Ok(self)
+    }
+}
+
+/// A store that was read through.
+pub(super) struct Checked {
+    pub(super) store: SledStore,
+    pub(super) state: Option<State>,
+    pub(super) queued: Queued,
+}
+
+/// Opens the store and reads all of it, so that damage shows.
+fn check(path: &Path, patience: Duration) -> Result<Checked, StoreError> {
+    let store = SledStore::open(path, patience)?;
+    let state = store.state()?;
+    let queued = Queued::count(&store)?;
+    let expected = state.as_ref().map(Queued::of).unwrap_or_default();
+    if queued == expected {
+        return Ok(Checked { store, state, queued });
+    }
+    let text = format!("it has {} entries of the failure queue, and should have {}", queued.records, expected.records);
+    Err(StoreError::Damaged(path.to_owned(), text))
+}
+
+/// Opens the store; a damaged one is rebuilt, from itself and from the journal.
+pub(super) fn open_store(places: &Places, patience: Duration) -> Result<Checked, Failure> {
+    let fresh = places.sled.with_extension("new");
+    if !places.sled.try_exists().map_err(failed)? && fresh.try_exists().map_err(failed)? {
+        // Killed after it was whole, before it had its name.
+        put_in_place(&fresh, &places.sled)?;
+    }
+    let why = match check(&places.sled, patience) {
+        Err(StoreError::Damaged(_, why)) => why,
+        checked => return checked.map_err(|error| failed(chain(&error))),
+    };
+    tracing::error!(why, "the store is damaged: rebuilding it from the journal and from what can be read of it");
+    remove_all(&fresh).map_err(|error| failed(format!("cannot remove {}: {error}", fresh.display())))?;
+    let readable = rebuild(places, &fresh)?;
+    let aside = set_aside(&places.sled, now_millis() / 1000)
+        .map_err(|error| failed(format!("cannot set the damaged store {} aside: {error}", places.sled.display())))?;
+    crate::fault::point("store_aside");
+    put_in_place(&fresh, &places.sled)?;
+    tracing::warn!(aside = %aside.display(), readable, "the store is rebuilt; the damaged one was set aside");
+    let store = SledStore::open(&places.sled, patience).map_err(|error| failed(chain(&error)))?;
+    let state = store.state().map_err(|error| failed(chain(&error)))?;
+    let queued = Queued::count(&store).map_err(|error| failed(chain(&error)))?;
+    Ok(Checked { store, state, queued })
+}
+
+fn remove_all(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
+}
+
+fn put_in_place(fresh: &Path, path: &Path) -> Result<(), Failure> {
+    let put = fs::rename(fresh, path).and_then(|()| File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all());
+    put.map_err(|error| failed(format!("cannot put the rebuilt store in its place {}: {error}", path.display())))
+}
+
+/// Makes a new store of what the damaged one and the kept segments of the journal have; returns how many entries could be
+/// read of the damaged one.
+fn rebuild(places: &Places, fresh: &Path) -> Result<u64, Failure> {
+    let contents = read_journal(places)?;
+    let store = SledStore::open(fresh, Duration::ZERO).map_err(|error| failed(chain(&error)))?;
+    let mut writer =
+        Writer { store: &store, state: contents.state.clone().unwrap_or_default(), changes: BTreeMap::new(), bytes: 0 };
+    let mut readable = 0;
+    let salvaged = salvage(&places.sled, |found| {
+        match found {
+            Found::State(Some(state)) if state.number > last_number(&contents) => writer.state = state,
+            Found::State(_) => {}
+            // What the journal has no word of any more is read from Kafka again.
+            Found::Entry(key, _) if key >= writer.state.next_key => {}
+            Found::Entry(key, entry) => {
+                readable += 1;
+                writer.put(key, Some(entry))?;
+            }
+        }
+        Ok(())
+    });
+    salvaged.map_err(|error| failed(chain(&error)))?;
+    writer.replay(places, 0)?;
+    writer.flush().map_err(|error| failed(chain(&error)))?;
+    if contents.state.is_some() || writer.state.number > 0 {
+        let change = StoreChange { state: writer.state, ..StoreChange::default() };
+        store.apply(&change).map_err(|error| failed(chain(&error)))?;
+    }
+    store.sync().map_err(|error| failed(chain(&error)))?;
+    Ok(readable)
+}
+
+/// Puts entries into a store, some at a time.
+struct Writer<'a> {
+    store: &'a SledStore,
+    /// The state that goes in with each chunk.
+    state: State,
+    changes: BTreeMap<u64, Option<QueueEntry>>,
+    bytes: u64,
+}
+
+impl Writer<'_> {
+    fn put(&mut self, key: u64, entry: Option<QueueEntry>) -> Result<(), StoreError> {
+        self.bytes += entry.as_ref().map_or(0, QueueEntry::size);
+        self.changes.insert(key, entry);
+        if self.changes.len() >= CHUNK || self.bytes >= CHUNK_BYTES { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        self.store.apply(&self.take())
+    }
+
+    fn take(&mut self) -> StoreChange {
+        let mut change = StoreChange { state: self.state.clone(), ..StoreChange::default() };
+        for (key, entry) in std::mem::take(&mut self.changes) {
+            match entry {
+                Some(entry) => change.insert.push((key, entry)),
+                None => change.remove.push(key),
+            }
+        }
+        self.bytes = 0;
+        change
+    }
+
+    /// Takes over what kept segments say of the queue, of numbers above `from` up to the state's.
+    fn replay(&mut self, places: &Places, from: u64) -> Result<(), Failure> {
+        let upto = self.state.number;
+        let mut outcome = Ok(());
+        let read = journal::history(&places.journal, |frame| {
+            if outcome.is_ok() && frame.number().is_some_and(|number| number > from && number <= upto) {
+                outcome = self.frame(frame);
+            }
+        });
+        read.map_err(|error| cannot_read(places, &error))?;
+        outcome.map_err(|error| failed(chain(&error)))
+    }
+
+    fn frame(&mut self, frame: Frame) -> Result<(), StoreError> {
+        match frame {
+            Frame::Block(block) => {
+                if let BlockSource::Queue(taken) = &block.source {
+                    taken.iter().try_for_each(|(key, _)| self.put(*key, None))?;
+                }
+                block.rejects.into_iter().try_for_each(|(key, entry)| self.put(key, Some(entry)))
+            }
+            Frame::Queue(QueueChange { removed, .. }) | Frame::Refused { removed, .. } => {
+                removed.iter().try_for_each(|(key, _)| self.put(*key, None))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn cannot_read(places: &Places, error: &io::Error) -> Failure {
+    failed(format!("cannot read the journal {}: {error}", places.journal.display()))
+}
+
+pub(super) fn read_journal(places: &Places) -> Result<Contents, Failure> {
+    journal::read(&places.journal).map_err(|error| cannot_read(places, &error))
+}
+
+/// The highest number that the journal knows.
+fn last_number(contents: &Contents) -> u64 {
+    let state = contents.state.as_ref().map_or(0, |state| state.number);
+    contents.tail.iter().filter_map(Frame::number).fold(state, u64::max)
+}
+
+/// What store and journal have in common after [`reunite`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Damage {
+    /// Both are whole, as far as can be seen.
+    None,
+    /// The journal is gone, or lost its end.
+    Journal,
+}
+
+/// Decides where the home stands: `contents` becomes the newest of what the journal and the store know.
+pub(super) fn reunite(contents: &mut Contents, kept: Option<State>) -> Damage {
+    let Some(kept) = kept else { return Damage::None };
+    let last = last_number(contents);
+    let Some(state) = &contents.state else {
+        contents.state = Some(kept);
+        return Damage::Journal;
+    };
+    if kept.number <= state.number {
+        return Damage::None;
+    }
+    if kept.number > last {
+        contents.tail.clear();
+        contents.state = Some(kept);
+        return Damage::Journal;
+    }
+    // The checkpoint's own frame is bad. What came after its blocks may be in the store's state already.
+    let number = kept.number;
+    let beyond = contents.tail.iter().position(|frame| frame.number().is_some_and(|it| it > number));
+    let rest = contents.tail.split_off(beyond.unwrap_or(contents.tail.len()));
+    let covered = std::mem::replace(&mut contents.tail, rest);
+    let between = covered.iter().rposition(|frame| frame.number().is_some()).map_or(0, |last| last + 1);
+    let mut state = kept;
+    for frame in covered.into_iter().skip(between) {
+        if !is_in(&state, &frame) {
+            state.apply(&frame);
+        }
+    }
+    contents.state = Some(state);
+    Damage::None
+}
+
+/// Whether a frame without a number is in a state already.
+fn is_in(state: &State, frame: &Frame) -> bool {
+    match frame {
+        Frame::File(intent) => intent.id < state.next_file,
+        Frame::Move { to, cause: MoveCause::Gap { .. } } => {
+            state.partitions.get(&to.partition).is_some_and(|at| at.next == to.next)
+        }
+        _ => false,
+    }
+}
+
+/// Brings a store that is behind up to the state of the journal's last checkpoint: recovery makes lines again from the queue's
+/// entries in it.
+pub(super) fn catch_up(places: &Places, checked: &mut Checked, state: &State) -> Result<(), Failure> {
+    let behind = checked.state.as_ref().map_or(0, |kept| kept.number);
+    if state.number <= behind {
+        return Ok(());
+    }
+    tracing::warn!(store = behind, journal = state.number, "the store is behind the journal: catching up");
+    let mut writer = Writer { store: &checked.store, state: state.clone(), changes: BTreeMap::new(), bytes: 0 };
+    writer.replay(places, behind)?;
+    // The last chunk alone says that it is done; cut short before it, the count does not fit.
+    writer.flush().map_err(|error| failed(chain(&error)))?;
+    checked.queued = Queued::count(&checked.store).map_err(|error| failed(chain(&error)))?;
+    checked.state = Some(state.clone());
+    Ok(())
+}
+
+/// Compares the queue with what the state says of it; what was lost is counted, and told.
+pub(super) fn reconcile(checked: &Checked, change: &StoreChange, state: &mut State) -> Result<(), Failure> {
+    let found = checked.queued.after(&checked.store, change).map_err(|error| failed(chain(&error)))?;
+    let expected = Queued::of(state);
+    if found == expected {
+        return Ok(());
+    }
+    let lost = expected.records.saturating_sub(found.records);
+    if lost > 0 {
+        tracing::error!(
+            lost,
+            left = found.records,
+            "entries of the failure queue are lost with the damaged store; their records are in Kafka as long as its retention has them"
+        );
+        state.totals.lost += lost;
+        rise(state, Cause::Damage);
+    } else {
+        let more = found.records - expected.records;
+        tracing::error!(
+            more,
+            "the damaged store gave more entries of the failure queue than there should be: some may have become lines already"
+        );
+    }
+    (state.totals.queue_records, state.totals.queue_bytes) = (found.records, found.bytes);
+    Ok(())
+}
+
+/// Why an incarnation ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cause {
+    /// Something was lost here. Nobody else goes on with the old one.
+    Damage,
+    /// The store is a copy: another may go on with the old one.
+    Copy,
+}
+
+/// Begins another incarnation.
+pub(super) fn rise(state: &mut State, cause: Cause) {
+    let former = state.incarnation;
+    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
+    state.incarnation = clock.max(former + 1);
+    match cause {
+        Cause::Damage => state.former.push(former),
+        Cause::Copy => state.former.clear(),
+    }
+    tracing::warn!(former, incarnation = state.incarnation, ?cause, "this home goes on as another incarnation");
+}
+
+/// Whether the state was made in these directories; notes them where it does not know.
+pub(super) fn recognise(places: &Places, state: &mut State, damage: Damage) -> Result<(), Failure> {
+    let failed = |error: io::Error| failed(format!("cannot look at {}: {error}", places.root.display()));
+    let place =
+        Place { root: identity(&places.root).map_err(failed)?, journal: identity(&places.journal).map_err(failed)? };
+    let known = std::mem::replace(&mut state.place, place);
+    let moved = !is_same(known.root, place.root) || (damage == Damage::None && !is_same(known.journal, place.journal));
+    if known != Place::default() && moved {
+        tracing::warn!(store = %places.root.display(), "this store is a copy, or was put back");
+        rise(state, Cause::Copy);
+    } else if damage == Damage::Journal {
+        rise(state, Cause::Damage);
+    }
+    Ok(())
+}
+
+fn identity(dir: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::metadata(dir)?;
+    let created = metadata.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    Ok((metadata.ino(), created.map_or(0, |since| since.as_nanos() as u64)))
+}
+
+fn is_same(known: (u64, u64), found: (u64, u64)) -> bool {
+    known.0 == found.0 && (known.1 == found.1 || known.1 == 0 || found.1 == 0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,260 @@
+//! Several homes of one group on one topic, and what their files amount to together.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use mtga::control::{Counts, Status};
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Map, Value};
+
+use super::process::Service;
+use super::topic::Group;
+use super::{Home, Record, SOON, Topic, events, holds, oracle, wait_until};
+
+/// How long the group waits for a member that says nothing: of the classic protocol by our configuration, of the new one
+/// by that of the broker (`scripts/kafka`).
+pub(crate) const SESSION: Duration = Duration::from_secs(6);
+
+/// How a group divides its partitions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    /// cooperative-sticky, our default.
+    Cooperative,
+    /// Everybody gives everything up at each change.
+    Eager,
+    /// The broker assigns (KIP-848).
+    Consumer,
+}
+
+/// Who a member is after it was started again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Membership {
+    /// A new one.
+    Dynamic,
+    /// The one that it was.
+    Static,
+}
+
+/// Instances of one group. Those that run are killed when this is dropped.
+pub(crate) struct Fleet {
+    pub(crate) topic: Topic,
+    group: Group,
+    // Before the homes, which are looked after as long as a service runs in them.
+    services: Vec<Option<Service>>,
+    properties: Map<String, Value>,
+    pub(crate) homes: Vec<Home>,
+}
+
+impl Fleet {
+    /// So many homes; none is started.
+    pub(crate) fn new(topic: &Topic, count: usize, protocol: Protocol, membership: Membership) -> Self {
+        let mut properties = Map::new();
+        let mut set = |key: &str, value: String| properties.insert(key.to_owned(), Value::String(value));
+        match protocol {
+            Protocol::Consumer => drop(set("group.protocol", "consumer".into())),
+            Protocol::Cooperative | Protocol::Eager => {
+                set("session.timeout.ms", SESSION.as_millis().to_string());
+                set("heartbeat.interval.ms", "300".into());
+            }
+        }
+        if protocol == Protocol::Eager {
+            set("partition.assignment.strategy", "range".into());
+        }
+        let homes = (0..count).map(|number| {
+            let mut home = Home::new(topic);
+            home.set("kafka.assignment", "group").set("kafka.librdkafka", properties.clone());
+            if membership == Membership::Static {
+                home.set("kafka.instance_id", format!("instance-{number}"));
+            }
+            home
+        });
+        Self {
+            group: Group::new(&format!("g_{}", topic.name)),
+            topic: topic.clone(),
+            services: (0..count).map(|_| None).collect(),
+            homes: homes.collect(),
+            properties,
+        }
+    }
+
+    /// Sets a property of librdkafka in every configuration.
+    pub(crate) fn property(&mut self, key: &str, value: &str) {
+        self.properties.insert(key.to_owned(), value.into());
+        self.set("kafka.librdkafka", &self.properties.clone());
+    }
+
+    /// Sets a key of every configuration.
+    pub(crate) fn set(&mut self, key: &str, value: &(impl Into<Value> + Clone)) {
+        for home in &mut self.homes {
+            home.set(key, value.clone());
+        }
+    }
+
+    pub(crate) fn start(&mut self, number: usize) {
+        assert!(self.services[number].is_none(), "instance {number} runs");
+        self.services[number] = Some(self.homes[number].foreground());
+    }
+
+    fn take(&mut self, number: usize) -> Service {
+        self.services[number].take().expect("the instance runs")
+    }
+
+    /// SIGTERM, and the drain to its end.
+    pub(crate) fn stop(&mut self, number: usize) {
+        self.take(number).terminate();
+    }
+
+    pub(crate) fn stop_all(&mut self) {
+        for number in self.running() {
+            self.stop(number);
+        }
+    }
+
+    pub(crate) fn kill(&mut self, number: usize) {
+        self.take(number).kill();
+    }
+
+    pub(crate) fn signal(&self, number: usize, signal: Signal) {
+        let service = self.services[number].as_ref().expect("the instance runs");
+        kill(service.pid(), signal).expect("the instance runs");
+    }
+
+    pub(crate) fn running(&self) -> Vec<usize> {
+        (0..self.homes.len()).filter(|number| self.services[*number].is_some()).collect()
+    }
+
+    /// Waits until these instances have all partitions between them, each its fair share, and read them.
+    pub(crate) fn wait_shared(&self, among: &[usize]) {
+        let partitions = self.topic.partitions as u64;
+        let least = partitions / among.len() as u64;
+        wait_until(&format!("the partitions are divided among {among:?}"), SOON, || {
+            let statuses: Vec<Status> = among.iter().map(|number| self.ask(*number)).collect::<Result<_, _>>()?;
+            let shares: Vec<_> = statuses.iter().map(|status| status.partitions).collect();
+            let fair = shares.iter().sum::<u64>() == partitions && shares.iter().all(|share| *share >= least);
+            holds(fair, statuses.iter().map(|s| (s.partitions, s.state, s.reason.clone())).collect::<Vec<_>>())
+        });
+    }
+
+    /// Waits until this instance has written so many more records.
+    pub(crate) fn wait_progress(&self, number: usize, records: u64) {
+        let written = || self.ask(number).map(|status| status.counts.written);
+        let goal = written().expect("the instance answers") + records;
+        wait_until(&format!("instance {number} has written {goal}"), SOON, || {
+            let written = written()?;
+            holds(written >= goal, written)
+        });
+    }
+
+    /// The status of an instance that runs, over its socket: a command each time would take the machine from those who are
+    /// waited for.
+    pub(crate) fn ask(&self, number: usize) -> Result<Status, String> {
+        let told = |error: std::io::Error| error.to_string();
+        let mut stream = UnixStream::connect(self.homes[number].path("tmp/mtga.sock")).map_err(told)?;
+        stream.set_read_timeout(Some(SOON)).map_err(told)?;
+        stream.write_all(b"{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"Status\",\"params\":{}}\n").map_err(told)?;
+        let mut reply = String::new();
+        BufReader::new(stream).read_line(&mut reply).map_err(told)?;
+        let mut reply: Value = serde_json::from_str(&reply).map_err(|error| format!("{error}: {reply}"))?;
+        serde_json::from_value(reply["result"].take()).map_err(|error| format!("{error}: {reply}"))
+    }
+
+    /// What the group has, by partition.
+    pub(crate) fn committed(&self) -> BTreeMap<i32, i64> {
+        self.group.committed(&self.topic).into_iter().collect()
+    }
+
+    /// Waits until the group has acknowledged everything that was produced.
+    pub(crate) fn wait_done(&self, produced: &[Record]) {
+        let ends = ends(produced);
+        wait_until(&format!("{} records done", produced.len()), 2 * SOON, || {
+            let committed = self.committed();
+            holds(committed == ends, (&committed, &ends))
+        });
+    }
+
+    /// Demands that every instance that runs answers the questions of a monitor in time, and that together they tell of
+    /// every partition once.
+    pub(crate) fn assert_answers(&self) {
+        let mut partitions = Vec::new();
+        for number in self.running() {
+            let home = &self.homes[number];
+            let rows = home.offsets();
+            assert!(rows.iter().all(|row| row.low <= row.current && row.current <= row.high), "{rows:?}");
+            partitions.extend(rows.iter().map(|row| row.partition));
+            assert!(home.integer("kafka_lag") >= 0);
+        }
+        partitions.sort_unstable();
+        assert_eq!(partitions, (0..self.topic.partitions).collect::<Vec<_>>(), "each partition is one instance's");
+    }
+
+    /// Demands that all files together are exactly what must become of these records: each line once, in order within its
+    /// partition in each file; and that the instances' counts add up to it.
+    pub(crate) fn assert_exactly(&self, produced: &[Record]) {
+        let expected = oracle::expect(produced);
+        let mut found: BTreeMap<i32, Vec<(u64, String)>> = BTreeMap::new();
+        for home in &self.homes {
+            for file in home.events() {
+                let mut last = BTreeMap::new();
+                for line in file.lines {
+                    let (partition, number) = events::origin(&line);
+                    let before = last.insert(partition, number);
+                    assert!(before < Some(number), "{}: {number} after {before:?} of {partition}", file.name);
+                    found.entry(partition).or_default().push((number, line));
+                }
+            }
+        }
+        for (partition, lines) in &mut found {
+            lines.sort();
+            let lines: Vec<_> = lines.iter().map(|(_, line)| line).collect();
+            let wanted = expected.lines.get(partition).map_or(&[][..], Vec::as_slice);
+            events::assert_same(&format!("partition {partition}"), wanted, &lines);
+        }
+        assert_eq!(found.len(), expected.lines.len(), "partitions with lines");
+        let mut sum = Counts::default();
+        for home in &self.homes {
+            let counts = home.try_status().expect("a status, running or not").counts;
+            sum.consumed += counts.consumed;
+            sum.written += counts.written;
+            sum.in_flight += counts.in_flight;
+            for (sum, count) in sum.filtered.iter_mut().zip(counts.filtered) {
+                *sum += count;
+            }
+            for (sum, count) in sum.rejected.iter_mut().zip(counts.rejected) {
+                *sum += count;
+            }
+        }
+        assert_eq!(sum, expected.counts, "the counts of all instances together");
+    }
+
+    /// Demands that no line is missing or foreign, and that none is there more than twice; returns the offsets of those that
+    /// are there twice, by partition. Every record has to become a line.
+    pub(crate) fn repeats(&self, produced: &[Record]) -> BTreeMap<i32, Vec<i64>> {
+        let mut found: BTreeMap<String, usize> = BTreeMap::new();
+        for line in self.homes.iter().flat_map(Home::events).flat_map(|file| file.lines) {
+            *found.entry(line).or_default() += 1;
+        }
+        let mut repeats: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
+        for (partition, lines) in oracle::expect(produced).lines {
+            for (line, offset) in lines.iter().zip(0..) {
+                match found.remove(line) {
+                    Some(1) => {}
+                    Some(2) => repeats.entry(partition).or_default().push(offset),
+                    other => panic!("partition {partition}, offset {offset}: {other:?} lines of {line}"),
+                }
+            }
+        }
+        assert!(found.is_empty(), "lines of no record: {:?}", found.keys().next());
+        repeats
+    }
+}
+
+/// The end of each partition. Nothing but these records is in the topic.
+pub(crate) fn ends(produced: &[Record]) -> BTreeMap<i32, i64> {
+    let mut ends = BTreeMap::new();
+    for record in produced {
+        *ends.entry(record.partition).or_default() += 1;
+    }
+    ends
+}

@@ -1,0 +1,196 @@
+//! The store: damaged, lost, or copied, under the real program. What becomes of it in detail is tested beside the code.
+
+use std::fs;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::process::Command;
+
+use mtga::control::State;
+
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
+
+/// Overwrites many places of the store's files with something else.
+fn scribble(home: &Home) {
+    let path = home.path("tmp/store/sled/db");
+    let length = fs::metadata(&path).expect("a store").len();
+    let file = fs::File::options().write(true).open(&path).expect("a file");
+    for place in 0..200 {
+        file.write_all_at(&[0xa5; 16], length * place / 200 + 100).expect("a write");
+    }
+}
+
+fn remove(home: &Home, path: &str) {
+    fs::remove_dir_all(home.path(path)).expect("a directory");
+}
+
+/// What is in the failure queue, without what changes with time.
+fn queue(home: &Home) -> Vec<(u64, i32, i64, String)> {
+    home.failures().into_iter().map(|entry| (entry.position, entry.partition, entry.offset, entry.head)).collect()
+}
+
+/// Runs the service until everything is done, lets something happen to its store while it is down, and demands that
+/// nothing is missing and nothing is there twice.
+#[track_caller]
+fn survives(purpose: &str, end: fn(&Home), happens: impl Fn(&Home), said: &str) {
+    let topic = Topic::create(purpose, 2);
+    let mut produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 2000);
+    let mut home = Home::new(&topic);
+    home.in_group();
+    home.start();
+    home.wait_done(&produced);
+    let before = queue(&home);
+    end(&home);
+    happens(&home);
+    home.start();
+    produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 2000, 500));
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    let after = queue(&home);
+    assert!(after.starts_with(&before), "{} entries before, {} after", before.len(), after.len());
+    assert!(home.log().contains(said), "the log says: {said}");
+    home.stop();
+    home.start();
+    home.assert_exactly(&produced);
+    home.stop();
+}
+
+#[test]
+fn a_damaged_store_is_rebuilt_with_nothing_missing() {
+    survives("scribbled", Home::stop, scribble, "the store is damaged: rebuilding it");
+}
+
+#[test]
+fn a_store_that_is_gone_is_rebuilt_with_nothing_missing() {
+    survives("storeless", Home::kill9, |home| remove(home, "tmp/store/sled"), "the store is behind the journal");
+}
+
+#[test]
+fn without_its_journal_a_home_goes_on_with_what_its_store_has() {
+    survives(
+        "journalless",
+        Home::stop,
+        |home| remove(home, "tmp/store/journal"),
+        "the journal is gone, or lost its end",
+    );
+}
+
+#[test]
+fn without_its_recipes_a_home_goes_on() {
+    survives("recipeless", Home::kill9, |home| remove(home, "tmp/store/recipes"), "state=Consuming");
+}
+
+#[test]
+fn a_kill_while_the_store_is_rebuilt_leaves_one_to_go_on_with() {
+    let killed = |home: &Home| {
+        scribble(home);
+        home.killed_at("store_aside");
+        assert!(!home.path("tmp/store/sled").try_exists().expect("a path"), "it was killed in time");
+    };
+    survives("aside", Home::stop, killed, "the store is damaged: rebuilding it");
+}
+
+fn copy_of(home: &Home, topic: &Topic) -> Home {
+    let copy = Home::new(topic);
+    let copied = Command::new("cp").arg("-a").arg(home.path("tmp/store")).arg(copy.path("tmp")).status();
+    assert!(copied.is_ok_and(|status| status.success()), "the store is copied");
+    copy
+}
+
+/// The lines of both homes together.
+fn lines(homes: [&Home; 2]) -> Vec<String> {
+    let mut lines: Vec<String> = homes.iter().flat_map(|home| home.events()).flat_map(|file| file.lines).collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn a_copy_in_the_same_group_takes_turns_with_its_origin_and_loses_nothing() {
+    let topic = Topic::create("copied", 2);
+    let mut produced: Vec<Record> = Vec::new();
+    let mut origin = Home::new(&topic);
+    origin.in_group();
+    origin.start();
+    let more = |produced: &mut Vec<Record>, home: &Home| {
+        produced.extend(topic.fill(Codec::Snappy, Mix::Clean, produced.len() as u64, 500));
+        wait_until("no lag", SOON, || {
+            let status = home.try_status()?;
+            holds(status.state == State::Consuming && status.lag == Some(0) && status.counts.in_flight == 0, status)
+        });
+        home.stop();
+    };
+    more(&mut produced, &origin);
+    let mut copy = copy_of(&origin, &topic);
+    copy.in_group();
+    for _ in 0..2 {
+        copy.start();
+        more(&mut produced, &copy);
+        origin.start();
+        more(&mut produced, &origin);
+    }
+    assert!(copy.log().contains("this store is a copy"), "it knows");
+    assert!(!origin.log().contains("this store is a copy"), "and the origin is none");
+    let mut expected: Vec<_> = oracle::expect(&produced).lines.into_values().flatten().collect();
+    expected.sort();
+    events::assert_same("both homes", &expected, &lines([&origin, &copy]));
+}
+
+#[test]
+fn a_store_of_a_newer_format_is_refused_and_left_alone() {
+    let topic = Topic::create("newer", 1);
+    let home = Home::new(&topic);
+    home.start();
+    home.stop();
+    let sled = home.path("tmp/store/sled");
+    {
+        let store = sled::Config::new().path(&sled).open().expect("the store");
+        store.insert("state", &[9_u8, 1, 2][..]).expect("a write");
+        store.flush().expect("a write");
+    }
+    let refused = home.mtga(["start"]).code(1);
+    assert!(refused.stderr.contains("format 9, newer than this program"), "{refused:?}");
+    assert_eq!(entries_of(&home.path("tmp/store")), ["journal", "recipes", "sled"], "nothing was set aside");
+}
+
+#[test]
+fn recipes_that_nothing_names_any_more_go() {
+    let topic = Topic::create("recipes", 1);
+    let mut home = Home::new(&topic);
+    home.set("store.history", "1s");
+    let mut produced = Vec::new();
+    for round in 0..3 {
+        fs::write(home.path("settings/mthinkingdata:filter.24.json"), format!("[\"tbllog_*\", \"no_{round}\"]\n"))
+            .expect("a file");
+        home.start();
+        produced.extend(topic.fill(Codec::None, Mix::Clean, round * 10, 10));
+        home.wait_done(&produced);
+        home.stop();
+        let last = produced.len();
+        assert_eq!(last as u64, (round + 1) * 10);
+        age(&home.path("tmp/store/journal"));
+    }
+    home.start();
+    // The last one, which is in force, and none of the two before.
+    assert_eq!(entries_of(&home.path("tmp/store/recipes")).len(), 1);
+    home.stop();
+    home.start();
+    home.assert_exactly(&produced);
+    home.stop();
+}
+
+fn entries_of(dir: &Path) -> Vec<String> {
+    let mut names: Vec<_> = fs::read_dir(dir)
+        .expect("a directory")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    names.sort();
+    names
+}
+
+/// Makes every file below a directory an hour older.
+fn age(dir: &Path) {
+    for name in entries_of(dir) {
+        let file = fs::File::options().write(true).open(dir.join(name)).expect("a file");
+        let then = std::time::SystemTime::now() - std::time::Duration::from_hours(1);
+        file.set_modified(then).expect("a file's time");
+    }
+}
