@@ -211,7 +211,9 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
         };
         moved.push(standing);
     }
-    settle_hidden(pipeline, &state, &moved)?;
+    if config.kafka.assignment == Assignment::Group {
+        settle_hidden(pipeline, &state, &moved)?;
+    }
     let commits = commits(pipeline, &moved);
     // In a group other instances go by the group's offsets, so the group comes first: what it refuses is not moved here.
     // Without a group they are there for monitors.

@@ -699,6 +699,7 @@ impl World {
             return;
         }
         match step {
+            Step::Revoke { number, commits } => self.revoke(*number, *commits),
             Step::Move { number, to, commits } => {
                 self.revoke(*number, *commits);
                 self.give(*number, *to);
@@ -866,7 +867,12 @@ impl Found {
 #[derive(Clone, Debug)]
 enum Step {
     On(usize, Act),
-    /// In order: the owner may try so many commits before it gives up.
+    /// The owner may try so many commits before it gives up. Nobody has the partition yet: its commits are still taken.
+    Revoke {
+        number: i32,
+        commits: u32,
+    },
+    /// The same, and another is given it.
     Move {
         number: i32,
         to: usize,
@@ -930,6 +936,7 @@ fn step() -> impl Strategy<Value = Step> {
     ];
     prop_oneof![
         16 => (homes(), act()).prop_map(|(home, act)| Step::On(home, act)),
+        1 => (0..PARTITIONS, 0..5u32).prop_map(|(number, commits)| Step::Revoke { number, commits }),
         3 => (0..PARTITIONS, homes(), 0..5u32).prop_map(|(number, to, commits)| Step::Move { number, to, commits }),
         2 => (homes(), homes()).prop_map(|(home, to)| Step::Evict { home, to }),
         1 => Just(Step::Deliver),
@@ -1035,4 +1042,31 @@ fn a_gap_leaves_what_stands_beside_the_offset_of_the_group() {
     };
     assert_eq!(moved(10, MoveCause::Gap { from: 0 }), Some(mark));
     assert_eq!(moved(20, MoveCause::Takeover), None);
+}
+
+#[test]
+fn a_commit_that_arrives_after_its_owner_gave_up_is_published() {
+    play(&[
+        Step::On(0, Act::Block(0, 5)),
+        Step::Answers(vec![Answer::Late]),
+        Step::Revoke { number: 0, commits: 1 },
+        Step::On(0, Act::Turn),
+        Step::Deliver,
+        Step::On(0, Act::Turn),
+    ]);
+}
+
+#[test]
+fn a_commit_whose_answer_was_lost_is_published_after_others_have_committed() {
+    play(&[
+        Step::On(0, Act::Block(0, 5)),
+        Step::Answers(vec![Answer::Lost]),
+        Step::Move { number: 0, to: 1, commits: 1 },
+        Step::On(1, Act::Block(0, 5)),
+        Step::On(1, Act::Seal(u32::MAX)),
+        Step::Move { number: 0, to: 2, commits: 0 },
+        Step::On(2, Act::Block(0, 5)),
+        Step::On(2, Act::Seal(u32::MAX)),
+        Step::On(0, Act::Turn),
+    ]);
 }
