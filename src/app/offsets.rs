@@ -230,7 +230,9 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
         };
         moved.push(standing);
     }
-    settle_hidden(pipeline, &state, &moved)?;
+    if config.kafka.assignment == Assignment::Group {
+        settle_hidden(pipeline, &state, &moved)?;
+    }
     let commits = commits(pipeline, &moved);
     // In a group other instances go by the group's offsets, so the group comes first: what it refuses is not moved here.
     // Without a group they are there for monitors.
@@ -266,16 +268,17 @@ pub(super) fn settle(
     progress: &dyn Fn(&str),
 ) -> Result<(), Failure> {
     let Some(here) = state.partitions.get(partition) else { return Ok(()) };
-    if let Some((number, range)) = state.prepared(partition) {
-        let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
-        let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group, Held::ByUs);
+    for (mark, offsets) in state.prepared(partition) {
+        let verdict = judge(&mark, (offsets.growth.from, here.mark.as_ref()), group, Held::ByUs);
+        let number = mark.number;
         tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
         let (reply, answered) = bounded(1);
         let decided = Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) };
         pipeline.inbox.send(decided).map_err(failed)?;
         pipeline.wait(&answered, progress)?;
     }
-    if here.growth.is_some() { refuse(pipeline, partition, progress) } else { Ok(()) }
+    // Also without growth: files that were made for it may be there.
+    refuse(pipeline, partition, progress)
 }
 
 /// Takes back what a partition has hidden and not prepared.
@@ -316,7 +319,7 @@ fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
         let owner = Owner {
             mark: Mark { home: home.clone(), incarnation: *incarnation, number: 0 },
             topic_id: standing.topic_id.clone(),
-            previous: Owner::carried(metadata, home),
+            previous: Owner::carried(metadata, (home, *incarnation)),
         };
         Commit {
             partition: standing.partition.clone(),

@@ -248,7 +248,9 @@ impl Delivery {
             self.tick()?;
             if self.seal.has_work() {
                 self.drive_seals()?;
-                if !self.seal.is_busy() {
+                if self.seal.is_busy() {
+                    self.serve_barriers()?;
+                } else {
                     self.advance()?;
                 }
             }
@@ -430,6 +432,13 @@ impl Delivery {
                 self.recovered();
             }
             if self.seal.is_busy() {
+                break;
+            }
+            if let Some(Item::Note { frame: Frame::Start(at) | Frame::Move { to: at, .. }, .. }) =
+                self.waiting.get(&self.next_ticket)
+                && self.is_sealed()
+                && self.end_growth(&at.partition.clone())
+            {
                 break;
             }
             let Some(item) = self.waiting.remove(&self.next_ticket) else { break };
@@ -638,6 +647,10 @@ impl Delivery {
     }
 
     fn serve_barriers(&mut self) -> Result<(), Error> {
+        // Who asked after a decision was made looks at what is durable next, and must find it there.
+        if self.seal.has_steps() {
+            return Ok(());
+        }
         // A block that is stalled was taken from the order, but is not written.
         let passed = if self.writing.is_some() { self.next_ticket - 1 } else { self.next_ticket };
         let (reached, waiting): (Vec<_>, Vec<_>) = self.barriers.drain(..).partition(|(before, ..)| *before <= passed);

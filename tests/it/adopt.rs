@@ -297,7 +297,7 @@ fn our_home_goes_on_where_the_lost_one_ended_however_often_the_adoption_is_kille
 #[test]
 fn our_home_goes_on_where_the_lost_one_ended_with_hidden_files() {
     let lose = |lost: &Home, load: Load| {
-        lost.foreground_with("FAULT_POINT", "seal.prepared:2").wait_killed();
+        lost.killed_at("seal.prepared:2");
         load.stop()
     };
     assert_goes_on_alone(seal, lose, &["publish.begin", "publish.renamed", "adopt.settled", "adopt.moved"]);

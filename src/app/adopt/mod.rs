@@ -136,7 +136,7 @@ fn settle(config: &Config, theirs: &Pipeline, asker: &Asker, progress: &dyn Fn(&
 /// Where the group is the commit point. Its assignment of these partitions is over: what was not prepared goes.
 fn settle_in_group(theirs: &Pipeline, asker: &Asker, state: &State, progress: &dyn Fn(&str)) -> Result<(), Failure> {
     let is_hidden = |partition: &&TopicPartition| {
-        state.partitions[*partition].growth.is_some() || state.prepared(partition).is_some()
+        state.partitions[*partition].growth.is_some() || state.prepared(partition).next().is_some()
     };
     let partitions: Vec<_> = state.partitions.keys().filter(is_hidden).cloned().collect();
     let group = asker.group_offsets(&partitions)?;

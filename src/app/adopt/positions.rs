@@ -15,7 +15,7 @@ use crate::delivery::Inbox;
 use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, decide};
-use crate::msource::journal::{Frame, MoveCause, PartitionState, Position, State};
+use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position, State};
 use crate::msource::native::{Commit, GroupOffset};
 
 /// Interval between two attempts.
@@ -111,9 +111,9 @@ fn commit_of(
     // Where files are hidden, the number is that of a seal, and this is none.
     let number = if config.sink.visibility == Visibility::Sealed { 0 } else { state.number };
     let owner = Owner {
-        mark: state.mark(number),
+        mark: Mark { home: state.home.clone(), incarnation: state.incarnation, number },
         topic_id: here.topic_id.clone(),
-        previous: Owner::carried(group.map_or("", |group| &group.metadata), &state.home),
+        previous: Owner::carried(group.map_or("", |group| &group.metadata), (&state.home, state.incarnation)),
     };
     Commit {
         partition: partition.clone(),

@@ -14,6 +14,7 @@ use crate::msource::journal::{Block, BlockSource, Contents, FileIntent, Frame, P
 
 mod pipeline;
 mod recovery;
+mod sealed;
 
 pub(super) fn partition(number: i32) -> TopicPartition {
     TopicPartition { topic: "t".into(), partition: number }

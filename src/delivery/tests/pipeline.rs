@@ -23,24 +23,24 @@ use crate::msource::tracker::{Epoch, Tracker};
 use crate::record::{Reason, Reject};
 
 const PARTITIONS: i32 = 3;
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A store in memory that remembers what it was after each change: a crash takes the last ones back.
 #[derive(Debug, Default)]
-struct MemStore(Mutex<Vec<Kept>>);
+pub(super) struct MemStore(pub(super) Mutex<Vec<Kept>>);
 
 #[derive(Clone, Debug, Default)]
-struct Kept {
-    state: Option<State>,
-    entries: BTreeMap<u64, QueueEntry>,
+pub(super) struct Kept {
+    pub(super) state: Option<State>,
+    pub(super) entries: BTreeMap<u64, QueueEntry>,
 }
 
 impl MemStore {
-    fn last(&self) -> Kept {
+    pub(super) fn last(&self) -> Kept {
         self.0.lock().unwrap().last().cloned().unwrap_or_default()
     }
 
-    fn forget(&self, changes: usize) {
+    pub(super) fn forget(&self, changes: usize) {
         let mut kept = self.0.lock().unwrap();
         let left = kept.len().saturating_sub(changes).max(1).min(kept.len());
         kept.truncate(left);
@@ -86,13 +86,13 @@ impl Store for MemStore {
 
 /// What a record becomes; its first line, and whether a retry cures it.
 #[derive(Clone, Copy, PartialEq)]
-enum Fate {
+pub(super) enum Fate {
     Line(i32),
     Filtered,
     Rejected { cured: bool },
 }
 
-fn fate(partition: i32, offset: i64) -> Fate {
+pub(super) fn fate(partition: i32, offset: i64) -> Fate {
     match (offset * 7 + i64::from(partition) * 3) % 11 {
         0 => Fate::Filtered,
         1 => Fate::Rejected { cured: true },
@@ -101,14 +101,14 @@ fn fate(partition: i32, offset: i64) -> Fate {
     }
 }
 
-fn line(partition: i32, offset: i64) -> Vec<u8> {
+pub(super) fn line(partition: i32, offset: i64) -> Vec<u8> {
     format!("{{\"p\":{partition},\"o\":{offset}}}\n").into_bytes()
 }
 
 /// What a worker would make of records.
 #[derive(Default)]
-struct Made {
-    pieces: Vec<Lines>,
+pub(super) struct Made {
+    pub(super) pieces: Vec<Lines>,
     filtered: [u64; 3],
     rejects: Vec<Rejected>,
 }
@@ -126,7 +126,7 @@ impl Made {
         piece.crc = crc32c::crc32c(&piece.bytes);
     }
 
-    fn records(number: i32, from: i64, to: i64) -> Self {
+    pub(super) fn records(number: i32, from: i64, to: i64) -> Self {
         let mut made = Self::default();
         for offset in from..to {
             match fate(number, offset) {
@@ -138,7 +138,7 @@ impl Made {
         made
     }
 
-    fn entries(entries: &[(u64, QueueEntry)]) -> Self {
+    pub(super) fn entries(entries: &[(u64, QueueEntry)]) -> Self {
         let mut made = Self::default();
         for (key, entry) in entries {
             match fate(entry.partition.partition, entry.offset) {
@@ -149,13 +149,13 @@ impl Made {
         made
     }
 
-    fn block(self, ticket: u64, source: Source, records: u64) -> Inbox {
+    pub(super) fn block(self, ticket: u64, source: Source, records: u64) -> Inbox {
         let Self { pieces, filtered, rejects } = self;
         DoneBlock { ticket, source, recipe: "r".into(), pieces, records, filtered, rejects, cost: 10 }.into()
     }
 }
 
-fn entry(number: i32, offset: i64) -> QueueEntry {
+pub(super) fn entry(number: i32, offset: i64) -> QueueEntry {
     QueueEntry {
         partition: partition(number),
         topic_id: "id".into(),
@@ -211,7 +211,7 @@ struct Run {
     epochs: HashMap<i32, (Epoch, i64)>,
 }
 
-fn sink_config(dir: &std::path::Path) -> config::Sink {
+pub(super) fn sink_config(dir: &std::path::Path) -> config::Sink {
     config::Sink {
         mode: config::Mode::Batch,
         dir: dir.to_owned(),
@@ -566,7 +566,7 @@ proptest! {
 }
 
 #[track_caller]
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(super) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");

@@ -17,7 +17,7 @@ use crate::config::{Assignment, Visibility};
 use crate::delivery::{Inbox, SealRequest, Verdict};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Held, judge, may_grow};
+use crate::msource::assignment::{Held, Hidden, settle};
 use crate::msource::journal::{Frame, Mark, PartitionState, Position, State};
 use crate::msource::native::{GroupOffset, KafkaError};
 
@@ -55,7 +55,7 @@ impl Consumer {
             let Ok(SealRequest { number, positions }) = self.parts.seals.try_recv() else { return Ok(()) };
             self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
         }
-        let Some(mut asked) = self.asked.take_if(|asked| Instant::now() >= asked.again) else { return Ok(()) };
+        let Some(mut asked) = self.asked.take() else { return Ok(()) };
         let lost = self.client.assignment_lost();
         let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
@@ -64,6 +64,13 @@ impl Consumer {
             self.tell(asked.number, position.partition, verdict)?;
         }
         if ours.is_empty() {
+            return Ok(());
+        }
+        // What is gone is let go of at once: were it given to us again before the next attempt, it would be sent after it
+        // was judged.
+        if Instant::now() < asked.again {
+            asked.open = ours;
+            self.asked = Some(asked);
             return Ok(());
         }
         asked.sent = Sent::Yes;
@@ -150,11 +157,7 @@ impl Consumer {
             return self.judge_alone();
         }
         let state = self.parts.gauges.durable().state.clone();
-        let hidden = |partition: &&TopicPartition| {
-            let grown = state.partitions.get(*partition).is_some_and(|state| state.growth.is_some());
-            grown || state.prepared(partition).is_some()
-        };
-        let partitions: Vec<_> = self.pending.iter().filter(hidden).cloned().collect();
+        let partitions: Vec<_> = self.pending.iter().filter(|partition| state.is_hidden(partition)).cloned().collect();
         if partitions.is_empty() {
             return Ok(false);
         }
@@ -193,25 +196,16 @@ impl Consumer {
         group: Option<&GroupOffset>,
         held: Held,
     ) -> Result<bool, Error> {
-        let Some(here) = state.partitions.get(partition) else { return Ok(false) };
-        if let Some((number, range)) = state.prepared(partition) {
-            let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
-            let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group, held);
-            if verdict == Verdict::Open {
-                return Ok(false);
+        match settle(state, partition, group, held, self.parts.visibility) {
+            Hidden::Stays => Ok(false),
+            Hidden::Refused => self.refuse(partition.clone()),
+            Hidden::Decided(number, verdict) => {
+                tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
+                let (reply, answered) = bounded(1);
+                self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
+                self.until_stopped(&answered)
             }
-            tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
-            let (reply, answered) = bounded(1);
-            self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
-            return self.until_stopped(&answered);
         }
-        let Some(growth) = &here.growth else { return Ok(false) };
-        let goes_on = self.hides() && state.is_whole(partition, growth) && may_grow(here, growth, group);
-        // While it is not ours, nobody may have read it again yet.
-        if goes_on || held == Held::NotByUs && group.is_some_and(|group| group.offset == growth.from) {
-            return Ok(false);
-        }
-        self.refuse(partition.clone())
     }
 
     /// Whether files are hidden until the group has taken their offsets.
@@ -244,11 +238,11 @@ impl Consumer {
         let state = self.parts.gauges.durable().state.clone();
         let partitions: Vec<_> = state
             .partitions
-            .iter()
-            .filter(|(partition, here)| here.growth.is_some() || state.prepared(partition).is_some())
-            .map(|(partition, _)| partition.clone())
-            .filter(|partition| !self.pending.contains(partition))
-            .filter(|partition| self.slots.iter().all(|slot| slot.partition != *partition))
+            .keys()
+            .filter(|partition| state.is_hidden(partition))
+            .filter(|partition| !self.pending.contains(*partition))
+            .filter(|partition| self.slots.iter().all(|slot| slot.partition != **partition))
+            .cloned()
             .collect();
         if partitions.is_empty() {
             return Ok(());

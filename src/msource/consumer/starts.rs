@@ -12,7 +12,7 @@ use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, decide};
-use crate::msource::journal::{Frame, Mark, MoveCause, Position};
+use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
 use crate::msource::properties;
 
@@ -107,7 +107,7 @@ impl Consumer {
         let group = self.group_offsets(&infos)?;
         for (partition, offset) in &group {
             let metadata = offset.as_ref().map_or("", |offset| offset.metadata.as_str());
-            self.previous.insert(partition.clone(), Owner::carried(metadata, &self.parts.home.0));
+            self.previous.insert(partition.clone(), Owner::carried(metadata, (&self.parts.home.0, self.parts.home.1)));
         }
         let known = |topic: &str| {
             local.keys().any(|partition| &*partition.topic == topic)
@@ -139,7 +139,7 @@ impl Consumer {
                         local.get(partition).map_or((0, -1), |local| (local.next, local.leader_epoch));
                     // Noted once more, it changes nothing here and is committed.
                     let position = at(next, leader_epoch);
-                    let unknown = matches!(group.get(partition), Some(None));
+                    let unknown = self.is_unknown(local.get(partition), group.get(partition));
                     let frame = unknown.then(|| Frame::Start(position.clone()));
                     decided.push(Begin { at: position, frame });
                 }
@@ -183,6 +183,14 @@ impl Consumer {
         }
         self.found = group;
         Ok(decided)
+    }
+
+    /// Whether the group is to be told where a partition goes on: what is hidden later can only follow what it knows.
+    fn is_unknown(&self, local: Option<&PartitionState>, group: Option<&Option<GroupOffset>>) -> bool {
+        match (local, group) {
+            (Some(local), Some(Some(group))) => self.hides() && local.growth.is_none() && group.offset != local.next,
+            (_, group) => matches!(group, Some(None)),
+        }
     }
 
     /// What the group has for every partition of these topics.

@@ -126,6 +126,8 @@ pub struct Mark {
 pub struct Seal {
     /// Its number, of the same count as the blocks'.
     pub number: u64,
+    /// The incarnation that prepared it, and asked the group.
+    pub incarnation: u64,
     /// Its ranges; a partition occurs once.
     pub ranges: Vec<SealedRange>,
 }
