@@ -251,8 +251,9 @@ enum Fetch {
     On,
     /// Not before it was told, at this time or later, to read from where the partition stands.
     Seek(Instant),
-    /// The same, and the broker is to say first whether it still has the record before that place.
-    Check(Instant),
+    /// The same, and the broker is to say first whether it still has the record before that place. Until then the partition
+    /// is assigned at this offset.
+    Check(Instant, i64),
     /// Not at all: it may be of another topic of the same name.
     Stale,
 }
@@ -276,10 +277,9 @@ impl Slot {
         self.told == Told::End && offset > self.next
     }
 
-    /// What librdkafka is told when it is given the partition. Until the broker was asked whether it still has the record
-    /// before our place, that is the end, since a fetch from a place that is none ends the asking.
+    /// What librdkafka is told when it is given the partition.
     fn assignment(&self) -> (TopicPartition, i64) {
-        let place = if matches!(self.fetch, Fetch::Check(_)) { -1 } else { self.next };
+        let place = if let Fetch::Check(_, at) = self.fetch { at } else { self.next };
         (self.partition.clone(), place)
     }
 

@@ -299,7 +299,7 @@ impl Consumer {
                 since: now,
                 leader_epoch: position.leader_epoch,
                 // The seek lets the broker check that it still has the record before this place.
-                fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Check(now) },
+                fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Check(now, position.next) },
                 told: Told::Record,
                 attempts: None,
             });
@@ -344,13 +344,13 @@ impl Consumer {
     /// not work it fails in the same way again, and is tried again.
     pub(super) fn read_again(&mut self) {
         let now = Instant::now();
-        let due = |slot: &Slot| matches!(slot.fetch, Fetch::Seek(at) | Fetch::Check(at) if now >= at);
+        let due = |slot: &Slot| matches!(slot.fetch, Fetch::Seek(at) | Fetch::Check(at, _) if now >= at);
         let places: Vec<_> = self
             .slots
             .iter()
             .filter(|slot| due(slot))
             .map(|slot| match slot.fetch {
-                Fetch::Check(_) => (slot.partition.clone(), slot.next, slot.leader_epoch),
+                Fetch::Check(..) => (slot.partition.clone(), slot.next, slot.leader_epoch),
                 // While the leader is not known, a check waits for the next metadata: it is made once.
                 _ => (slot.partition.clone(), slot.next, -1),
             })
@@ -374,7 +374,7 @@ impl Consumer {
         for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
             slot.fetch = match (again, slot.fetch) {
                 (None, _) => Fetch::On,
-                (Some(at), Fetch::Check(_)) => Fetch::Check(at),
+                (Some(at), Fetch::Check(_, from)) => Fetch::Check(at, from),
                 (Some(at), _) => Fetch::Seek(at),
             };
         }

@@ -10,12 +10,10 @@ use rdkafka::types::RDKafkaErrorCode;
 use super::{Commit, KafkaError};
 use crate::msource::TopicPartition;
 
-/// Offsets; a negative one is the end, wherever that is.
 pub(super) fn positions(partitions: &[(TopicPartition, i64)]) -> Result<TopicPartitionList, KafkaError> {
     let mut list = TopicPartitionList::with_capacity(partitions.len());
     for (partition, offset) in partitions {
-        let offset = if *offset < 0 { rdkafka::Offset::End } else { rdkafka::Offset::Offset(*offset) };
-        list.add_partition_offset(&partition.topic, partition.partition, offset)
+        list.add_partition_offset(&partition.topic, partition.partition, rdkafka::Offset::Offset(*offset))
             .map_err(|error| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text: error.to_string() })?;
     }
     Ok(list)
