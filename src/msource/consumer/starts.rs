@@ -135,12 +135,11 @@ impl Consumer {
             let theirs = group.get(partition).and_then(Option::as_ref).map_or(-1, |group| group.leader_epoch);
             match decision {
                 Decision::Continue => {
-                    let (next, leader_epoch) =
-                        local.get(partition).map_or((0, -1), |local| (local.next, local.leader_epoch));
+                    let here = local.get(partition);
+                    let (next, leader_epoch) = here.map_or((0, -1), |here| (here.next, here.leader_epoch));
                     // Noted once more, it changes nothing here and is committed.
                     let position = at(next, leader_epoch);
-                    let unknown = self.is_unknown(local.get(partition), group.get(partition));
-                    let frame = unknown.then(|| Frame::Start(position.clone()));
+                    let frame = self.is_unknown(here, group.get(partition)).then(|| Frame::Start(position.clone()));
                     decided.push(Begin { at: position, frame });
                 }
                 Decision::Move { to, cause } => {
