@@ -18,7 +18,7 @@ use crate::block::RawBlock;
 use crate::config::{Assignment, Config, Mode, Visibility, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
-use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, Tickets};
+use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, SealRequest, Tickets};
 use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
@@ -243,10 +243,7 @@ impl Pipeline {
             history: config.store.history,
             sink_dir: config.sink.dir.clone(),
             rotate: config.sink.rotate.clone(),
-            commit_point: match config.kafka.assignment {
-                Assignment::Group => CommitPoint::Group(requests),
-                Assignment::All => CommitPoint::Journal,
-            },
+            commit_point: commit_point(config, requests),
             claimed: Arc::clone(&turns.claimed),
             queue_bound: (config.failure_queue.when_full == WhenFull::DropOldest)
                 .then_some(config.failure_queue.max_bytes),
@@ -256,7 +253,7 @@ impl Pipeline {
         let consumer = match feed {
             Feed::Nothing | Feed::Adopted => None,
             Feed::Kafka => {
-                let consumer = Consumer::new(consumer::Parts {
+                let parts = consumer::Parts {
                     config: config.kafka.clone(),
                     properties: properties::consuming(config),
                     discovery: properties::discovery(&config.kafka),
@@ -274,10 +271,8 @@ impl Pipeline {
                     desk: Arc::clone(desk),
                     home: home.clone(),
                     former,
-                })
-                .map_err(|error| Failure::new(FailureKind::Config, chain(&error)))?;
-                let thread = std::thread::Builder::new().name("kafka".into());
-                Some(thread.spawn(move || consumer.run(STOP_DEADLINE)).map_err(failed)?)
+                };
+                Some(consume(parts)?)
             }
         };
         Ok(Arc::new(Self {
@@ -387,6 +382,21 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// Who decides that hidden files are published.
+fn commit_point(config: &Config, requests: Sender<SealRequest>) -> CommitPoint {
+    match config.kafka.assignment {
+        Assignment::Group => CommitPoint::Group(requests),
+        Assignment::All => CommitPoint::Journal,
+    }
+}
+
+/// Starts the thread that takes records from Kafka.
+fn consume(parts: consumer::Parts) -> Result<JoinHandle<Result<(), consumer::Error>>, Failure> {
+    let consumer = Consumer::new(parts).map_err(|error| Failure::new(FailureKind::Config, chain(&error)))?;
+    let thread = std::thread::Builder::new().name("kafka".into());
+    thread.spawn(move || consumer.run(STOP_DEADLINE)).map_err(failed)
 }
 
 /// How blocks are cut: in `stream` mode a block is whatever has arrived.

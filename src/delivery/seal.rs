@@ -335,11 +335,10 @@ impl Delivery {
         self.note_durably(&Frame::Published { number, partition: group.clone() })?;
         fault::point("publish.noted");
         let files = range.files.len();
-        match &range.offsets {
-            Some(SealedOffsets { growth, to }) => {
-                tracing::info!(partition = %to.partition, from = growth.from, to = to.next, number, files, "published");
-            }
-            None => tracing::info!(number, files, "published retries"),
+        if let Some(SealedOffsets { growth, to }) = &range.offsets {
+            tracing::info!(partition = %to.partition, from = growth.from, to = to.next, number, files, "published");
+        } else {
+            tracing::info!(number, files, "published retries");
         }
         Ok(Ok(()))
     }
@@ -397,21 +396,18 @@ impl Delivery {
 
     /// Takes back what a partition has grown by: its offset, counts, entries of the failure queue, and hidden files.
     fn refuse(&mut self, seal: Option<u64>, partition: &TopicPartition) -> Result<(), Error> {
-        let (growth, end, files) = match seal {
-            Some(number) => {
-                let Some(range) = self.range(number, &Some(partition.clone())) else { return Ok(()) };
-                let Some(offsets) = range.offsets else { return Ok(()) };
-                (offsets.growth, offsets.to.next, range.files.into_iter().map(|file| file.name).collect())
-            }
-            None => {
-                let files = self.state.files.values().filter(|file| file.partition().as_ref() == Some(partition));
-                let files: Vec<_> = files.map(|file| file.name.clone()).collect();
-                let growth = self.state.partitions.get(partition).and_then(|state| state.growth.clone());
-                match growth {
-                    Some(growth) => (growth, i64::MAX, files),
-                    None if files.is_empty() => return Ok(()),
-                    None => (Growth::default(), i64::MAX, files),
-                }
+        let (growth, end, files) = if let Some(number) = seal {
+            let Some(range) = self.range(number, &Some(partition.clone())) else { return Ok(()) };
+            let Some(offsets) = range.offsets else { return Ok(()) };
+            (offsets.growth, offsets.to.next, range.files.into_iter().map(|file| file.name).collect())
+        } else {
+            let files = self.state.files.values().filter(|file| file.partition().as_ref() == Some(partition));
+            let files: Vec<_> = files.map(|file| file.name.clone()).collect();
+            let growth = self.state.partitions.get(partition).and_then(|state| state.growth.clone());
+            match growth {
+                Some(growth) => (growth, i64::MAX, files),
+                None if files.is_empty() => return Ok(()),
+                None => (Growth::default(), i64::MAX, files),
             }
         };
         self.checkpoint_now()?;

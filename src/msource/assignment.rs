@@ -63,7 +63,7 @@ impl FromStr for Owner {
         let mut parts = owners.next().ok_or(())?.splitn(4, '/');
         let mark = mark(&mut parts)?;
         let topic_id = parts.next().ok_or(())?.to_owned();
-        let previous = owners.map(|text| mark_alone(text)).collect::<Result<_, _>>()?;
+        let previous = owners.map(mark_alone).collect::<Result<_, _>>()?;
         Ok(Self { mark, topic_id, previous })
     }
 }

@@ -19,6 +19,9 @@ use crate::msource::properties;
 /// How long an assignment that was made again may take to begin.
 const SETTLE: Duration = Duration::from_millis(100);
 
+/// Which offset of a partition the brokers are asked for.
+type Query = (TopicPartition, OffsetSpec);
+
 /// Where a partition begins.
 struct Begin {
     at: Position,
@@ -169,19 +172,25 @@ impl Consumer {
                 }
             }
         }
-        let queries: Vec<_> = open.iter().map(|(query, ..)| query.clone()).collect();
-        let found = offsets_at(&self.client, &queries, properties::committed_only(&self.parts.config))?;
-        for (offset, (query, mut position, cause)) in found.into_iter().zip(open) {
-            position.next = offset;
-            tracing::info!(partition = %query.0, offset, from = ?query.1, "a partition starts");
-            let frame = match cause {
-                Some(cause) => Frame::Move { to: position.clone(), cause },
-                None => Frame::Start(position.clone()),
-            };
-            decided.push(Begin { at: position, frame: Some(frame) });
-        }
+        decided.extend(self.resolved(open)?);
         self.found = group;
         Ok(decided)
+    }
+
+    /// Asks the brokers where partitions begin that nobody has read yet.
+    fn resolved(&self, open: Vec<(Query, Position, Option<MoveCause>)>) -> Result<Vec<Begin>, KafkaError> {
+        let queries: Vec<_> = open.iter().map(|(query, ..)| query.clone()).collect();
+        let found = offsets_at(&self.client, &queries, properties::committed_only(&self.parts.config))?;
+        let begin = |(offset, (query, mut at, cause)): (i64, (Query, Position, Option<MoveCause>))| {
+            at.next = offset;
+            tracing::info!(partition = %query.0, offset, from = ?query.1, "a partition starts");
+            let frame = match cause {
+                Some(cause) => Frame::Move { to: at.clone(), cause },
+                None => Frame::Start(at.clone()),
+            };
+            Begin { at, frame: Some(frame) }
+        };
+        Ok(found.into_iter().zip(open).map(begin).collect())
     }
 
     /// Whether the group is to be told where a partition goes on: what is hidden later can only follow what it knows.

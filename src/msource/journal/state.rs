@@ -304,15 +304,12 @@ impl State {
     }
 
     fn apply_refused(&mut self, seal: Option<u64>, partition: &TopicPartition, removed: &[(u64, u64)]) {
-        let growth = match seal {
-            Some(number) => {
-                let offsets = self.take_range(number, Some(partition)).and_then(|range| range.offsets);
-                offsets.map(|offsets| (offsets.growth, offsets.to.next))
-            }
-            None => {
-                self.files.retain(|_, file| file.partition().as_ref() != Some(partition));
-                self.partitions.get_mut(partition).and_then(|state| Some((state.growth.take()?, state.next)))
-            }
+        let growth = if let Some(number) = seal {
+            let offsets = self.take_range(number, Some(partition)).and_then(|range| range.offsets);
+            offsets.map(|offsets| (offsets.growth, offsets.to.next))
+        } else {
+            self.files.retain(|_, file| file.partition().as_ref() != Some(partition));
+            self.partitions.get_mut(partition).and_then(|state| Some((state.growth.take()?, state.next)))
         };
         if let (Some((growth, to)), Some(state)) = (growth, self.partitions.get_mut(partition)) {
             // It may stand elsewhere by now: another owner has read on.
