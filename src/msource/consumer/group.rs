@@ -9,6 +9,7 @@ use super::watchdog::Old;
 use super::{Code, Consumer, Error, Failed, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
+use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::Owner;
 use crate::msource::journal::{Mark, PartitionState, Position, State};
@@ -66,14 +67,21 @@ impl Consumer {
         self.pending.retain(|partition| !partitions.contains(partition));
         let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
         if !lost && !ours.is_empty() {
+            fault::point("revoke.told");
             self.hand_over(&ours)?;
         }
         self.release(&ours);
+        if !lost && !ours.is_empty() {
+            fault::point("revoke.released");
+        }
         let answer = match self.client.protocol() {
             Protocol::Cooperative => self.client.incremental_unassign(&ours),
             Protocol::Eager => self.client.unassign(),
         };
         Self::log_answer(answer);
+        if !lost && !ours.is_empty() {
+            fault::point("revoke.answered");
+        }
         let kept = self.partitions();
         self.rewind(&kept);
         self.show_share();
@@ -87,6 +95,7 @@ impl Consumer {
                 self.cut(number)?;
             }
         }
+        fault::point("revoke.cut");
         // The group replaces a member that takes longer than this to answer.
         let most = self.parts.max_poll_interval;
         let patience = REVOKE_DEADLINE.min(most / 3);
@@ -97,6 +106,7 @@ impl Consumer {
                     "could not publish the revoked partitions in time; the next owner reads them again"
                 );
             }
+            fault::point("revoke.committed");
             return Ok(());
         }
         if !self.barrier(Finish::No, patience)? {
@@ -116,7 +126,9 @@ impl Consumer {
                 );
             }
         }
+        fault::point("revoke.durable");
         self.commit_now(ours, REQUEST_TIMEOUT.min(most / 6));
+        fault::point("revoke.committed");
         Ok(())
     }
 
