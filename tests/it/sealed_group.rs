@@ -311,8 +311,7 @@ fn a_kill_at_each_step_of_an_assignment_or_of_a_hidden_file_within_the_session_p
 fn a_live_instance_killed_at_each_step_of_a_revocation_loses_nothing_and_repeats_only_what_it_had_not_committed() {
     let topic = Topic::create("livesteps", 6);
     let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Dynamic);
-    fleet.property("session.timeout.ms", "30000");
-    fleet.homes[0].set("kafka.instance_id", "killed");
+    fleet.property("session.timeout.ms", "3000");
     let load = topic.load_every(Duration::from_millis(50), Codec::Snappy, Mix::Clean);
     for step in
         ["revoke.told", "revoke.cut", "revoke.durable", "revoke.committed", "revoke.released", "revoke.answered"]
@@ -323,6 +322,7 @@ fn a_live_instance_killed_at_each_step_of_a_revocation_loses_nothing_and_repeats
         fleet.start(1);
         fleet.wait_killed(0);
         let committed = fleet.committed();
+        fleet.wait_shared(&[1]);
         fleet.start(0);
         fleet.wait_shared(&[0, 1]);
         for (partition, offset) in fleet.committed() {
@@ -330,8 +330,7 @@ fn a_live_instance_killed_at_each_step_of_a_revocation_loses_nothing_and_repeats
         }
         fleet.wait_progress(0, 500);
         fleet.stop(1);
-        fleet.wait_shared(&[0]);
-        fleet.kill(0);
+        fleet.stop(0);
     }
     fleet.start(0);
     let produced = load.stop();

@@ -100,7 +100,10 @@ impl Consumer {
         let most = self.parts.max_poll_interval;
         let patience = REVOKE_DEADLINE.min(most / 3);
         if self.hides() {
-            if !self.barrier(Finish::Hidden(ours.to_vec()), patience)? {
+            self.leaving = ours.to_vec();
+            let published = self.barrier(Finish::Hidden(ours.to_vec()), patience)?;
+            self.leaving.clear();
+            if !published {
                 tracing::warn!(
                     ?patience,
                     "could not publish the revoked partitions in time; the next owner reads them again"
@@ -341,9 +344,7 @@ impl Consumer {
             let Err(error) = answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) else {
                 return;
             };
-            let member =
-                !matches!(error.code, Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch);
-            if left.is_zero() || !member {
+            if left.is_zero() || !is_member(&error) {
                 tracing::warn!(%error, "the group did not take the last commit; the next owner may repeat what was written since");
                 return;
             }
@@ -351,4 +352,9 @@ impl Consumer {
             std::thread::park_timeout(left.min(Duration::from_millis(200)));
         }
     }
+}
+
+/// Whether the group may still take a commit after this answer.
+pub(super) fn is_member(error: &KafkaError) -> bool {
+    !matches!(error.code, Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch)
 }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select_biased};
 
+use super::group::is_member;
 use super::{Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
 use crate::config::{Assignment, Visibility};
 use crate::delivery::{Inbox, SealRequest, Verdict};
@@ -78,6 +79,11 @@ impl Consumer {
         for (position, answer) in positions.into_iter().zip(answers) {
             match answer {
                 Ok(()) => self.tell(number, position.partition, Verdict::Committed)?,
+                // librdkafka does not take a partition for lost that it is giving up. What came behind the seal ends with it.
+                Err(error) if self.leaving.contains(&position.partition) && !is_member(&error) => {
+                    self.parts.tracker.end(&position.partition);
+                    self.tell(number, position.partition, Verdict::Open)?;
+                }
                 Err(error) => {
                     self.said_unanswered(&position.partition, number, &error);
                     open.push(position);
