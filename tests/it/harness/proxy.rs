@@ -214,7 +214,7 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> io::Result<()> {
     for stream in [&client, &broker] {
         stream.set_nodelay(true)?;
     }
-    let asked: Arc<Mutex<HashMap<[u8; 4], (i16, i16)>>> = Arc::default();
+    let asked: Arc<Mutex<HashMap<[u8; 4], Request>>> = Arc::default();
     let (from_client, to_broker) = (client.try_clone()?, broker.try_clone()?);
     let (requests, requested) = (Arc::clone(shared), Arc::clone(&asked));
     thread::spawn(move || {
@@ -238,6 +238,9 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> io::Result<()> {
     });
     Ok(())
 }
+
+/// A request's number and version.
+type Request = (i16, i16);
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -272,7 +275,7 @@ fn carry(
 }
 
 /// Applies the faults that are chosen for a request to an answer.
-fn answer(shared: &Shared, (key, version): (i16, i16), frame: &mut [u8]) -> Fate {
+fn answer(shared: &Shared, (key, version): Request, frame: &mut [u8]) -> Fate {
     let delay = {
         let mut faults = shared.lock();
         if let Some(left) = faults.drop.get_mut(&key).filter(|left| **left > 0) {
