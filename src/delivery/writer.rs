@@ -289,7 +289,8 @@ impl Delivery {
             }
             Inbox::Decided { number, partition, verdict, reply } => {
                 self.decided(number, partition, verdict, reply);
-                Ok(())
+                // When that leaves nothing to be carried out, nobody else would go on with what waits behind the seal.
+                self.advance()
             }
             Inbox::Refuse { partition, reply } => {
                 self.refused(partition, reply);

@@ -46,6 +46,9 @@ mod queue;
 /// Hidden files: published when complete and committed, through kills at every step.
 #[cfg(test)]
 mod sealed;
+/// Hidden files of several instances: rebalances, lost sessions, lost answers, kills and freezes at every step.
+#[cfg(test)]
+mod sealed_group;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;

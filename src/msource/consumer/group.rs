@@ -11,6 +11,7 @@ use super::{
 };
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
+use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::Owner;
 use crate::msource::journal::{Mark, PartitionState, Position, State};
@@ -73,14 +74,21 @@ impl Consumer {
         self.pending.retain(|partition| !partitions.contains(partition));
         let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
         if !lost && !ours.is_empty() {
+            fault::point("revoke.told");
             self.hand_over(&ours)?;
         }
         self.release(&ours);
+        if !lost && !ours.is_empty() {
+            fault::point("revoke.released");
+        }
         let answer = match self.client.protocol() {
             Protocol::Cooperative => self.client.incremental_unassign(&ours),
             Protocol::Eager => self.client.unassign(),
         };
         Self::log_answer(answer);
+        if !lost && !ours.is_empty() {
+            fault::point("revoke.answered");
+        }
         let kept = self.partitions();
         self.rewind(&kept);
         self.show_share();
@@ -94,16 +102,21 @@ impl Consumer {
                 self.cut(number)?;
             }
         }
+        fault::point("revoke.cut");
         // The group replaces a member that takes longer than this to answer.
         let most = self.parts.max_poll_interval;
         let patience = REVOKE_DEADLINE.min(most / 3);
         if self.hides() {
-            if !self.barrier(Finish::Hidden(ours.to_vec()), patience)? {
+            self.leaving = ours.to_vec();
+            let published = self.barrier(Finish::Hidden(ours.to_vec()), patience)?;
+            self.leaving.clear();
+            if !published {
                 tracing::warn!(
                     ?patience,
                     "could not publish the revoked partitions in time; the next owner reads them again"
                 );
             }
+            fault::point("revoke.committed");
             return Ok(());
         }
         if !self.barrier(Finish::No, patience)? {
@@ -123,7 +136,9 @@ impl Consumer {
                 );
             }
         }
+        fault::point("revoke.durable");
         self.commit_now(ours, REQUEST_TIMEOUT.min(most / 6));
+        fault::point("revoke.committed");
         Ok(())
     }
 
@@ -340,9 +355,7 @@ impl Consumer {
             let Err(error) = answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) else {
                 return;
             };
-            let member =
-                !matches!(error.code, Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch);
-            if left.is_zero() || !member {
+            if left.is_zero() || !is_member(&error) {
                 tracing::warn!(%error, "the group did not take the last commit; the next owner may repeat what was written since");
                 return;
             }
@@ -350,4 +363,9 @@ impl Consumer {
             std::thread::park_timeout(left.min(Duration::from_millis(200)));
         }
     }
+}
+
+/// Whether the group may still take a commit after this answer.
+pub(super) fn is_member(error: &KafkaError) -> bool {
+    !matches!(error.code, Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch)
 }

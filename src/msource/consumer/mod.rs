@@ -340,6 +340,8 @@ pub struct Consumer {
     unanswered_since: Option<(Instant, Said)>,
     /// The seal that the group is asked to take.
     asked: Option<seals::Asked>,
+    /// Partitions that are being given up, for which the group is asked no longer than we are a member.
+    leaving: Vec<TopicPartition>,
     /// When to ask again about what is hidden of partitions that are not ours.
     look_at: Instant,
     /// What the group had for each partition when it was asked last.
@@ -386,6 +388,7 @@ impl Consumer {
             commit_in_flight: InFlight::No,
             unanswered_since: None,
             asked: None,
+            leaving: Vec::new(),
             look_at: now,
             found: HashMap::new(),
             previous: HashMap::new(),
@@ -704,15 +707,15 @@ impl Consumer {
         for number in 0..self.slots.len() {
             self.cut(number)?;
         }
+        let ours = self.partitions();
+        self.leaving.clone_from(&ours);
         if self.barrier(Finish::Files, deadline)? {
-            let ours = self.partitions();
             if !ours.is_empty() && !self.hides() {
                 self.commit_now(&ours, LAST_COMMIT);
             }
         } else {
             tracing::error!("the drain took too long: what is in flight is completed at the next start");
         }
-        let ours = self.partitions();
         self.release(&ours);
         Ok(())
     }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select_biased};
 
+use super::group::is_member;
 use super::watchdog::Old;
 use super::{Code, Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
 use crate::config::{Assignment, Visibility};
@@ -93,6 +94,11 @@ impl Consumer {
         for (position, answer) in positions.into_iter().zip(answers) {
             match answer {
                 Ok(()) => self.tell(number, position.partition, Verdict::Committed)?,
+                // librdkafka does not take a partition for lost that it is giving up. What came behind the seal ends with it.
+                Err(error) if self.leaving.contains(&position.partition) && !is_member(&error) => {
+                    self.parts.tracker.end(&position.partition);
+                    self.tell(number, position.partition, Verdict::Open)?;
+                }
                 Err(error) if is_answer(&error) => {
                     self.said_unanswered(&position.partition, number, &error);
                     refused.push(position);

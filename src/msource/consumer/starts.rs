@@ -10,6 +10,7 @@ use super::watchdog::Old;
 use super::{Code, Consumer, Error, Fetch, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot, Told};
 use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
+use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, decide};
 use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
@@ -70,16 +71,20 @@ impl Consumer {
         if !self.settled()? {
             return Ok(());
         }
+        fault::point("assign.settled");
         if self.judge_pending()? {
             return Ok(());
         }
+        fault::point("assign.judged");
         let pending: Vec<_> = self.pending.iter().cloned().collect();
         match self.starts(&pending) {
             Ok(starts) => {
                 let started = self.pin(starts)?;
                 // The commits that follow come from the checkpoint too: one from before the starts would take them back.
                 if self.settled()? {
+                    fault::point("assign.known");
                     self.begin(started);
+                    fault::point("assign.begun");
                 }
             }
             Err(error) => {
@@ -243,6 +248,7 @@ impl Consumer {
                 return Ok(Vec::new());
             }
         }
+        fault::point("assign.noted");
         if self.parts.config.assignment == Assignment::Group && !fresh.is_empty() {
             // Unless the group knows the start, the next owner would resolve it once more and might find another one.
             let acknowledged = self
@@ -255,6 +261,7 @@ impl Consumer {
                 return Ok(Vec::new());
             }
         }
+        fault::point("assign.pinned");
         if self.hides() && self.parts.config.assignment == Assignment::Group {
             for Begin { at, .. } in &starts {
                 let ours = fresh.iter().any(|commit| commit.partition == at.partition);
