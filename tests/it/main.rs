@@ -43,6 +43,12 @@ mod queue;
 /// Hidden files: published when complete and committed, through kills at every step.
 #[cfg(test)]
 mod sealed;
+/// Hidden files through changes of the configuration, and the failure queue beside them.
+#[cfg(test)]
+mod sealed_config;
+/// Hidden files on disks that fail, and under the hands of others.
+#[cfg(test)]
+mod sealed_disk;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;

@@ -205,6 +205,10 @@ impl Consumer {
 
     /// Makes starts durable here and known to the group; returns those that are.
     fn pin(&mut self, starts: Vec<Begin>) -> Result<Vec<Position>, Error> {
+        if !self.publish_left(&starts)? {
+            self.retry_at = Instant::now() + RETRY;
+            return Ok(Vec::new());
+        }
         let mut answers = Vec::new();
         let mut fresh = Vec::new();
         for Begin { at, frame } in &starts {
@@ -247,6 +251,17 @@ impl Consumer {
             }
         }
         Ok(starts.into_iter().map(|start| start.at).collect())
+    }
+
+    /// Publishes what is hidden of partitions that go on elsewhere, where the journal alone decides: it has no part in what comes
+    /// then. In a group it was judged before.
+    fn publish_left(&mut self, starts: &[Begin]) -> Result<bool, Error> {
+        let moves = |begin: &&Begin| matches!(begin.frame, Some(Frame::Move { .. }));
+        let left: Vec<_> = starts.iter().filter(moves).map(|begin| begin.at.partition.clone()).collect();
+        if left.is_empty() || !self.hides() || self.parts.config.assignment == Assignment::Group {
+            return Ok(true);
+        }
+        self.barrier(Finish::Hidden(left), REQUEST_TIMEOUT)
     }
 
     /// The offset that the group had when it was asked last.
