@@ -294,7 +294,9 @@ impl Report {
 fn the_long_loop() {
     #[expect(clippy::disallowed_methods, reason = "a test has no main through which the environment could enter")]
     let text = std::env::var("MTGA_KILL_LOOP").expect("scripts/kill-loop says what to do");
-    let [kills, power, mode, assignment, visibility, seed] = text.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
+    let [kills, power, mode, assignment, visibility, seed] = text.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{text}")
+    };
     let power = if power == "goes" { Power::Goes } else { Power::Stays };
     let plan = Plan { kills: kills.parse().expect("a number"), power, seed: seed.parse().expect("a number") };
     let report = assert_exactly_once(plan, |home| {

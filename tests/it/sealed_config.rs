@@ -116,7 +116,8 @@ fn another_visibility_compression_or_name_in_a_group_loses_and_repeats_nothing_o
 
 #[test]
 fn with_and_without_a_group_in_turn_loses_and_repeats_nothing_while_there_is_one_home() {
-    let ends = [End::Grown, End::Grown, End::Prepared, End::Stop, End::Stop, End::Committed, End::Committed, End::Prepared];
+    let ends =
+        [End::Grown, End::Grown, End::Prepared, End::Stop, End::Stop, End::Committed, End::Committed, End::Prepared];
     let changes: Vec<(End, &[(&str, &str)])> = ends.into_iter().map(|end| (end, &[][..])).collect();
     for turns in [["group", "all"], ["all", "group"]] {
         assert_changes_are_survived(turns, &changes).mtga(["verify"]).code(0);
@@ -203,7 +204,8 @@ fn rejects_of_what_is_hidden_are_left_alone_until_it_is_decided() {
     wait_durable(&home, &produced);
     // Undecided: neither tried nor cleared, by command or by itself, and still there after a kill.
     for _ in 0..2 {
-        let retried: Value = serde_json::from_str(&home.mtga(["--json", "retry_failure_queue"]).success()).expect("JSON");
+        let retried: Value =
+            serde_json::from_str(&home.mtga(["--json", "retry_failure_queue"]).success()).expect("JSON");
         assert_eq!((&retried["left"], &retried["stayed"]), (&json!(0), &json!(0)), "{retried}");
         assert_eq!(home.mtga(["clear_failure_queue"]).success(), "0");
         assert_eq!(home.integer("failure_queue_count"), 60);

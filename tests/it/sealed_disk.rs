@@ -10,11 +10,12 @@ use std::path::{Path, PathBuf};
 use mtga::control::State;
 use mtga::msource::journal;
 use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 use crate::harness::disk::{Layer, Model};
 use crate::harness::process::Service;
-use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, wait_until};
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
 
 /// How the partitions are had.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -96,7 +97,13 @@ fn assert_failed_syncs_are_not_forgotten(mode: Mode) {
     let mut rig = Rig::new("sealsync", mode, 2);
     let layer = Layer::below(&rig.home);
     let service = start(&rig.home, &layer);
-    let syncs = [("data/.events", 1), ("data/.events", 2), ("manifest.json", 1), ("store/journal/0", 2), ("store/journal/0", 5)];
+    let syncs = [
+        ("data/.events", 1),
+        ("data/.events", 2),
+        ("manifest.json", 1),
+        ("store/journal/0", 2),
+        ("store/journal/0", 5),
+    ];
     for (pattern, nth) in syncs.into_iter().chain((1..=6).map(|nth| ("home/data", nth))) {
         layer.fail_sync(pattern, nth);
         rig.fill(150);
@@ -115,7 +122,7 @@ impl Rig {
     /// After a stop too.
     fn wait_terminated(&self) {
         assert_eq!(events::hidden(&self.data()), Vec::<PathBuf>::new());
-        events::assert_exactly(&crate::harness::oracle::expect(&self.produced).lines, &self.home.events());
+        events::assert_exactly(&oracle::expect(&self.produced).lines, &self.home.events());
         self.home.mtga(["verify"]).code(0);
     }
 }
@@ -239,6 +246,46 @@ fn a_hidden_file_that_is_removed_or_shortened_in_a_group_is_read_again() {
 }
 
 #[test]
+fn refused_files_that_cannot_be_removed_at_once_are_removed_after_a_kill() {
+    let mut rig = Rig::new("sealstay", Mode::All, 1);
+    rig.home.set("sink.file", "{log_name}.{seq}.log");
+    rotate(&mut rig.home, NOT_BY_ITSELF);
+    let layer = Layer::below(&rig.home);
+    let service = start(&rig.home, &layer);
+    rig.fill(200);
+    rig.wait_durable();
+    service.kill();
+    let mut hidden = events::hidden(&rig.data());
+    hidden.sort();
+    let [first, _, ..] = &hidden[..] else { panic!("several files in one partition: {hidden:?}") };
+    remove(first);
+    let service = rig.home.foreground_with(|command| layer.command(command.env("FAULT_POINT", "refuse.noted:1:stop")));
+    wait_until("it is frozen between the note and the removal", SOON, || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", service.pid())).map_err(|error| error.to_string())?;
+        holds(stat.contains(") T "), stat)
+    });
+    layer.fail_writes("data/.", Errno::EIO);
+    kill(service.pid(), Signal::SIGCONT).expect("it is there");
+    rig.pauses("data");
+    let up = |home: &Home| home.status().uptime_seconds.unwrap_or(0);
+    let paused_at = up(&rig.home);
+    wait_until("a checkpoint would have been made long ago", SOON, || holds(up(&rig.home) > paused_at + 1, ()));
+    service.kill();
+    layer.heal();
+    rotate(&mut rig.home, SOON_PUBLISHED);
+    let service = start(&rig.home, &layer);
+    rig.home.wait_done(&rig.produced);
+    service.terminate();
+    assert_eq!(events::hidden(&rig.data()), Vec::<PathBuf>::new());
+    // The lines of a partition are in several files, so their order is none.
+    let mut expected: Vec<_> = oracle::expect(&rig.produced).lines.into_values().flatten().collect();
+    let mut found: Vec<_> = rig.home.events().into_iter().flat_map(|file| file.lines).collect();
+    expected.sort();
+    found.sort();
+    events::assert_same("all partitions", &expected, &found);
+}
+
+#[test]
 fn a_strangers_file_with_the_final_name_is_told_and_publication_goes_on_when_it_is_gone() {
     let mut rig = Rig::new("stranger", Mode::Group, 1);
     rotate(&mut rig.home, NOT_BY_ITSELF);
@@ -296,7 +343,11 @@ fn a_disk_that_is_full_while_files_are_hidden_is_waited_for() {
     let disk = Mount::new(rig.data(), "8m");
     let ballast = disk.0.join("ballast");
     fs::write(&ballast, vec![0; 9 << 20]).expect_err("no room is left");
-    fs::File::options().write(true).open(&ballast).and_then(|file| file.set_len((8 << 20) - (200 << 10))).expect("a file");
+    fs::File::options()
+        .write(true)
+        .open(&ballast)
+        .and_then(|file| file.set_len((8 << 20) - (200 << 10)))
+        .expect("a file");
     rig.fill(2000);
     let service = rig.home.foreground();
     rig.home.wait_for(State::Paused);
@@ -360,6 +411,6 @@ fn a_gap_behind_what_is_hidden_is_in_no_manifest() {
         assert_eq!(found[0]["kind"], "gap");
         assert!(found[0].to_string().contains("300") && found[0].to_string().contains("400"), "{found:?}");
         rig.produced.drain(300..400);
-        events::assert_exactly(&crate::harness::oracle::expect(&rig.produced).lines, &rig.home.events());
+        events::assert_exactly(&oracle::expect(&rig.produced).lines, &rig.home.events());
     }
 }
