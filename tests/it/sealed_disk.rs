@@ -189,6 +189,9 @@ fn shorten(path: &Path) {
     fs::File::options().write(true).open(path).and_then(|file| file.set_len(7)).expect("a hidden file");
 }
 
+/// What somebody does to a hidden file.
+type Harm = fn(&Path);
+
 /// When a hidden file is harmed.
 #[derive(Clone, Copy)]
 enum Moment {
@@ -201,7 +204,7 @@ enum Moment {
 
 fn assert_harm_is_read_again(mode: Mode) {
     let mut rig = Rig::new("sealharm", mode, 2);
-    let harms: [(Moment, fn(&Path)); 6] = [
+    let harms: [(Moment, Harm); 6] = [
         (Moment::BeforeLines, remove),
         (Moment::BeforePublication, shorten),
         (Moment::Stopped, remove),
