@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::recovery::{Recovered, RecoveryError, Regenerate, Regenerated, recover};
+use crate::config::Visibility;
 use crate::msink::FileKey;
 use crate::msink::dir::EventDir;
 use crate::msource::TopicPartition;
