@@ -486,6 +486,9 @@ impl Delivery {
     /// Writes a block, going on where a stall stopped it. The outer error ends the process, the inner one stalls.
     fn write(&mut self, writing: &mut Writing) -> Result<io::Result<()>, Error> {
         while writing.frame.is_none() {
+            if self.is_stale(&writing.block) {
+                return Ok(Ok(()));
+            }
             match self.targets(&writing.block) {
                 Err((piece, error)) => {
                     if let Err(error) = refuse(&mut writing.block, piece, error) {
@@ -513,6 +516,14 @@ impl Delivery {
             crate::fault::point("queue_written");
         }
         Ok(Ok(()))
+    }
+
+    /// Whether the block's assignment is over. No file is opened for it then: nobody might ever write into that file.
+    fn is_stale(&self, block: &DoneBlock) -> bool {
+        match &block.source {
+            Source::Partition { epoch, to, .. } => !self.tracker.is_current(&to.partition, *epoch),
+            Source::Queue(_) => false,
+        }
     }
 
     /// Decides where each piece goes: file and position. An error comes with the piece that it is about.

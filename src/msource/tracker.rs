@@ -59,6 +59,11 @@ impl Tracker {
         self.lock().current.remove(partition);
     }
 
+    /// Whether this assignment of the partition is the one that lasts.
+    pub fn is_current(&self, partition: &TopicPartition, epoch: Epoch) -> bool {
+        self.lock().current.get(partition).is_some_and(|(current, _)| *current == epoch)
+    }
+
     /// Admits the offsets `[from, to)` of an assignment, and calls `record` before anyone else can begin or end one. When
     /// `record` fails, the partition stands where it stood.
     pub fn admit<T, E>(

@@ -320,7 +320,7 @@ fn a_kill_at_each_step_of_an_assignment_or_of_a_hidden_file_within_the_session_p
 }
 
 #[test]
-fn a_live_instance_killed_at_each_step_of_a_revocation_loses_nothing_and_repeats_only_what_it_had_not_committed() {
+fn a_live_instance_killed_at_each_step_of_a_revocation_loses_nothing_and_moves_the_group_never_back() {
     let topic = Topic::create("livesteps", 6);
     let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Dynamic);
     fleet.property("session.timeout.ms", "3000");
