@@ -186,13 +186,9 @@ pub fn decide(known: &Known<'_>) -> Decision {
         home == known.home.0 && (*incarnation == known.home.1 || known.former.contains(incarnation))
     });
     let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));
-    // Without a group, for a while, we may have published past our last commit: nobody else has read on since.
-    let is_behind = || {
-        let order = |mark: &Mark| (mark.incarnation, mark.number);
-        let published = known.local.and_then(|local| local.mark.as_ref()).filter(|mark| mark.home == known.home.0);
-        ours && owner.as_ref().map(|owner| order(&owner.mark)) < published.map(order)
-    };
-    let group_decides = known.visibility == Visibility::Sealed && !is_behind();
+    // What was written live, or without a group, may be past our last commit. Nobody else has read on since that.
+    let is_ahead = ours && known.local.zip(known.group).is_some_and(|(local, group)| local.next > group.offset);
+    let group_decides = known.visibility == Visibility::Sealed && !is_ahead;
     match (known.local, known.group) {
         // Whoever asks has made sure that it may go on.
         (Some(local), _) if local.growth.is_some() && !other(&local.topic_id) => Decision::Continue,
@@ -247,27 +243,24 @@ mod tests {
     }
 
     #[test]
-    fn the_group_has_the_last_word_on_hidden_files_unless_we_published_past_our_own_commit() {
-        let mine = |number| Some(Mark { home: "me".into(), incarnation: 9, number });
-        let decide = |mark: Option<Mark>, metadata: &str| {
-            let local = PartitionState { mark, ..local(50, ID) };
+    fn the_group_has_the_last_word_on_hidden_files_unless_we_are_past_our_own_commit() {
+        let decide = |offset, metadata: &str| {
             decide(&Known {
                 home: ("me", 9),
                 former: &[7, 8],
-                local: Some(&local),
-                group: Some(&group(40, metadata)),
+                local: Some(&local(50, ID)),
+                group: Some(&group(offset, metadata)),
                 topic_id: ID,
                 topic_known: true,
                 visibility: Visibility::Sealed,
             })
         };
-        let moved = Decision::Move { to: 40, cause: MoveCause::Takeover };
-        assert_eq!(decide(mine(6), &format!("me/9/5/{ID}")), Decision::Continue);
-        assert_eq!(decide(mine(6), &format!("me/8/7/{ID}")), Decision::Continue, "of an incarnation before this one");
-        assert_eq!(decide(mine(5), &format!("me/9/5/{ID}")), moved);
-        assert_eq!(decide(None, &format!("me/9/5/{ID}")), moved);
-        assert_eq!(decide(mine(6), &format!("other/1/5/{ID} me/9/5")), moved);
-        assert_eq!(decide(mine(6), ""), moved, "a tool has set it");
+        let moved = |to| Decision::Move { to, cause: MoveCause::Takeover };
+        assert_eq!(decide(40, &format!("me/9/5/{ID}")), Decision::Continue);
+        assert_eq!(decide(40, &format!("me/8/7/{ID}")), Decision::Continue, "of an incarnation before this one");
+        assert_eq!(decide(60, &format!("me/9/5/{ID}")), moved(60));
+        assert_eq!(decide(40, &format!("other/1/5/{ID} me/9/5")), moved(40));
+        assert_eq!(decide(40, ""), moved(40), "a tool has set it");
     }
 
     #[test]
