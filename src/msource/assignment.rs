@@ -226,13 +226,8 @@ pub fn decide(known: &Known<'_>) -> Decision {
     };
     let ours = owner.as_ref().is_some_and(|owner| is_ours(&owner.mark));
     let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));
-    // What is visible here counts although the group was not told: what was written while files were live, and what was
-    // published while this instance had every partition. A number of 0 is an operator's word, or a start.
-    let is_ahead = ours
-        && known.local.is_some_and(|local| match (&local.mark, &owner) {
-            (Some(mark), Some(owner)) => is_ours(mark) && (1..mark.number).contains(&owner.mark.number),
-            (mark, _) => mark.is_none(),
-        });
+    // What was written live, or without a group, may be past our last commit. Nobody else has read on since that.
+    let is_ahead = ours && known.local.zip(known.group).is_some_and(|(local, group)| local.next > group.offset);
     let group_decides = known.visibility == Visibility::Sealed && !is_ahead;
     match (known.local, known.group) {
         // Whoever asks has made sure that it may go on.
@@ -293,27 +288,24 @@ mod tests {
     }
 
     #[test]
-    fn the_group_has_the_last_word_on_hidden_files_unless_we_published_past_our_own_commit() {
-        let mine = |number| Some(Mark { home: "me".into(), incarnation: 9, number });
-        let decide = |mark: Option<Mark>, metadata: &str| {
-            let local = PartitionState { mark, ..local(50, ID) };
+    fn the_group_has_the_last_word_on_hidden_files_unless_we_are_past_our_own_commit() {
+        let decide = |offset, metadata: &str| {
             decide(&Known {
                 home: ("me", 9),
                 former: &[7, 8],
-                local: Some(&local),
-                group: Some(&group(40, metadata)),
+                local: Some(&local(50, ID)),
+                group: Some(&group(offset, metadata)),
                 topic_id: ID,
                 topic_known: true,
                 visibility: Visibility::Sealed,
             })
         };
-        let moved = Decision::Move { to: 40, cause: MoveCause::Takeover };
-        assert_eq!(decide(mine(6), &format!("me/9/5/{ID}")), Decision::Continue);
-        assert_eq!(decide(mine(6), &format!("me/8/7/{ID}")), Decision::Continue, "of an incarnation before this one");
-        assert_eq!(decide(mine(5), &format!("me/9/5/{ID}")), moved);
-        assert_eq!(decide(None, &format!("me/9/5/{ID}")), moved);
-        assert_eq!(decide(mine(6), &format!("other/1/5/{ID} me/9/5")), moved);
-        assert_eq!(decide(mine(6), ""), moved, "a tool has set it");
+        let moved = |to| Decision::Move { to, cause: MoveCause::Takeover };
+        assert_eq!(decide(40, &format!("me/9/5/{ID}")), Decision::Continue);
+        assert_eq!(decide(40, &format!("me/8/7/{ID}")), Decision::Continue, "of an incarnation before this one");
+        assert_eq!(decide(60, &format!("me/9/5/{ID}")), moved(60));
+        assert_eq!(decide(40, &format!("other/1/5/{ID} me/9/5")), moved(40));
+        assert_eq!(decide(40, ""), moved(40), "a tool has set it");
     }
 
     #[test]
@@ -456,11 +448,12 @@ mod tests {
         };
         let moved = Decision::Move { to: 40, cause: MoveCause::Takeover };
         let (live, sealed) = (local(50, ID), PartitionState { mark: Some(mark("me", 7)), ..local(50, ID) });
-        for number in [0, 6] {
-            assert_eq!(tell(&live, &format!("me/1/{number}/{ID}")), Decision::Continue);
+        for number in [0, 6, 7] {
+            for local in [&live, &sealed] {
+                assert_eq!(tell(local, &format!("me/1/{number}/{ID}")), Decision::Continue);
+            }
         }
-        assert_eq!(tell(&sealed, &format!("me/1/6/{ID}")), Decision::Continue);
-        for metadata in [format!("me/1/7/{ID}"), format!("me/1/0/{ID}"), format!("x/1/6/{ID}"), String::new()] {
+        for metadata in [format!("x/1/6/{ID}"), String::new()] {
             assert_eq!(tell(&sealed, &metadata), moved, "{metadata}");
         }
         assert_eq!(tell(&live, &format!("x/1/6/{ID}")), moved);
