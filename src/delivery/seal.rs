@@ -82,6 +82,11 @@ impl Sealing {
         self.is_busy() || !self.answers.is_empty()
     }
 
+    /// Whether something is decided and not carried out yet.
+    pub(super) fn has_steps(&self) -> bool {
+        !self.steps.is_empty()
+    }
+
     /// A block of this group was written.
     pub(super) fn grew(&mut self, group: Group, now: Instant) {
         self.grown.entry(group).or_insert((now, now)).1 = now;
@@ -273,7 +278,8 @@ impl Delivery {
             range.files.push(file);
         }
         self.seal.grown.retain(|group, _| !wanted.contains_key(group));
-        Seal { number: self.state.number + 1, ranges: ranges.into_values().collect() }
+        let ranges = ranges.into_values().collect();
+        Seal { number: self.state.number + 1, incarnation: self.state.incarnation, ranges }
     }
 
     fn growth(&self, partition: &TopicPartition) -> Option<SealedOffsets> {

@@ -248,7 +248,9 @@ impl Delivery {
             self.tick()?;
             if self.seal.has_work() {
                 self.drive_seals()?;
-                if !self.seal.is_busy() {
+                if self.seal.is_busy() {
+                    self.serve_barriers()?;
+                } else {
                     self.advance()?;
                 }
             }
@@ -638,6 +640,10 @@ impl Delivery {
     }
 
     fn serve_barriers(&mut self) -> Result<(), Error> {
+        // What was decided or refused before a barrier is in what it makes durable: who waits goes by where partitions stand.
+        if self.seal.has_steps() {
+            return Ok(());
+        }
         // A block that is stalled was taken from the order, but is not written.
         let passed = if self.writing.is_some() { self.next_ticket - 1 } else { self.next_ticket };
         let (reached, waiting): (Vec<_>, Vec<_>) = self.barriers.drain(..).partition(|(before, ..)| *before <= passed);

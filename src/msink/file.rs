@@ -352,7 +352,7 @@ impl FileSink {
         taken
     }
 
-    /// Forgets the hidden files of a partition, which are about to be removed.
+    /// Forgets the hidden files of a partition, which are about to be removed, and one that was about to be created.
     pub fn forget_partition(&mut self, partition: &TopicPartition) {
         let keys: Vec<_> =
             self.active.keys().filter(|key| key.partition().as_ref() == Some(partition)).cloned().collect();
@@ -360,6 +360,8 @@ impl FileSink {
             self.forget(&key);
         }
         self.complete.retain(|(group, _)| group.as_ref() != Some(partition));
+        // The ledger forgets it too: a file under its id would belong to nobody.
+        self.intended.take_if(|intent| intent.key.partition().as_ref() == Some(partition));
     }
 
     fn forget(&mut self, key: &FileKey) -> Option<Active> {
@@ -386,11 +388,12 @@ impl FileSink {
 
     /// Writes a manifest under its own name, whole or not at all.
     pub fn publish_manifest(&self, name: &str, manifest: &[u8]) -> io::Result<()> {
+        let path = hidden(name);
+        // This makes its directory durable too: the names that are there may be of a run that was killed before it did.
+        self.dir.remove(&path)?;
         if self.dir.is_taken(name)? {
             return Ok(());
         }
-        let path = hidden(name);
-        self.dir.remove(&path)?;
         let (file, _) = self.dir.create(&path, self.permissions)?;
         file.write_all_at(manifest, 0)?;
         file.sync_all().map_err(|error| SyncFailed::io("a manifest", error))?;

@@ -14,13 +14,16 @@ use proptest::prelude::*;
 use super::*;
 use crate::block::{DoneBlock, Lines, Rejected, Source};
 use crate::config;
-use crate::delivery::{self, Budget, Delivery, Error, Finish, Gauges, Inbox, Parts};
+use crate::config::Visibility;
+use crate::delivery::{self, Budget, CommitPoint, Delivery, Error, Finish, Gauges, Inbox, Parts};
 use crate::msink::file::{FileSink, Now};
 use crate::msink::name::NameTemplate;
 use crate::msource::journal::{self, Journal, QueueCause};
 use crate::msource::store::{Store, StoreChange, StoreError, Walk};
 use crate::msource::tracker::{Epoch, Tracker};
 use crate::record::{Reason, Reject};
+
+mod refusal;
 
 const PARTITIONS: i32 = 3;
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -277,10 +280,16 @@ impl Home {
     }
 
     fn start(&self) -> Run {
-        let (state, journal, dir) = self.recover();
+        self.start_as(Visibility::Live, CommitPoint::Journal, &(Arc::clone(&self.store) as Arc<dyn Store>))
+    }
+
+    fn start_as(&self, visibility: Visibility, commit_point: CommitPoint, store: &Arc<dyn Store>) -> Run {
+        let (mut state, journal, dir) = self.recover();
+        state.visibility = visibility;
         let template = NameTemplate::parse("{log_name}.{seq}", 1, "", config::TimeZone::Named(chrono_tz::UTC)).unwrap();
         let now = Now { wall: 0, tick: Instant::now() };
-        let sink = FileSink::new(dir, template, &sink_config(&self.data()), &state.files, state.next_file, now);
+        let config = config::Sink { visibility, ..sink_config(&self.data()) };
+        let sink = FileSink::new(dir, template, &config, &state.files, state.next_file, now);
         let room = Arc::clone(&sink.room);
         let (inbox, received) = unbounded();
         let (tracker, gauges, budget) =
@@ -290,7 +299,7 @@ impl Home {
             inbox_sender: inbox.clone(),
             journal,
             journal_dir: self.journal(),
-            store: Arc::clone(&self.store) as Arc<dyn Store>,
+            store: Arc::clone(store),
             sink,
             state: state.clone(),
             tracker: Arc::clone(&tracker),
@@ -302,7 +311,7 @@ impl Home {
             history: Duration::from_hours(1),
             sink_dir: self.data(),
             rotate: sink_config(&self.data()).rotate,
-            commit_point: delivery::CommitPoint::Journal,
+            commit_point,
             claimed: Arc::new(Mutex::new(u64::MAX)),
             queue_bound: None,
         });
