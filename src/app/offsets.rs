@@ -12,7 +12,7 @@ use crate::config::{Assignment, Config, Start};
 use crate::control::{Failure, FailureKind, PartitionOffsets};
 use crate::delivery::Inbox;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Held, Known, Owner, decide, judge};
+use crate::msource::assignment::{Decision, Held, Known, Owner, decide, judge_prepared};
 use crate::msource::consumer::topic_names;
 use crate::msource::journal::{Frame, Mark, MoveCause, Position, State};
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
@@ -235,9 +235,7 @@ fn settle_hidden(pipeline: &Pipeline, state: &State, moved: &[Standing]) -> Resu
         let Some(here) = state.partitions.get(partition) else { continue };
         let (reply, answered) = bounded(1);
         let (partition, reply) = (partition.clone(), Some(reply));
-        let message = if let Some((number, range)) = state.prepared(&partition) {
-            let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
-            let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group.as_ref(), Held::ByUs);
+        let message = if let Some((number, verdict)) = judge_prepared(state, &partition, group.as_ref(), Held::ByUs) {
             Inbox::Decided { number, partition, verdict, reply }
         } else if here.growth.is_some() {
             Inbox::Refuse { partition, reply }

@@ -6,7 +6,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::journal::{Growth, Mark, MoveCause, PartitionState};
+use super::TopicPartition;
+use super::journal::{Growth, Mark, MoveCause, PartitionState, State};
 use super::native::GroupOffset;
 use crate::config::Visibility;
 use crate::delivery::Verdict;
@@ -89,12 +90,31 @@ pub enum Held {
     NotByUs,
 }
 
-/// Whether the group has taken the offsets of a range that we prepared. `base` is where the range begins, and what stood beside
+/// Whether the group has taken the offsets of the range that this home has prepared of a partition; with the number of its
+/// seal. `None` where nothing is prepared.
+pub fn judge_prepared(
+    state: &State,
+    partition: &TopicPartition,
+    group: Option<&GroupOffset>,
+    held: Held,
+) -> Option<(u64, Verdict)> {
+    let (seal, range) = state.prepared(partition)?;
+    let base = state.partitions.get(partition).and_then(|here| here.mark.as_ref());
+    let from = range.offsets.as_ref()?.growth.from;
+    let verdict = match judge(&seal.mark(&state.home), (from, base), group, held) {
+        // This store is a copy: the one that it was copied from may publish the range as well.
+        Verdict::Committed if !state.is_ours(seal.incarnation) => Verdict::Undecided,
+        verdict => verdict,
+    };
+    Some((seal.number, verdict))
+}
+
+/// The same of any range: `base` is where the range begins, and what stood beside
 /// the group's offset there.
 ///
 /// Numbers are compared by equality: every owner leaves its own beside the offset and carries on those of the owners before
 /// it, so that one which is not there was not committed.
-pub fn judge(prepared: &Mark, base: (i64, Option<&Mark>), group: Option<&GroupOffset>, held: Held) -> Verdict {
+fn judge(prepared: &Mark, base: (i64, Option<&Mark>), group: Option<&GroupOffset>, held: Held) -> Verdict {
     let ours = |mark: &&Mark| (&mark.home, mark.incarnation) == (&prepared.home, prepared.incarnation);
     let unchanged = match held {
         Held::ByUs => Verdict::Refused,
@@ -209,6 +229,7 @@ pub fn decide(known: &Known<'_>) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::msource::journal::{Frame, Position, Seal, SealedOffsets, SealedRange};
 
     const ID: &str = "aaaaaaaaaaaaaaaaaaaaaa";
 
@@ -337,6 +358,41 @@ mod tests {
         assert_eq!(judge(&mark("me", 9), (30, Some(&base)), None, ByUs), Verdict::Undecided);
         assert_eq!(judge(&mark("me", 9), (40, None), Some(&group(40, "")), ByUs), Verdict::Refused);
         assert_eq!(judge(&mark("me", 9), (40, None), Some(&group(50, "")), ByUs), Verdict::Undecided);
+    }
+
+    /// A home of incarnation 2 with a range that incarnation 1 has prepared.
+    fn another_incarnation(former: Vec<u64>) -> (State, TopicPartition) {
+        let at = TopicPartition { topic: "t".into(), partition: 0 };
+        let to = Position { partition: at.clone(), topic_id: ID.into(), next: 40, leader_epoch: -1 };
+        let offsets = Some(SealedOffsets { growth: Growth { from: 30, ..Growth::default() }, to });
+        let ranges = vec![SealedRange { offsets, files: Vec::new() }];
+        let mut state = State { home: "me".into(), incarnation: 2, former, ..State::default() };
+        state.partitions.insert(at.clone(), local(40, ID));
+        state.seals.insert(9, Seal { number: 9, incarnation: 1, ranges });
+        (state, at)
+    }
+
+    #[test]
+    fn a_range_that_the_group_took_is_published_although_this_home_is_another_incarnation_by_now() {
+        let (mut state, at) = another_incarnation(vec![1]);
+        let tell = |state: &State, metadata: &str| {
+            judge_prepared(state, &at, Some(&group(40, &format!("{metadata}/{ID}"))), Held::ByUs)
+        };
+        assert_eq!(tell(&state, "me/1/9"), Some((9, Verdict::Committed)));
+        // The same number of the next incarnation is of something else.
+        assert_eq!(tell(&state, "me/2/9"), Some((9, Verdict::Refused)));
+        state.apply(&Frame::Published { number: 9, partition: Some(at.clone()) });
+        assert_eq!(state.partitions[&at].mark, Some(mark("me", 9)), "what the group has, and growth may go on from");
+    }
+
+    #[test]
+    fn what_the_group_took_of_a_home_that_this_one_is_a_copy_of_is_undecided() {
+        let (state, at) = another_incarnation(Vec::new());
+        let tell = |offset, metadata: &str| {
+            judge_prepared(&state, &at, Some(&group(offset, &format!("{metadata}/{ID}"))), Held::ByUs)
+        };
+        assert_eq!(tell(40, "me/1/9"), Some((9, Verdict::Undecided)));
+        assert_eq!(tell(30, "me/1/8"), Some((9, Verdict::Refused)));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::config::{Assignment, Visibility};
 use crate::delivery::{Inbox, SealRequest, Verdict};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Held, judge, may_grow};
+use crate::msource::assignment::{Held, judge_prepared, may_grow};
 use crate::msource::journal::{Frame, Mark, PartitionState, Position, State};
 use crate::msource::native::{GroupOffset, KafkaError};
 
@@ -175,9 +175,7 @@ impl Consumer {
         held: Held,
     ) -> Result<bool, Error> {
         let Some(here) = state.partitions.get(partition) else { return Ok(false) };
-        if let Some((number, range)) = state.prepared(partition) {
-            let from = range.offsets.as_ref().map_or(here.next, |offsets| offsets.growth.from);
-            let verdict = judge(&state.mark(number), (from, here.mark.as_ref()), group, held);
+        if let Some((number, verdict)) = judge_prepared(state, partition, group, held) {
             if verdict == Verdict::Open {
                 return Ok(false);
             }

@@ -162,16 +162,16 @@ impl Totals {
 }
 
 impl State {
-    /// Our own mark with this number.
-    pub fn mark(&self, number: u64) -> Mark {
-        Mark { home: self.home.clone(), incarnation: self.incarnation, number }
+    /// The range of a partition that waits for the group's word, with its seal.
+    pub fn prepared(&self, partition: &TopicPartition) -> Option<(&Seal, &SealedRange)> {
+        self.seals.values().find_map(|seal| {
+            seal.ranges.iter().find(|range| range.partition() == Some(partition)).map(|range| (seal, range))
+        })
     }
 
-    /// The range of a partition that waits for the group's word, with the number of its seal.
-    pub fn prepared(&self, partition: &TopicPartition) -> Option<(u64, &SealedRange)> {
-        self.seals.values().find_map(|seal| {
-            seal.ranges.iter().find(|range| range.partition() == Some(partition)).map(|range| (seal.number, range))
-        })
+    /// Whether an incarnation ended here, or has not ended: what the group has of it is ours.
+    pub fn is_ours(&self, incarnation: u64) -> bool {
+        incarnation == self.incarnation || self.former.contains(&incarnation)
     }
 
     /// Whether the hidden files of a partition have all lines that it has grown by.
@@ -231,11 +231,11 @@ impl State {
             }
             Frame::Prepared(seal) => self.apply_prepared(seal),
             Frame::Published { number, partition } => {
-                if self.take_range(*number, partition.as_ref()).is_some() {
-                    let mark = self.mark(*number);
-                    if let Some(state) = partition.as_ref().and_then(|partition| self.partitions.get_mut(partition)) {
-                        state.mark = Some(mark);
-                    }
+                let mark = self.seals.get(number).map(|seal| seal.mark(&self.home));
+                if self.take_range(*number, partition.as_ref()).is_some()
+                    && let Some(state) = partition.as_ref().and_then(|partition| self.partitions.get_mut(partition))
+                {
+                    state.mark = mark;
                 }
             }
             Frame::Refused { number, seal, partition, removed } => {
