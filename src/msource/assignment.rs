@@ -61,7 +61,7 @@ impl FromStr for Owner {
         let mut parts = owners.next().ok_or(())?.splitn(4, '/');
         let mark = mark(&mut parts)?;
         let topic_id = parts.next().ok_or(())?.to_owned();
-        let previous = owners.map(|text| mark_alone(text)).collect::<Result<_, _>>()?;
+        let previous = owners.map(mark_alone).collect::<Result<_, _>>()?;
         Ok(Self { mark, topic_id, previous })
     }
 }
@@ -167,7 +167,7 @@ pub struct Known<'a> {
     pub topic_id: &'a str,
     /// Whether the store or the group has some partition of this topic.
     pub topic_known: bool,
-    /// Whether files are hidden until the group has taken their offsets: then its word is the last one.
+    /// Whether files are hidden until the group has taken their offsets: then nothing is visible that it has not.
     pub visibility: Visibility,
 }
 
@@ -206,11 +206,15 @@ pub fn decide(known: &Known<'_>) -> Decision {
         home == known.home.0 && (*incarnation == known.home.1 || known.former.contains(incarnation))
     });
     let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));
-    let group_decides = known.visibility == Visibility::Sealed;
+    // What it took of ours was published, whatever else was lost here. If it has less, it was not told: files were not hidden
+    // then, or it has forgotten.
+    let group_is_ahead = |local: &PartitionState, group: &GroupOffset| {
+        known.visibility == Visibility::Sealed && group.offset > local.next
+    };
     match (known.local, known.group) {
         // Whoever asks has made sure that it may go on.
         (Some(local), _) if local.growth.is_some() && !other(&local.topic_id) => Decision::Continue,
-        (Some(local), Some(group)) if (!ours || group_decides) && !group_recreated => {
+        (Some(local), Some(group)) if (!ours || group_is_ahead(local, group)) && !group_recreated => {
             if group.offset == local.next && !other(&local.topic_id) {
                 Decision::Continue
             } else {
@@ -280,6 +284,26 @@ mod tests {
         check(Some(local(50, ID)), Some(group(90, &format!("you/1/7/{ID}"))), true, &moved);
         check(Some(local(50, ID)), Some(group(90, "")), true, &moved);
         check(Some(local(50, ID)), Some(group(90, &format!("me/2/7/{ID}"))), true, &moved);
+    }
+
+    #[test]
+    fn what_was_visible_before_files_were_hidden_is_not_read_again_and_what_the_group_took_neither() {
+        let tell = |offset, metadata: &str| {
+            let (local, group) = (local(50, ID), group(offset, &format!("{metadata}/{ID}")));
+            decide(&Known {
+                home: ("me", 9),
+                former: &[7, 8],
+                local: Some(&local),
+                group: Some(&group),
+                topic_id: ID,
+                topic_known: true,
+                visibility: Visibility::Sealed,
+            })
+        };
+        let moved = |to| Decision::Move { to, cause: MoveCause::Takeover };
+        assert_eq!(tell(40, "me/9/7"), Decision::Continue, "committed while files were live, before a kill");
+        assert_eq!(tell(60, "me/8/7"), moved(60), "published before the journal was lost");
+        assert_eq!(tell(40, "you/9/7"), moved(40));
     }
 
     #[test]

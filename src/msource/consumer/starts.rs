@@ -12,7 +12,7 @@ use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, decide};
-use crate::msource::journal::{Frame, Mark, MoveCause, Position};
+use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
 use crate::msource::properties;
 
@@ -135,22 +135,15 @@ impl Consumer {
             let theirs = group.get(partition).and_then(Option::as_ref).map_or(-1, |group| group.leader_epoch);
             match decision {
                 Decision::Continue => {
-                    let (next, leader_epoch) =
-                        local.get(partition).map_or((0, -1), |local| (local.next, local.leader_epoch));
+                    let Some(here) = local.get(partition) else { continue };
+                    let position = at(here.next, here.leader_epoch);
                     // Noted once more, it changes nothing here and is committed.
-                    let position = at(next, leader_epoch);
-                    let unknown = matches!(group.get(partition), Some(None));
-                    let frame = unknown.then(|| Frame::Start(position.clone()));
+                    let untold = group.get(partition).is_some_and(|group| self.is_untold(here, group.as_ref()));
+                    let frame = untold.then(|| Frame::Start(position.clone()));
                     decided.push(Begin { at: position, frame });
                 }
                 Decision::Move { to, cause } => {
-                    let local = local.get(partition).map_or(-1, |local| local.next);
-                    let owned = group.get(partition).and_then(Option::as_ref).is_some_and(GroupOffset::has_owner);
-                    if owned && to >= local {
-                        tracing::info!(%partition, local, to, "another instance has read on: going on there");
-                    } else {
-                        tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
-                    }
+                    tell_move(partition, local.get(partition), group.get(partition).and_then(Option::as_ref), to);
                     let position = at(to, theirs);
                     decided.push(Begin { at: position.clone(), frame: Some(Frame::Move { to: position, cause }) });
                 }
@@ -183,6 +176,11 @@ impl Consumer {
         }
         self.found = group;
         Ok(decided)
+    }
+
+    /// Whether the group is to be told where a partition goes on: hidden files grow from where the group is.
+    fn is_untold(&self, here: &PartitionState, group: Option<&GroupOffset>) -> bool {
+        group.is_none_or(|group| self.hides() && here.growth.is_none() && group.offset != here.next)
     }
 
     /// What the group has for every partition of these topics.
@@ -446,6 +444,16 @@ impl Consumer {
             self.commit_now(&others, REQUEST_TIMEOUT);
         }
         self.make_anew("a topic was deleted and created anew", Old::Closed)
+    }
+}
+
+/// Tells that a partition goes on where the group says.
+fn tell_move(partition: &TopicPartition, local: Option<&PartitionState>, group: Option<&GroupOffset>, to: i64) {
+    let local = local.map_or(-1, |local| local.next);
+    if group.is_some_and(GroupOffset::has_owner) && to >= local {
+        tracing::info!(%partition, local, to, "another instance has read on: going on there");
+    } else {
+        tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
     }
 }
 
