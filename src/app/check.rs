@@ -4,6 +4,8 @@ use std::path::Path;
 
 use nix::unistd::{AccessFlags, access};
 
+use super::adopt::refuse_adopted;
+use super::home::Places;
 use super::offsets::Asker;
 use super::pipeline::instance;
 use crate::cli::Scope;
@@ -16,7 +18,7 @@ use crate::settings::Settings;
 
 /// Everything that is wrong.
 pub(super) fn check(config: &Config, scope: Scope) -> Vec<Failure> {
-    let mut failures = Vec::new();
+    let mut failures: Vec<_> = refuse_adopted(&Places::of(config)).err().into_iter().collect();
     let mut wrong = |message: String| failures.push(Failure::new(FailureKind::Config, message));
     if let Err(mistakes) = Settings::load(&config.settings, config.app_id) {
         for mistake in mistakes {

@@ -5,13 +5,14 @@
 //! pipeline that is fed by nothing: so there is one way in which anything changes.
 
 use std::io::{BufRead, Write};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use crate::cli::{
-    Backend, DemoOptions, Format, Loaded, Moved, OffsetTarget, Place, Process, Scope, Selection, Verification,
-    VerifyOptions,
+    Adoption, Backend, DemoOptions, Format, Loaded, Moved, OffsetTarget, Place, Process, Scope, Selection,
+    Verification, VerifyOptions,
 };
 use crate::config::{self, Config};
 use crate::control::server::Server;
@@ -23,6 +24,7 @@ use crate::msource::consumer::Desk;
 use crate::record::{Discard, Reason};
 use crate::transform::{Record, Scratch};
 
+mod adopt;
 mod check;
 mod demo;
 mod export;
@@ -97,6 +99,10 @@ impl Backend for App {
     fn set_offset(&self, config: &Config, what: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
         home::become_owner(config)?;
         Stopped { config: config.clone() }.with_pipeline(|pipeline| offsets::set(config, pipeline, what, to))
+    }
+
+    fn adopt(&self, place: &Place, config: &Config, dir: &Path, progress: &dyn Fn(&str)) -> Result<Adoption, Failure> {
+        adopt::adopt(place, config, dir, progress)
     }
 
     fn transform(

@@ -12,7 +12,7 @@ use crate::config::{Assignment, Config, Start};
 use crate::control::{Failure, FailureKind, PartitionOffsets};
 use crate::delivery::Inbox;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Held, Known, Owner, decide, judge_prepared};
+use crate::msource::assignment::{Decision, Held, Known, Owner, decide, judge};
 use crate::msource::consumer::topic_names;
 use crate::msource::journal::{Frame, Mark, MoveCause, Position, State};
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
@@ -99,6 +99,25 @@ impl Asker {
                 }));
         }
         Ok(partitions)
+    }
+
+    /// What the group has of these partitions, in the order asked.
+    pub(super) fn group_offsets(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<GroupOffset>>, Failure> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.client.committed(partitions, self.timeout).map_err(|error| unavailable(&error))
+    }
+
+    /// The ids of those of these topics that are there.
+    pub(super) fn topic_ids(&self, names: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+        let infos = self.client.describe_topics(names, self.timeout).map_err(|error| unavailable(&error))?;
+        Ok(infos.into_iter().flatten().map(|info| (info.name, info.id)).collect())
+    }
+
+    /// Commits from outside of the group, once.
+    pub(super) fn commit(&self, commits: &[Commit]) -> Result<(), KafkaError> {
+        self.client.commit(commits, self.timeout)?.into_iter().collect()
     }
 
     /// Where each partition of a stopped service stands, or would start.
@@ -211,7 +230,9 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
         };
         moved.push(standing);
     }
-    settle_hidden(pipeline, &state, &moved)?;
+    if config.kafka.assignment == Assignment::Group {
+        settle_hidden(pipeline, &state, &moved)?;
+    }
     let commits = commits(pipeline, &moved);
     // In a group other instances go by the group's offsets, so the group comes first: what it refuses is not moved here.
     // Without a group they are there for monitors.
@@ -232,42 +253,62 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
 /// Decides about what the partitions have hidden, while the group still tells: after the move it can't be known any more.
 fn settle_hidden(pipeline: &Pipeline, state: &State, moved: &[Standing]) -> Result<(), Failure> {
     for Standing { partition, group, .. } in moved {
-        let Some(here) = state.partitions.get(partition) else { continue };
-        let (reply, answered) = bounded(1);
-        let (partition, reply) = (partition.clone(), Some(reply));
-        let message = if let Some((number, verdict)) = judge_prepared(state, &partition, group.as_ref(), Held::ByUs) {
-            Inbox::Decided { number, partition, verdict, reply }
-        } else if here.growth.is_some() {
-            Inbox::Refuse { partition, reply }
-        } else {
-            continue;
-        };
-        pipeline.inbox.send(message).map_err(failed)?;
-        answered.recv().map_err(failed)?;
+        settle(pipeline, state, partition, group.as_ref(), &|_| {})?;
     }
     Ok(())
+}
+
+/// Decides about what a partition that can be nobody's has hidden, by what the group has of it: what was prepared is
+/// published, refused or set aside, the rest is refused.
+pub(super) fn settle(
+    pipeline: &Pipeline,
+    state: &State,
+    partition: &TopicPartition,
+    group: Option<&GroupOffset>,
+    progress: &dyn Fn(&str),
+) -> Result<(), Failure> {
+    let Some(here) = state.partitions.get(partition) else { return Ok(()) };
+    for (mark, offsets) in state.prepared(partition) {
+        let verdict = judge(&mark, (offsets.growth.from, here.mark.as_ref()), group, Held::ByUs);
+        let number = mark.number;
+        tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
+        let (reply, answered) = bounded(1);
+        let decided = Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) };
+        pipeline.inbox.send(decided).map_err(failed)?;
+        pipeline.wait(&answered, progress)?;
+    }
+    // Also without growth: files that were made for it may be there.
+    refuse(pipeline, partition, progress)
+}
+
+/// Takes back what a partition has hidden and not prepared.
+pub(super) fn refuse(pipeline: &Pipeline, partition: &TopicPartition, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+    let (reply, answered) = bounded(1);
+    pipeline.inbox.send(Inbox::Refuse { partition: partition.clone(), reply: Some(reply) }).map_err(failed)?;
+    pipeline.wait(&answered, progress)
 }
 
 /// Commits, patiently: the group keeps a static member that has stopped until its session ends, and takes no offsets from
 /// outside meanwhile.
 fn commit(config: &Config, asker: &Asker, commits: &[Commit]) -> Result<(), KafkaError> {
-    let session = config.kafka.librdkafka.get("session.timeout.ms").and_then(|text| text.parse().ok());
     let patience = match config.kafka.assignment {
-        Assignment::Group => Duration::from_millis(session.unwrap_or(45_000)) + asker.timeout,
+        Assignment::Group => session(config) + asker.timeout,
         Assignment::All => Duration::ZERO,
     };
     let deadline = Instant::now() + patience;
     loop {
-        let answer = asker
-            .client
-            .commit(commits, asker.timeout)
-            .and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
-        match answer {
-            Ok(_) => return Ok(()),
+        match asker.commit(commits) {
+            Ok(()) => return Ok(()),
             Err(error) if Instant::now() >= deadline => return Err(error),
             Err(_) => std::thread::park_timeout(Duration::from_millis(500)),
         }
     }
+}
+
+/// How long the group keeps a member that says nothing.
+pub(super) fn session(config: &Config) -> Duration {
+    let set = config.kafka.librdkafka.get("session.timeout.ms").and_then(|text| text.parse().ok());
+    Duration::from_millis(set.unwrap_or(45_000))
 }
 
 /// What the group is to be told.
@@ -278,7 +319,7 @@ fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
         let owner = Owner {
             mark: Mark { home: home.clone(), incarnation: *incarnation, number: 0 },
             topic_id: standing.topic_id.clone(),
-            previous: Owner::carried(metadata, home),
+            previous: Owner::carried(metadata, (home, *incarnation)),
         };
         Commit {
             partition: standing.partition.clone(),

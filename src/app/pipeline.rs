@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
+use super::adopt;
 use super::home::{self, Broken, Opening, Places, chain, failed};
 use super::queue::Turns;
 use super::rebuild;
@@ -17,7 +18,7 @@ use crate::block::RawBlock;
 use crate::config::{Assignment, Config, Mode, Visibility, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
-use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, Tickets};
+use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, SealRequest, Tickets};
 use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
@@ -53,6 +54,8 @@ pub(super) enum Feed {
     Kafka,
     /// It only works on what the home has: for commands on a stopped service.
     Nothing,
+    /// The same on the home of an instance whose host is gone, which may be a copy: see [`super::adopt`].
+    Adopted,
 }
 
 /// A running pipeline.
@@ -133,10 +136,16 @@ impl Ready {
     /// Opens the home and completes what a crash cut short.
     fn new(config: &Config, desk: &Desk, feed: Feed, opening: Opening) -> Result<Self, Broken> {
         let places = Places::of(config);
-        let opened = home::open(&places, opening)?;
+        if feed != Feed::Adopted {
+            adopt::refuse_adopted(&places)?;
+        }
+        let mut opened = home::open(&places, opening)?;
         keep(&desk.engine(), &places.recipes)?;
         let mut change = home::behind(&opened);
         let dir = event_dir(config, opening)?;
+        if feed == Feed::Adopted {
+            adopt::take_copies(&mut opened.contents, &dir).map_err(failed)?;
+        }
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
         let mut source =
             Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.checked.store, &mut patience);
@@ -234,10 +243,7 @@ impl Pipeline {
             history: config.store.history,
             sink_dir: config.sink.dir.clone(),
             rotate: config.sink.rotate.clone(),
-            commit_point: match config.kafka.assignment {
-                Assignment::Group => CommitPoint::Group(requests),
-                Assignment::All => CommitPoint::Journal,
-            },
+            commit_point: commit_point(config, requests),
             claimed: Arc::clone(&turns.claimed),
             queue_bound: (config.failure_queue.when_full == WhenFull::DropOldest)
                 .then_some(config.failure_queue.max_bytes),
@@ -245,9 +251,9 @@ impl Pipeline {
         .map_err(|error| failed(chain(&error)))?;
         let ended = delivery::spawn(delivery).map_err(|error| failed(chain(&error)))?;
         let consumer = match feed {
-            Feed::Nothing => None,
+            Feed::Nothing | Feed::Adopted => None,
             Feed::Kafka => {
-                let consumer = Consumer::new(consumer::Parts {
+                let parts = consumer::Parts {
                     config: config.kafka.clone(),
                     properties: properties::consuming(config),
                     discovery: properties::discovery(&config.kafka),
@@ -265,10 +271,8 @@ impl Pipeline {
                     desk: Arc::clone(desk),
                     home: home.clone(),
                     former,
-                })
-                .map_err(|error| Failure::new(FailureKind::Config, chain(&error)))?;
-                let thread = std::thread::Builder::new().name("kafka".into());
-                Some(thread.spawn(move || consumer.run(STOP_DEADLINE)).map_err(failed)?)
+                };
+                Some(consume(parts)?)
             }
         };
         Ok(Arc::new(Self {
@@ -378,6 +382,21 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// Who decides that hidden files are published.
+fn commit_point(config: &Config, requests: Sender<SealRequest>) -> CommitPoint {
+    match config.kafka.assignment {
+        Assignment::Group => CommitPoint::Group(requests),
+        Assignment::All => CommitPoint::Journal,
+    }
+}
+
+/// Starts the thread that takes records from Kafka.
+fn consume(parts: consumer::Parts) -> Result<JoinHandle<Result<(), consumer::Error>>, Failure> {
+    let consumer = Consumer::new(parts).map_err(|error| Failure::new(FailureKind::Config, chain(&error)))?;
+    let thread = std::thread::Builder::new().name("kafka".into());
+    thread.spawn(move || consumer.run(STOP_DEADLINE)).map_err(failed)
 }
 
 /// How blocks are cut: in `stream` mode a block is whatever has arrived.

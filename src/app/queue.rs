@@ -22,10 +22,10 @@ use crate::msource::store::Walk;
 use crate::record::Reason;
 
 /// Entries tried again together.
-const RETRY_BLOCK: usize = 500;
+pub(super) const RETRY_BLOCK: usize = 500;
 
 /// Bytes tried again together.
-const RETRY_BYTES: u64 = 1 << 20;
+pub(super) const RETRY_BYTES: u64 = 1 << 20;
 
 /// Blocks between two checkpoints of a long retry: what it may have in flight beside the records from Kafka.
 const ROUND: usize = 16;
@@ -309,7 +309,7 @@ impl Pipeline {
         self.wait(&answered, progress)
     }
 
-    fn wait(&self, answered: &Receiver<()>, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+    pub(super) fn wait(&self, answered: &Receiver<()>, progress: &dyn Fn(&str)) -> Result<(), Failure> {
         loop {
             match answered.recv_timeout(PROGRESS) {
                 Ok(()) => return Ok(()),
@@ -375,6 +375,6 @@ impl Pipeline {
     }
 }
 
-fn stopping() -> Failure {
+pub(super) fn stopping() -> Failure {
     Failure::new(FailureKind::Unavailable, "the service is stopping, or begins again after its disk failed; see status")
 }

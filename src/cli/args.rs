@@ -17,6 +17,11 @@ const VERIFY: &str = "Check published event files against their manifests: lines
                       whether the offsets of all of them together have gaps or overlaps. Only sealed files have \
                       manifests; what is written live cannot be checked. Exits with 1 when there are faults.";
 
+const ADOPT: &str = "Finish and take over the home of an instance whose host is gone: its event files are completed, \
+                     published or removed, where it stood is made known to whoever goes on, and its failure queue \
+                     moves into ours. Its files stay where they are: point a collector there. Only while our own \
+                     service is stopped and the other one is gone for good. May be repeated after any interruption.";
+
 /// The whole command line.
 #[derive(Debug, Parser)]
 #[command(name = "mtga", version, about = ABOUT, max_term_width = 80, subcommand_required = true, arg_required_else_help = true)]
@@ -89,6 +94,13 @@ pub(super) enum Command {
         /// `earliest`, `latest`, an offset, or a time as 2026-01-31T00:00:00+08:00
         #[arg(value_name = "POSITION", value_parser = offset_target)]
         position: OffsetTarget,
+    },
+    /// Finish and take over the home of an instance whose host is gone
+    #[command(long_about = ADOPT)]
+    Adopt {
+        /// The home of the other instance, mounted or copied here
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
     },
     /// Check config, settings, directories and topics, and show every mistake
     Check {

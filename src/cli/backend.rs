@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crossbeam_channel::Receiver;
 
@@ -84,6 +84,79 @@ pub struct Moved {
     pub before: Vec<PartitionOffsets>,
     /// As they are.
     pub after: Vec<PartitionOffsets>,
+}
+
+/// What `adopt` did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Adoption {
+    /// The UUID of the home that was adopted.
+    pub home: String,
+    /// Its event directory: its files stay there.
+    pub dir: PathBuf,
+    /// Set when it was adopted before, and nothing was done: by whom and when, for people.
+    pub before: Option<String>,
+    /// Those of its event files that were not finished, by path.
+    pub files: Vec<AdoptedFile>,
+    /// Where its partitions stood, sorted by topic and partition.
+    pub positions: Vec<AdoptedPosition>,
+    /// Entries of its failure queue that are in ours now.
+    pub entries: u64,
+    /// Entries of its failure queue that were in ours already.
+    pub known_entries: u64,
+}
+
+/// An event file of an adopted home.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct AdoptedFile {
+    /// The path that it has now, or had before it was removed.
+    pub path: PathBuf,
+    /// What became of it.
+    pub outcome: FileOutcome,
+}
+
+/// What became of a file that was not finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum FileOutcome {
+    /// It was in sight, and is whole now.
+    Completed,
+    /// It was hidden, and has its name now.
+    Published,
+    /// It was hidden; its records are read again by whoever has the partition.
+    Removed,
+    /// It was hidden, and nobody can tell whether its records were published elsewhere.
+    SetAside,
+}
+
+/// Where a partition of an adopted home stood.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct AdoptedPosition {
+    /// Topic name.
+    pub topic: String,
+    /// Partition number.
+    pub partition: i32,
+    /// The next offset that the adopted home would have read.
+    pub offset: i64,
+    /// Who goes on there.
+    pub outcome: PositionOutcome,
+}
+
+/// What became of a position.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PositionOutcome {
+    /// The group had an older one, and has this one now.
+    Committed,
+    /// Whoever goes on does so from there anyway.
+    Current,
+    /// Our home has it now.
+    TakenOver,
+    /// Another instance, or ours, has read on already, or was moved elsewhere.
+    Elsewhere,
+    /// The topic is gone, or was created anew.
+    Gone,
+    /// Our home is a member of a group, the adopted one was not.
+    NotOurs,
 }
 
 /// The options of `demo`.
@@ -231,6 +304,8 @@ pub trait Backend {
     fn local(&self, config: &Config) -> Result<Box<dyn Service>, Failure>;
     /// Moves positions, locally and in the group. The home is locked.
     fn set_offset(&self, config: &Config, what: &Selection, to: OffsetTarget) -> Result<Moved, Failure>;
+    /// Finishes and takes over the home of an instance whose host is gone: `dir`, absolute. Our own home is locked.
+    fn adopt(&self, place: &Place, config: &Config, dir: &Path, progress: &dyn Fn(&str)) -> Result<Adoption, Failure>;
     /// Records, one a line, into events and rejects.
     fn transform(
         &self,

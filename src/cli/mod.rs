@@ -28,8 +28,9 @@ use clap::error::ErrorKind;
 
 use self::args::{Command, Line};
 pub use self::backend::{
-    Backend, DemoOptions, Fault, FaultKind, Format, Loaded, Missing, Moved, OffsetTarget, Place, Plain, Process, Scope,
-    Selection, Summary, Verification, VerifyOptions,
+    AdoptedFile, AdoptedPosition, Adoption, Backend, DemoOptions, Fault, FaultKind, FileOutcome, Format, Loaded,
+    Missing, Moved, OffsetTarget, Place, Plain, PositionOutcome, Process, Scope, Selection, Summary, Verification,
+    VerifyOptions,
 };
 use self::context::Context;
 pub use self::exit::Exit;
@@ -166,6 +167,7 @@ impl Context<'_> {
                 self.clear_failure_queue(older_than, only.reason, export)
             }
             Command::SetOffset { partitions, position } => self.set_offset(&partitions, position),
+            Command::Adopt { dir } => self.adopt(&dir),
             Command::Check { offline } => self.check(if offline { Scope::Offline } else { Scope::Online }),
             Command::Config => self.show_config(),
             Command::Transform => self.transform(input),

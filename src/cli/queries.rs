@@ -118,6 +118,16 @@ impl Context<'_> {
         Ok(Exit::Done)
     }
 
+    pub(super) fn adopt(&mut self, dir: &Path) -> Result<Exit, Failure> {
+        let config = self.config()?;
+        // Keeps our service from starting meanwhile, and refuses when it runs.
+        let _lock =
+            PidFile::acquire(&self.place.home).map_err(|failure| Failure::new(FailureKind::Failed, failure.message))?;
+        let adoption = self.backend.adopt(&self.place, &config, &self.directory.join(dir), &show_progress)?;
+        self.print(&adoption, || table::adoption(&adoption))?;
+        Ok(Exit::Done)
+    }
+
     pub(super) fn check(&mut self, scope: Scope) -> Result<Exit, Failure> {
         let failures = match self.config() {
             Ok(config) => self.backend.check(&config, scope),

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use cli_table::format::{Border, HorizontalLine, Separator, VerticalLine};
 use cli_table::{Cell, CellStruct, Table};
 
-use super::{Fault, Summary, Verification};
+use super::{AdoptedFile, AdoptedPosition, Adoption, Fault, FileOutcome, PositionOutcome, Summary, Verification};
 use crate::control::{FailureEntry, PartitionOffsets, State, Status};
 use crate::record::{Filter, Reason};
 
@@ -15,6 +15,8 @@ use crate::record::{Filter, Reason};
 const HEAD_WIDTH: usize = 28;
 /// Columns of the place of a fault, and of what was found there.
 const FAULT_WIDTH: usize = 29;
+/// Columns of each half of what `adopt` did.
+const ADOPTED_WIDTH: usize = 36;
 /// Columns of a value in the status table.
 const VALUE_WIDTH: usize = 56;
 
@@ -143,6 +145,45 @@ pub(super) fn verification(found: &Verification) -> String {
         let _ = writeln!(text, "{}: {note}", counted(*count, what));
     }
     let _ = writeln!(text, "{}", if faults == 0 { "no faults".to_owned() } else { counted(faults, "fault") });
+    text
+}
+
+/// The table of `adopt`, and what is left to be done.
+pub(super) fn adoption(adoption: &Adoption) -> String {
+    if let Some(before) = &adoption.before {
+        return format!("{}; there is nothing left to do\n", clean(before));
+    }
+    let file = |file: &AdoptedFile| {
+        let outcome = match file.outcome {
+            FileOutcome::Completed => "completed",
+            FileOutcome::Published => "published",
+            FileOutcome::Removed => "removed, its records are read again",
+            FileOutcome::SetAside => "set aside: published elsewhere or not, nobody can tell",
+        };
+        [file.path.display().to_string(), outcome.to_owned()]
+    };
+    let position = |position: &AdoptedPosition| {
+        let outcome = match position.outcome {
+            PositionOutcome::Committed => "committed to the group",
+            PositionOutcome::Current => "known already",
+            PositionOutcome::TakenOver => "taken over by this home",
+            PositionOutcome::Elsewhere => "left: somebody has gone on elsewhere",
+            PositionOutcome::Gone => "left: the topic is gone or another",
+            PositionOutcome::NotOurs => "left: this home is in a group",
+        };
+        [format!("{}[{}] at {}", position.topic, position.partition, position.offset), outcome.to_owned()]
+    };
+    let rows: Vec<_> = adoption.files.iter().map(file).chain(adoption.positions.iter().map(position)).collect();
+    let wrapped = |row: [String; 2]| row.iter().map(|text| wrap(&clean(text), ADOPTED_WIDTH)).collect();
+    let mut text = draw(&["File or partition", "What became of it"], rows.into_iter().map(wrapped));
+    let known = adoption.known_entries;
+    let already = if known == 0 { String::new() } else { format!(", {known} more were in it already") };
+    let _ = writeln!(
+        text,
+        "{} of its failure queue moved into this home's{already}",
+        if adoption.entries == 1 { "1 entry".to_owned() } else { format!("{} entries", adoption.entries) }
+    );
+    let _ = writeln!(text, "its files stay in {}: point a collector there", clean(&adoption.dir.display().to_string()));
     text
 }
 
@@ -379,6 +420,45 @@ mod tests {
         found.summary = Summary::default();
         let expected = "0 files as their manifests say: 0 lines, 0 B, 0 ranges of 0 partitions\nno faults\n";
         assert_eq!(verification(&found), expected);
+    }
+
+    #[test]
+    fn what_adopt_did_fits_into_80_columns() {
+        let file = |path: &str, outcome| AdoptedFile { path: path.into(), outcome };
+        let position = |partition, outcome| AdoptedPosition {
+            topic: "mulog_clean_24".into(),
+            partition,
+            offset: 6_197_511_000,
+            outcome,
+        };
+        let mut adoption = Adoption {
+            dir: "/mnt/old/data".into(),
+            files: vec![
+                file("/mnt/old/data/.ta.24.2020-12-17-13.8.log.undecided", FileOutcome::SetAside),
+                file("/mnt/old/data/ta.24.2020-12-17-13.7.log", FileOutcome::Published),
+            ],
+            positions: vec![position(0, PositionOutcome::TakenOver), position(1, PositionOutcome::Elsewhere)],
+            entries: 1,
+            known_entries: 2,
+            ..Adoption::default()
+        };
+        let expected = "\
+.--------------------------------------.--------------------------------------.
+| File or partition                    | What became of it                    |
++--------------------------------------+--------------------------------------+
+| /mnt/old/data/.ta.24.2020-12-17-13.8 | set aside: published elsewhere or    |
+| .log.undecided                       | not, nobody can tell                 |
+| /mnt/old/data/ta.24.2020-12-17-13.7. | published                            |
+| log                                  |                                      |
+| mulog_clean_24[0] at 6197511000      | taken over by this home              |
+| mulog_clean_24[1] at 6197511000      | left: somebody has gone on elsewhere |
+'--------------------------------------'--------------------------------------'
+1 entry of its failure queue moved into this home's, 2 more were in it already
+its files stay in /mnt/old/data: point a collector there
+";
+        assert_eq!(super::adoption(&adoption), expected);
+        adoption.before = Some("this home was adopted at noon".into());
+        assert_eq!(super::adoption(&adoption), "this home was adopted at noon; there is nothing left to do\n");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, Write};
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
@@ -87,6 +88,9 @@ impl Backend for FakePipeline {
             after[0].current = offset;
         }
         Ok(Moved { before, after })
+    }
+    fn adopt(&self, _: &Place, _: &Config, dir: &Path, _: &dyn Fn(&str)) -> Result<Adoption, Failure> {
+        Ok(Adoption { dir: dir.to_owned(), ..Adoption::default() })
     }
     fn transform(
         &self,

@@ -352,6 +352,10 @@ impl Work<'_> {
             self.ends.insert(id, length);
         }
         for (id, length) in self.ends.clone() {
+            if length == 0 && self.is_hidden(id) {
+                self.remove_empty(id)?;
+                continue;
+            }
             if self.file(id)?.is_none() {
                 self.state.apply(&Frame::End { id });
                 continue;
@@ -373,6 +377,24 @@ impl Work<'_> {
                     "cut off bytes that no block covers: a power cut left them, or a stranger"
                 );
             }
+        }
+        Ok(())
+    }
+
+    /// Removes a hidden file without a line: its partition may be another's by now, and then nobody would ever publish it.
+    fn remove_empty(&mut self, id: u64) -> Result<(), RecoveryError> {
+        let Some(state) = self.state.files.get(&id) else { return Ok(()) };
+        let path = state.path();
+        let removed = self.dir.open_existing(&path).and_then(|(file, inode)| {
+            // Without a note of its creation it is empty, or a stranger's.
+            let ours = if state.inode == 0 { file.metadata()?.len() == 0 } else { inode == state.inode };
+            if ours { self.dir.remove(&path) } else { Ok(()) }
+        });
+        match removed {
+            Err(error) if error.kind() != io::ErrorKind::NotFound && !blames_name(&error) => {
+                return Err(RecoveryError::File(path, error));
+            }
+            _ => self.state.apply(&Frame::End { id }),
         }
         Ok(())
     }

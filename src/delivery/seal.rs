@@ -77,14 +77,14 @@ impl Sealing {
         !self.wanted.is_empty() || self.asked.is_some() || !self.steps.is_empty()
     }
 
+    /// Whether a decision is still to be carried out: what is durable does not tell of it yet.
+    pub(super) fn has_steps(&self) -> bool {
+        !self.steps.is_empty()
+    }
+
     /// Whether anything is to be done or answered.
     pub(super) fn has_work(&self) -> bool {
         self.is_busy() || !self.answers.is_empty()
-    }
-
-    /// Whether something is decided and not carried out yet.
-    pub(super) fn has_steps(&self) -> bool {
-        !self.steps.is_empty()
     }
 
     /// A block of this group was written.
@@ -194,6 +194,21 @@ impl Delivery {
         self.seal.steps.push_back((step, reply));
     }
 
+    /// Ends what a partition has grown by before it stands elsewhere: hidden files never hold what is before and after that.
+    /// Returns whether there is anything to be ended.
+    pub(super) fn end_growth(&mut self, partition: &TopicPartition) -> bool {
+        if self.state.partitions.get(partition).is_none_or(|state| state.growth.is_none()) {
+            return false;
+        }
+        let group = Some(partition.clone());
+        if self.decides(&group) {
+            self.seal.wanted.insert(group, RotateReason::Revoke);
+        } else {
+            self.refused(partition.clone(), None);
+        }
+        true
+    }
+
     /// Takes back what a partition has grown by.
     pub(super) fn refused(&mut self, partition: TopicPartition, reply: Option<Sender<()>>) {
         self.seal.steps.push_back((Step::Refuse { seal: None, partition }, reply));
@@ -278,8 +293,8 @@ impl Delivery {
             range.files.push(file);
         }
         self.seal.grown.retain(|group, _| !wanted.contains_key(group));
-        let ranges = ranges.into_values().collect();
-        Seal { number: self.state.number + 1, incarnation: self.state.incarnation, ranges }
+        let (number, incarnation) = (self.state.number + 1, self.state.incarnation);
+        Seal { number, incarnation, ranges: ranges.into_values().collect() }
     }
 
     fn growth(&self, partition: &TopicPartition) -> Option<SealedOffsets> {
@@ -320,11 +335,10 @@ impl Delivery {
         self.note_durably(&Frame::Published { number, partition: group.clone() })?;
         fault::point("publish.noted");
         let files = range.files.len();
-        match &range.offsets {
-            Some(SealedOffsets { growth, to }) => {
-                tracing::info!(partition = %to.partition, from = growth.from, to = to.next, number, files, "published");
-            }
-            None => tracing::info!(number, files, "published retries"),
+        if let Some(SealedOffsets { growth, to }) = &range.offsets {
+            tracing::info!(partition = %to.partition, from = growth.from, to = to.next, number, files, "published");
+        } else {
+            tracing::info!(number, files, "published retries");
         }
         Ok(Ok(()))
     }
@@ -348,7 +362,7 @@ impl Delivery {
             compression: file.map_or_else(Default::default, |file| file.compression),
             source: source.clone(),
             home: self.state.home.clone(),
-            incarnation: self.state.incarnation,
+            incarnation: self.state.seals.get(&number).map_or(self.state.incarnation, |seal| seal.incarnation),
             number,
         };
         for file in &range.files {
@@ -382,25 +396,22 @@ impl Delivery {
 
     /// Takes back what a partition has grown by: its offset, counts, entries of the failure queue, and hidden files.
     fn refuse(&mut self, seal: Option<u64>, partition: &TopicPartition) -> Result<(), Error> {
-        let (growth, files) = match seal {
-            Some(number) => {
-                let Some(range) = self.range(number, &Some(partition.clone())) else { return Ok(()) };
-                let Some(offsets) = range.offsets else { return Ok(()) };
-                (offsets.growth, range.files.into_iter().map(|file| file.name).collect())
-            }
-            None => {
-                let files = self.state.files.values().filter(|file| file.partition().as_ref() == Some(partition));
-                let files: Vec<_> = files.map(|file| file.name.clone()).collect();
-                let growth = self.state.partitions.get(partition).and_then(|state| state.growth.clone());
-                match growth {
-                    Some(growth) => (growth, files),
-                    None if files.is_empty() => return Ok(()),
-                    None => (Growth::default(), files),
-                }
+        let (growth, end, files) = if let Some(number) = seal {
+            let Some(range) = self.range(number, &Some(partition.clone())) else { return Ok(()) };
+            let Some(offsets) = range.offsets else { return Ok(()) };
+            (offsets.growth, offsets.to.next, range.files.into_iter().map(|file| file.name).collect())
+        } else {
+            let files = self.state.files.values().filter(|file| file.partition().as_ref() == Some(partition));
+            let files: Vec<_> = files.map(|file| file.name.clone()).collect();
+            let growth = self.state.partitions.get(partition).and_then(|state| state.growth.clone());
+            match growth {
+                Some(growth) => (growth, i64::MAX, files),
+                None if files.is_empty() => return Ok(()),
+                None => (Growth::default(), i64::MAX, files),
             }
         };
         self.checkpoint_now()?;
-        let removed = self.entries_from(partition, &growth)?;
+        let removed = self.entries_of(partition, &growth, end)?;
         let keys: Vec<u64> = removed.iter().map(|(key, _)| *key).collect();
         let number = self.state.number + 1;
         self.note_durably(&Frame::Refused { number, seal, partition: partition.clone(), removed })?;
@@ -417,12 +428,12 @@ impl Delivery {
         Ok(())
     }
 
-    /// The entries of the failure queue that a growth has, with their sizes.
-    fn entries_from(&self, partition: &TopicPartition, growth: &Growth) -> Result<Vec<(u64, u64)>, Error> {
+    /// The entries of the failure queue that a growth has up to an offset, with their sizes.
+    fn entries_of(&self, partition: &TopicPartition, growth: &Growth, end: i64) -> Result<Vec<(u64, u64)>, Error> {
         let mut found = Vec::new();
         if growth.totals.rejected.iter().sum::<u64>() > 0 {
             self.checkpointer.store.entries(growth.first_key, &mut |key, entry| {
-                if entry.partition == *partition && entry.offset >= growth.from {
+                if entry.partition == *partition && (growth.from..end).contains(&entry.offset) {
                     found.push((key, entry.size()));
                 }
                 Walk::On

@@ -289,7 +289,8 @@ impl Delivery {
             }
             Inbox::Decided { number, partition, verdict, reply } => {
                 self.decided(number, partition, verdict, reply);
-                Ok(())
+                // When that leaves nothing to be carried out, nobody else would go on with what waits behind the seal.
+                self.advance()
             }
             Inbox::Refuse { partition, reply } => {
                 self.refused(partition, reply);
@@ -432,6 +433,13 @@ impl Delivery {
                 self.recovered();
             }
             if self.seal.is_busy() {
+                break;
+            }
+            if let Some(Item::Note { frame: Frame::Start(at) | Frame::Move { to: at, .. }, .. }) =
+                self.waiting.get(&self.next_ticket)
+                && self.is_sealed()
+                && self.end_growth(&at.partition.clone())
+            {
                 break;
             }
             let Some(item) = self.waiting.remove(&self.next_ticket) else { break };
@@ -640,7 +648,7 @@ impl Delivery {
     }
 
     fn serve_barriers(&mut self) -> Result<(), Error> {
-        // What was decided or refused before a barrier is in what it makes durable: who waits goes by where partitions stand.
+        // Who asked after a decision was made looks at what is durable next, and must find it there.
         if self.seal.has_steps() {
             return Ok(());
         }

@@ -488,6 +488,7 @@ impl FileSink {
     fn finish(&mut self, key: &FileKey, reason: RotateReason, ledger: &mut dyn Ledger) -> io::Result<()> {
         let Some(active) = self.active.get(key) else { return Ok(()) };
         ledger.end(active.id)?;
+        fault::point("file.ended");
         tracing::info!(file = active.path, bytes = active.length, reason = reason.name(), "finished a file");
         self.rotated[reason as usize] += 1;
         if let Some(active) = self.forget(key)
@@ -514,7 +515,9 @@ impl FileSink {
                 Err(error) => return Err(error),
             }
         };
+        fault::point("file.created");
         ledger.made(id, inode)?;
+        fault::point("file.made");
         self.intended = None;
         let stem = self.template.stem(key, opened);
         self.uses += 1;
@@ -563,6 +566,7 @@ impl FileSink {
             compression: self.compression,
         };
         ledger.intend(&intent)?;
+        fault::point("file.intended");
         self.next_id += 1;
         self.intended = Some(intent.clone());
         Ok(intent)

@@ -28,12 +28,14 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// What an owner with this home carries on of a text that it found: everybody's last commit but its own.
-    pub fn carried(metadata: &str, home: &str) -> Vec<Mark> {
+    /// What an owner with this home and incarnation carries on of a text that it found: everybody's last commit but its own.
+    /// Another incarnation is somebody else: a copy of the home may be at work beside it.
+    pub fn carried(metadata: &str, home: (&str, u64)) -> Vec<Mark> {
         let Ok(found) = metadata.parse::<Self>() else { return Vec::new() };
         let mut carried: Vec<Mark> = Vec::new();
         for mark in std::iter::once(found.mark).chain(found.previous) {
-            if mark.home != home && carried.iter().all(|known| known.home != mark.home) {
+            let is_of = |home: (&str, u64)| (mark.home.as_str(), mark.incarnation) == home;
+            if !is_of(home) && carried.iter().all(|known| !is_of((&known.home, known.incarnation))) {
                 carried.push(mark);
             }
         }
@@ -90,31 +92,12 @@ pub enum Held {
     NotByUs,
 }
 
-/// Whether the group has taken the offsets of the range that this home has prepared of a partition; with the number of its
-/// seal. `None` where nothing is prepared.
-pub fn judge_prepared(
-    state: &State,
-    partition: &TopicPartition,
-    group: Option<&GroupOffset>,
-    held: Held,
-) -> Option<(u64, Verdict)> {
-    let (seal, range) = state.prepared(partition)?;
-    let base = state.partitions.get(partition).and_then(|here| here.mark.as_ref());
-    let from = range.offsets.as_ref()?.growth.from;
-    let verdict = match judge(&seal.mark(&state.home), (from, base), group, held) {
-        // This store is a copy: the one that it was copied from may publish the range as well.
-        Verdict::Committed if !state.is_ours(seal.incarnation) => Verdict::Undecided,
-        verdict => verdict,
-    };
-    Some((seal.number, verdict))
-}
-
-/// The same of any range: `base` is where the range begins, and what stood beside
+/// Whether the group has taken the offsets of a range that we prepared. `base` is where the range begins, and what stood beside
 /// the group's offset there.
 ///
 /// Numbers are compared by equality: every owner leaves its own beside the offset and carries on those of the owners before
 /// it, so that one which is not there was not committed.
-fn judge(prepared: &Mark, base: (i64, Option<&Mark>), group: Option<&GroupOffset>, held: Held) -> Verdict {
+pub fn judge(prepared: &Mark, base: (i64, Option<&Mark>), group: Option<&GroupOffset>, held: Held) -> Verdict {
     let ours = |mark: &&Mark| (&mark.home, mark.incarnation) == (&prepared.home, prepared.incarnation);
     let unchanged = match held {
         Held::ByUs => Verdict::Refused,
@@ -145,6 +128,43 @@ pub fn may_grow(partition: &PartitionState, growth: &Growth, group: Option<&Grou
     group.offset == growth.from && found.map(|owner| owner.mark) == partition.mark
 }
 
+/// What becomes of what a partition has hidden.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hidden {
+    /// There is nothing, or it goes on, or it waits.
+    Stays,
+    /// The group's word on the range that was prepared.
+    Decided(u64, Verdict),
+    /// What was not prepared is taken back.
+    Refused,
+}
+
+/// Decides about what a partition has hidden. What was prepared comes first: ask again once that is carried out.
+pub fn settle(
+    state: &State,
+    partition: &TopicPartition,
+    group: Option<&GroupOffset>,
+    held: Held,
+    visibility: Visibility,
+) -> Hidden {
+    let Some(here) = state.partitions.get(partition) else { return Hidden::Stays };
+    if let Some((mark, offsets)) = state.prepared(partition).next() {
+        return match judge(&mark, (offsets.growth.from, here.mark.as_ref()), group, held) {
+            Verdict::Open => Hidden::Stays,
+            verdict => Hidden::Decided(mark.number, verdict),
+        };
+    }
+    let Some(growth) = &here.growth else { return Hidden::Stays };
+    let hides = visibility == Visibility::Sealed;
+    let goes_on = hides && state.is_whole(partition, growth) && may_grow(here, growth, group);
+    // While it is not ours, nobody may have read it again yet.
+    if goes_on || held == Held::NotByUs && group.is_some_and(|group| group.offset == growth.from) {
+        Hidden::Stays
+    } else {
+        Hidden::Refused
+    }
+}
+
 impl GroupOffset {
     /// Whether an instance left it, and no tool.
     pub fn has_owner(&self) -> bool {
@@ -167,7 +187,7 @@ pub struct Known<'a> {
     pub topic_id: &'a str,
     /// Whether the store or the group has some partition of this topic.
     pub topic_known: bool,
-    /// Whether files are hidden until the group has taken their offsets: then nothing is visible that it has not.
+    /// Whether files are hidden until the group has taken their offsets: then its word is the last one.
     pub visibility: Visibility,
 }
 
@@ -201,20 +221,23 @@ pub enum Decision {
 pub fn decide(known: &Known<'_>) -> Decision {
     let other = |id: &str| !id.is_empty() && !known.topic_id.is_empty() && id != known.topic_id;
     let owner = known.group.and_then(|group| group.metadata.parse::<Owner>().ok());
-    let ours = owner.as_ref().is_some_and(|owner| {
-        let Mark { home, incarnation, .. } = &owner.mark;
+    let is_ours = |Mark { home, incarnation, .. }: &Mark| {
         home == known.home.0 && (*incarnation == known.home.1 || known.former.contains(incarnation))
-    });
-    let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));
-    // What it took of ours was published, whatever else was lost here. If it has less, it was not told: files were not hidden
-    // then, or it has forgotten.
-    let group_is_ahead = |local: &PartitionState, group: &GroupOffset| {
-        known.visibility == Visibility::Sealed && group.offset > local.next
     };
+    let ours = owner.as_ref().is_some_and(|owner| is_ours(&owner.mark));
+    let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));
+    // What is visible here counts although the group was not told: what was written while files were live, and what was
+    // published while this instance had every partition. A number of 0 is an operator's word, or a start.
+    let is_ahead = ours
+        && known.local.is_some_and(|local| match (&local.mark, &owner) {
+            (Some(mark), Some(owner)) => is_ours(mark) && (1..mark.number).contains(&owner.mark.number),
+            (mark, _) => mark.is_none(),
+        });
+    let group_decides = known.visibility == Visibility::Sealed && !is_ahead;
     match (known.local, known.group) {
         // Whoever asks has made sure that it may go on.
         (Some(local), _) if local.growth.is_some() && !other(&local.topic_id) => Decision::Continue,
-        (Some(local), Some(group)) if (!ours || group_is_ahead(local, group)) && !group_recreated => {
+        (Some(local), Some(group)) if (!ours || group_decides) && !group_recreated => {
             if group.offset == local.next && !other(&local.topic_id) {
                 Decision::Continue
             } else {
@@ -232,10 +255,14 @@ pub fn decide(known: &Known<'_>) -> Decision {
 
 #[cfg(test)]
 mod tests {
+    use super::super::journal::{Frame, Position, Seal, SealedOffsets, SealedRange};
     use super::*;
-    use crate::msource::journal::{Frame, Position, Seal, SealedOffsets, SealedRange};
 
     const ID: &str = "aaaaaaaaaaaaaaaaaaaaaa";
+
+    fn partition() -> TopicPartition {
+        TopicPartition { topic: "t".into(), partition: 0 }
+    }
 
     fn local(next: i64, topic_id: &str) -> PartitionState {
         PartitionState { topic_id: topic_id.into(), next, leader_epoch: -1, ..PartitionState::default() }
@@ -287,26 +314,6 @@ mod tests {
     }
 
     #[test]
-    fn what_was_visible_before_files_were_hidden_is_not_read_again_and_what_the_group_took_neither() {
-        let tell = |offset, metadata: &str| {
-            let (local, group) = (local(50, ID), group(offset, &format!("{metadata}/{ID}")));
-            decide(&Known {
-                home: ("me", 9),
-                former: &[7, 8],
-                local: Some(&local),
-                group: Some(&group),
-                topic_id: ID,
-                topic_known: true,
-                visibility: Visibility::Sealed,
-            })
-        };
-        let moved = |to| Decision::Move { to, cause: MoveCause::Takeover };
-        assert_eq!(tell(40, "me/9/7"), Decision::Continue, "committed while files were live, before a kill");
-        assert_eq!(tell(60, "me/8/7"), moved(60), "published before the journal was lost");
-        assert_eq!(tell(40, "you/9/7"), moved(40));
-    }
-
-    #[test]
     fn offsets_that_the_group_forgot_are_still_known_here() {
         check(Some(local(50, ID)), None, true, &Decision::Continue);
     }
@@ -349,12 +356,14 @@ mod tests {
     fn every_owner_before_us_is_carried_on_once_and_as_many_as_fit() {
         let many: Vec<_> = (0..40).map(|number| format!("h{number}/1/5")).collect();
         let text = format!("x/1/9/{ID} me/1/3 {} x/1/2", many.join(" "));
-        let carried = Owner::carried(&text, "me");
+        let carried = Owner::carried(&text, ("me", 1));
         assert_eq!(carried.len(), PREVIOUS_OWNERS);
         assert_eq!(carried[..2], [mark("x", 9), mark("h0", 5)]);
         let owner = Owner { mark: mark(&"h".repeat(36), u64::MAX), topic_id: ID.into(), previous: carried };
         assert!(owner.to_string().len() < 4096);
-        assert!(Owner::carried("an administrator's", "me").is_empty());
+        assert!(Owner::carried("an administrator's", ("me", 1)).is_empty());
+        let text = format!("me/2/9/{ID} x/1/4 me/1/3");
+        assert_eq!(Owner::carried(&text, ("me", 1)), [Mark { incarnation: 2, ..mark("me", 9) }, mark("x", 4)]);
     }
 
     #[test]
@@ -384,39 +393,53 @@ mod tests {
         assert_eq!(judge(&mark("me", 9), (40, None), Some(&group(50, "")), ByUs), Verdict::Undecided);
     }
 
-    /// A home of incarnation 2 with a range that incarnation 1 has prepared.
-    fn another_incarnation(former: Vec<u64>) -> (State, TopicPartition) {
-        let at = TopicPartition { topic: "t".into(), partition: 0 };
-        let to = Position { partition: at.clone(), topic_id: ID.into(), next: 40, leader_epoch: -1 };
-        let offsets = Some(SealedOffsets { growth: Growth { from: 30, ..Growth::default() }, to });
-        let ranges = vec![SealedRange { offsets, files: Vec::new() }];
-        let mut state = State { home: "me".into(), incarnation: 2, former, ..State::default() };
-        state.partitions.insert(at.clone(), local(40, ID));
-        state.seals.insert(9, Seal { number: 9, incarnation: 1, ranges });
-        (state, at)
+    #[test]
+    fn a_range_is_judged_by_the_incarnation_that_prepared_it() {
+        let to = Position { partition: partition(), topic_id: ID.into(), next: 40, leader_epoch: -1 };
+        let growth = Growth { from: 30, ..Growth::default() };
+        let range = SealedRange { offsets: Some(SealedOffsets { growth, to }), files: Vec::new() };
+        let seal = Seal { number: 9, incarnation: 1, ranges: vec![range] };
+        let state = State {
+            home: "me".into(),
+            incarnation: 2,
+            partitions: [(partition(), local(40, ID))].into(),
+            seals: [(9, seal)].into(),
+            ..State::default()
+        };
+        let tell =
+            |metadata: &str| settle(&state, &partition(), Some(&group(40, metadata)), Held::ByUs, Visibility::Sealed);
+        assert_eq!(tell(&format!("me/1/9/{ID}")), Hidden::Decided(9, Verdict::Committed));
+        assert_eq!(tell(&format!("me/2/9/{ID}")), Hidden::Decided(9, Verdict::Refused));
+        let mut state = state.clone();
+        state.apply(&Frame::Published { number: 9, partition: Some(partition()) });
+        assert_eq!(state.partitions[&partition()].mark, Some(mark("me", 9)));
     }
 
     #[test]
-    fn a_range_that_the_group_took_is_published_although_this_home_is_another_incarnation_by_now() {
-        let (mut state, at) = another_incarnation(vec![1]);
-        let tell = |state: &State, metadata: &str| {
-            judge_prepared(state, &at, Some(&group(40, &format!("{metadata}/{ID}"))), Held::ByUs)
+    fn what_is_visible_here_and_unknown_to_the_group_is_not_read_again_into_hidden_files() {
+        let tell = |local: &PartitionState, metadata: &str| {
+            let group = group(40, metadata);
+            let known = Known {
+                home: ("me", 1),
+                former: &[],
+                local: Some(local),
+                group: Some(&group),
+                topic_id: ID,
+                topic_known: true,
+                visibility: Visibility::Sealed,
+            };
+            decide(&known)
         };
-        assert_eq!(tell(&state, "me/1/9"), Some((9, Verdict::Committed)));
-        // The same number of the next incarnation is of something else.
-        assert_eq!(tell(&state, "me/2/9"), Some((9, Verdict::Refused)));
-        state.apply(&Frame::Published { number: 9, partition: Some(at.clone()) });
-        assert_eq!(state.partitions[&at].mark, Some(mark("me", 9)), "what the group has, and growth may go on from");
-    }
-
-    #[test]
-    fn what_the_group_took_of_a_home_that_this_one_is_a_copy_of_is_undecided() {
-        let (state, at) = another_incarnation(Vec::new());
-        let tell = |offset, metadata: &str| {
-            judge_prepared(&state, &at, Some(&group(offset, &format!("{metadata}/{ID}"))), Held::ByUs)
-        };
-        assert_eq!(tell(40, "me/1/9"), Some((9, Verdict::Undecided)));
-        assert_eq!(tell(30, "me/1/8"), Some((9, Verdict::Refused)));
+        let moved = Decision::Move { to: 40, cause: MoveCause::Takeover };
+        let (live, sealed) = (local(50, ID), PartitionState { mark: Some(mark("me", 7)), ..local(50, ID) });
+        for number in [0, 6] {
+            assert_eq!(tell(&live, &format!("me/1/{number}/{ID}")), Decision::Continue);
+        }
+        assert_eq!(tell(&sealed, &format!("me/1/6/{ID}")), Decision::Continue);
+        for metadata in [format!("me/1/7/{ID}"), format!("me/1/0/{ID}"), format!("x/1/6/{ID}"), String::new()] {
+            assert_eq!(tell(&sealed, &metadata), moved, "{metadata}");
+        }
+        assert_eq!(tell(&live, &format!("x/1/6/{ID}")), moved);
     }
 
     #[test]

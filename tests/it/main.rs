@@ -7,6 +7,9 @@
 #[cfg(test)]
 mod harness;
 
+/// `adopt`: the home of an instance that is gone.
+#[cfg(test)]
+mod adopt;
 /// Mistakes in configuration and settings, absent brokers, second daemons, what a dead daemon leaves behind.
 #[cfg(test)]
 mod config;
@@ -43,6 +46,9 @@ mod queue;
 /// Hidden files: published when complete and committed, through kills at every step.
 #[cfg(test)]
 mod sealed;
+/// Hidden files of several instances: rebalances, lost sessions, lost answers, kills and freezes at every step.
+#[cfg(test)]
+mod sealed_group;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;

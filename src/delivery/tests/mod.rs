@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use tempfile::TempDir;
 
 use super::recovery::{Recovered, RecoveryError, Regenerate, Regenerated, recover};
+use crate::config::Visibility;
 use crate::msink::FileKey;
 use crate::msink::dir::EventDir;
 use crate::msource::TopicPartition;
@@ -14,6 +15,7 @@ use crate::msource::journal::{Block, BlockSource, Contents, FileIntent, Frame, P
 
 mod pipeline;
 mod recovery;
+mod sealed;
 
 pub(super) fn partition(number: i32) -> TopicPartition {
     TopicPartition { topic: "t".into(), partition: number }

@@ -233,6 +233,35 @@ fn a_strangers_file_at_a_name_that_was_only_intended_is_not_touched() {
 }
 
 #[test]
+fn a_hidden_file_that_nobody_would_ever_finish_is_removed() {
+    let mut world = World::new(0, &[]);
+    let dir = EventDir::open(&world.scratch.path().join("data")).unwrap();
+    let state = world.contents.state.as_mut().unwrap();
+    // The length at the last checkpoint is of a file whose creation was noted.
+    let mut hide = |id, name: &str, content: &str, checkpointed: Option<u64>| {
+        let intent = FileIntent { id, name: name.into(), visibility: Visibility::Sealed, ..FileIntent::default() };
+        let (_, inode) = dir.create(&intent.path(), 0o640).unwrap();
+        fs::write(world.scratch.path().join("data").join(intent.path()), content).unwrap();
+        state.apply(&Frame::File(intent));
+        if let Some(length) = checkpointed {
+            state.apply(&Frame::Made { id, inode });
+            state.files.get_mut(&id).unwrap().length = length;
+        }
+    };
+    hide(0, "created", "", None);
+    hide(1, "strangers", "a stranger's", None);
+    hide(2, "shortened", "short", Some(20));
+    hide(3, "whole", "20 bytes, as it was.", Some(20));
+    drop(dir);
+    let recovered = world.recover(&mut gone());
+    let mut left: Vec<_> =
+        fs::read_dir(world.scratch.path().join("data")).unwrap().map(|e| e.unwrap().file_name()).collect();
+    left.sort();
+    assert_eq!(left, [".strangers", ".whole"]);
+    assert_eq!(recovered.state.files.keys().collect::<Vec<_>>(), [&3]);
+}
+
+#[test]
 fn what_is_gone_keeps_its_whole_lines_and_is_told_as_a_gap() {
     let world = World::new(1, &[&[0]]);
     let line = world.blocks[0][0].1.len() / 3;

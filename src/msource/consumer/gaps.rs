@@ -63,8 +63,9 @@ impl Consumer {
             && self.slots[number].leader_epoch >= 0
             && self.attempt(number) <= CHECKS
         {
-            // The broker knows where the log was cut off, once it is asked with the epoch.
-            self.slots[number].fetch = Fetch::Check(Instant::now());
+            // The broker knows where the log was cut off, once it is asked with the epoch. A fetch from where nothing is would end
+            // the asking, so the partition waits at the end meanwhile.
+            self.slots[number].fetch = Fetch::Check(Instant::now() + FIRST_PAUSE, high);
             return Ok(());
         }
         if self.parts.config.out_of_range == OutOfRange::Stop {

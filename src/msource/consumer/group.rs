@@ -6,9 +6,12 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::watchdog::Old;
-use super::{Code, Consumer, Error, Failed, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot};
+use super::{
+    Code, Consumer, Error, Failed, InFlight, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot,
+};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
+use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::Owner;
 use crate::msource::journal::{Mark, PartitionState, Position, State};
@@ -21,8 +24,13 @@ impl Consumer {
                 Event::Assign(partitions) => self.assigned(partitions),
                 Event::Revoke(partitions) => self.revoked(&partitions)?,
                 Event::Error(error) => self.in_trouble(error.to_string()),
-                Event::Committed(Ok(())) => self.unanswered_since = None,
-                Event::Committed(Err(error)) => {
+            }
+        }
+        while let Some(answer) = self.client.commit_answer(Duration::ZERO) {
+            self.commit_in_flight = InFlight::No;
+            match answer {
+                Ok(()) => self.unanswered_since = None,
+                Err(error) => {
                     tracing::debug!(%error, "the group refused a commit; it is sent again");
                     for slot in &mut self.slots {
                         slot.committed = -1;
@@ -66,14 +74,21 @@ impl Consumer {
         self.pending.retain(|partition| !partitions.contains(partition));
         let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
         if !lost && !ours.is_empty() {
+            fault::point("revoke.told");
             self.hand_over(&ours)?;
         }
         self.release(&ours);
+        if !lost && !ours.is_empty() {
+            fault::point("revoke.released");
+        }
         let answer = match self.client.protocol() {
             Protocol::Cooperative => self.client.incremental_unassign(&ours),
             Protocol::Eager => self.client.unassign(),
         };
         Self::log_answer(answer);
+        if !lost && !ours.is_empty() {
+            fault::point("revoke.answered");
+        }
         let kept = self.partitions();
         self.rewind(&kept);
         self.show_share();
@@ -87,16 +102,21 @@ impl Consumer {
                 self.cut(number)?;
             }
         }
+        fault::point("revoke.cut");
         // The group replaces a member that takes longer than this to answer.
         let most = self.parts.max_poll_interval;
         let patience = REVOKE_DEADLINE.min(most / 3);
         if self.hides() {
-            if !self.barrier(Finish::Hidden(ours.to_vec()), patience)? {
+            self.leaving = ours.to_vec();
+            let published = self.barrier(Finish::Hidden(ours.to_vec()), patience)?;
+            self.leaving.clear();
+            if !published {
                 tracing::warn!(
                     ?patience,
                     "could not publish the revoked partitions in time; the next owner reads them again"
                 );
             }
+            fault::point("revoke.committed");
             return Ok(());
         }
         if !self.barrier(Finish::No, patience)? {
@@ -116,7 +136,9 @@ impl Consumer {
                 );
             }
         }
+        fault::point("revoke.durable");
         self.commit_now(ours, REQUEST_TIMEOUT.min(most / 6));
+        fault::point("revoke.committed");
         Ok(())
     }
 
@@ -139,11 +161,6 @@ impl Consumer {
     pub(super) fn release(&mut self, partitions: &[TopicPartition]) {
         for partition in partitions {
             self.parts.tracker.end(partition);
-            if self.hides() && self.parts.config.assignment == Assignment::Group && !self.parts.desk.stopping() {
-                // What was published is out of reach. The rest is read again by whoever has the partition next.
-                let refuse = Inbox::Refuse { partition: partition.clone(), reply: None };
-                drop(self.parts.inbox.send(refuse));
-            }
         }
         let (gauges, budget) = (&self.parts.gauges, &self.parts.budget);
         self.slots.retain(|slot| {
@@ -181,6 +198,7 @@ impl Consumer {
 
     fn renew(&mut self, old: Old) -> Result<(), Error> {
         self.unanswered_since = None;
+        self.commit_in_flight = InFlight::No;
         self.watchdog.excuse();
         let new = Client::new(&self.parts.properties).map_err(Error::Client)?;
         let replaced = std::mem::replace(&mut self.client, new);
@@ -242,9 +260,10 @@ impl Consumer {
             return;
         }
         self.say_unanswered();
-        // librdkafka stamps a commit with the membership that it has when it sends it: what was lost must not be committed as if
-        // it were of the next one.
-        if Instant::now() < self.commit_at || self.client.assignment_lost() {
+        // One at a time: of two, the older one could arrive last. And librdkafka stamps a commit with the membership that it
+        // has when it sends it: what was lost must not be committed as if it were of the next one.
+        let waits = self.commit_in_flight == InFlight::Yes || Instant::now() < self.commit_at;
+        if waits || self.client.assignment_lost() {
             return;
         }
         let commits = {
@@ -260,6 +279,7 @@ impl Consumer {
         }
         match self.client.commit_async(&commits) {
             Ok(()) => {
+                self.commit_in_flight = InFlight::Yes;
                 self.unanswered_since.get_or_insert_with(|| (Instant::now(), Said::No));
                 for commit in commits {
                     if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == commit.partition) {
@@ -323,15 +343,19 @@ impl Consumer {
             self.commits(&durable.state, |slot, _| partitions.contains(&slot.partition))
         };
         let deadline = Instant::now() + patience;
+        // One that is still on its way could arrive after this one, and take it back.
+        while self.commit_in_flight == InFlight::Yes && Instant::now() < deadline {
+            if self.client.commit_answer(deadline.saturating_duration_since(Instant::now())).is_some() {
+                self.commit_in_flight = InFlight::No;
+            }
+        }
         while !commits.is_empty() && !self.client.assignment_lost() {
             let left = deadline.saturating_duration_since(Instant::now());
             let answers = self.client.commit(&commits, left);
             let Err(error) = answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) else {
                 return;
             };
-            let member =
-                !matches!(error.code, Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch);
-            if left.is_zero() || !member {
+            if left.is_zero() || !is_member(&error) {
                 tracing::warn!(%error, "the group did not take the last commit; the next owner may repeat what was written since");
                 return;
             }
@@ -339,4 +363,9 @@ impl Consumer {
             std::thread::park_timeout(left.min(Duration::from_millis(200)));
         }
     }
+}
+
+/// Whether the group may still take a commit after this answer.
+pub(super) fn is_member(error: &KafkaError) -> bool {
+    !matches!(error.code, Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch)
 }

@@ -251,8 +251,9 @@ enum Fetch {
     On,
     /// Not before it was told, at this time or later, to read from where the partition stands.
     Seek(Instant),
-    /// The same, and the broker is to say first whether it still has the record before that place.
-    Check(Instant),
+    /// The same, and the broker is to say first whether it still has the record before that place. Until then the partition
+    /// is assigned at this offset.
+    Check(Instant, i64),
     /// Not at all: it may be of another topic of the same name.
     Stale,
 }
@@ -276,6 +277,12 @@ impl Slot {
         self.told == Told::End && offset > self.next
     }
 
+    /// What librdkafka is told when it is given the partition.
+    fn assignment(&self) -> (TopicPartition, i64) {
+        let place = if let Fetch::Check(_, at) = self.fetch { at } else { self.next };
+        (self.partition.clone(), place)
+    }
+
     /// Has the partition read once more from where it stands.
     fn read_again(&mut self, at: Instant) {
         self.told = Told::Record;
@@ -286,6 +293,13 @@ impl Slot {
     fn is_open(&self) -> bool {
         self.next > self.from
     }
+}
+
+/// Whether a commit is on its way.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum InFlight {
+    No,
+    Yes,
 }
 
 /// Whether a warning was given.
@@ -321,10 +335,13 @@ pub struct Consumer {
     version: u64,
     /// When commits may be sent again, after one was refused.
     commit_at: Instant,
+    commit_in_flight: InFlight,
     /// Since when commits are sent and none is answered, and whether that was told.
     unanswered_since: Option<(Instant, Said)>,
     /// The seal that the group is asked to take.
     asked: Option<seals::Asked>,
+    /// Partitions that are being given up, for which the group is asked no longer than we are a member.
+    leaving: Vec<TopicPartition>,
     /// When to ask again about what is hidden of partitions that are not ours.
     look_at: Instant,
     /// What the group had for each partition when it was asked last.
@@ -368,8 +385,10 @@ impl Consumer {
             probe_at: now,
             version: 0,
             commit_at: now,
+            commit_in_flight: InFlight::No,
             unanswered_since: None,
             asked: None,
+            leaving: Vec::new(),
             look_at: now,
             found: HashMap::new(),
             previous: HashMap::new(),
@@ -688,15 +707,15 @@ impl Consumer {
         for number in 0..self.slots.len() {
             self.cut(number)?;
         }
+        let ours = self.partitions();
+        self.leaving.clone_from(&ours);
         if self.barrier(Finish::Files, deadline)? {
-            let ours = self.partitions();
             if !ours.is_empty() && !self.hides() {
                 self.commit_now(&ours, LAST_COMMIT);
             }
         } else {
             tracing::error!("the drain took too long: what is in flight is completed at the next start");
         }
-        let ours = self.partitions();
         self.release(&ours);
         Ok(())
     }

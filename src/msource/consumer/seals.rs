@@ -2,19 +2,23 @@
 //!
 //! librdkafka stamps a commit with the generation that it knows when it sends. It is sent here, between two looks at the
 //! group's events, after a check that the assignment is not lost: so a generation in which the partition is another's never
-//! carries our offsets. While the partition is ours, whatever the answer is, the same commit is sent again until it is
-//! taken. After that only the group's own word counts, asked for once no commit of ours can be on its way any more.
+//! carries our offsets. What the group refuses while the partition is ours is sent again until it is taken. An answer that
+//! is *not known* (none in time, a connection that was cut) is neither: the request may still arrive, after other commits
+//! even. So the client is given up with it and joins anew. In that later generation no request of before is taken any more,
+//! and the group's own word counts.
 
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select_biased};
 
-use super::{Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
+use super::group::is_member;
+use super::watchdog::Old;
+use super::{Code, Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
 use crate::config::{Assignment, Visibility};
 use crate::delivery::{Inbox, SealRequest, Verdict};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Held, judge_prepared, may_grow};
+use crate::msource::assignment::{Held, Hidden, settle};
 use crate::msource::journal::{Frame, Mark, PartitionState, Position, State};
 use crate::msource::native::{GroupOffset, KafkaError};
 
@@ -33,6 +37,11 @@ pub(super) struct Asked {
     again: Instant,
 }
 
+/// Whether an error is a broker's answer, or says that nothing was sent. librdkafka's own errors are below zero.
+fn is_answer(error: &KafkaError) -> bool {
+    error.code as i32 > 0 || matches!(error.code, Code::WaitingForCoordinator | Code::NoOffset)
+}
+
 /// Whether a commit may be on its way.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sent {
@@ -47,7 +56,7 @@ impl Consumer {
             let Ok(SealRequest { number, positions }) = self.parts.seals.try_recv() else { return Ok(()) };
             self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
         }
-        let Some(mut asked) = self.asked.take_if(|asked| Instant::now() >= asked.again) else { return Ok(()) };
+        let Some(mut asked) = self.asked.take() else { return Ok(()) };
         let lost = self.client.assignment_lost();
         let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
@@ -56,6 +65,13 @@ impl Consumer {
             self.tell(asked.number, position.partition, verdict)?;
         }
         if ours.is_empty() {
+            return Ok(());
+        }
+        // What is gone is let go of at once: were it given to us again before the next attempt, it would be sent after it
+        // was judged.
+        if Instant::now() < asked.again {
+            asked.open = ours;
+            self.asked = Some(asked);
             return Ok(());
         }
         asked.sent = Sent::Yes;
@@ -67,27 +83,43 @@ impl Consumer {
         Ok(())
     }
 
-    /// Sends the commit; returns what was not acknowledged.
+    /// Sends the commit; returns what the group refused for now. When the answer is not known, joins the group anew.
     fn commit_seal(&mut self, number: u64, positions: Vec<Position>) -> Result<Vec<Position>, Error> {
         let commits: Vec<_> = positions.iter().map(|position| self.commit_of(position, number)).collect();
         fault::point("seal.commit");
         let answers = self.client.commit(&commits, COMMIT_TIMEOUT);
         fault::point("seal.answered");
         let answers = answers.unwrap_or_else(|error| vec![Err(error); positions.len()]);
-        let mut open = Vec::new();
+        let (mut refused, mut unknown) = (Vec::new(), None);
         for (position, answer) in positions.into_iter().zip(answers) {
             match answer {
                 Ok(()) => self.tell(number, position.partition, Verdict::Committed)?,
-                Err(error) => {
+                // librdkafka does not take a partition for lost that it is giving up. What came behind the seal ends with it.
+                Err(error) if self.leaving.contains(&position.partition) && !is_member(&error) => {
+                    self.parts.tracker.end(&position.partition);
+                    self.tell(number, position.partition, Verdict::Open)?;
+                }
+                Err(error) if is_answer(&error) => {
                     self.said_unanswered(&position.partition, number, &error);
-                    open.push(position);
+                    refused.push(position);
+                }
+                Err(error) => {
+                    unknown = Some(error);
+                    self.tell(number, position.partition, Verdict::Open)?;
                 }
             }
         }
-        if open.is_empty() {
+        if let Some(error) = unknown {
+            tracing::warn!(number, %error, "it is not known whether the group took these offsets: joining it anew to find out");
+            for position in refused.drain(..) {
+                self.tell(number, position.partition, Verdict::Open)?;
+            }
+            self.make_anew("the group's answer to a commit was lost", Old::Closed)?;
+        }
+        if refused.is_empty() {
             self.unanswered_since = None;
         }
-        Ok(open)
+        Ok(refused)
     }
 
     fn said_unanswered(&mut self, partition: &TopicPartition, number: u64, error: &KafkaError) {
@@ -131,11 +163,7 @@ impl Consumer {
             return self.judge_alone();
         }
         let state = self.parts.gauges.durable().state.clone();
-        let hidden = |partition: &&TopicPartition| {
-            let grown = state.partitions.get(*partition).is_some_and(|state| state.growth.is_some());
-            grown || state.prepared(partition).is_some()
-        };
-        let partitions: Vec<_> = self.pending.iter().filter(hidden).cloned().collect();
+        let partitions: Vec<_> = self.pending.iter().filter(|partition| state.is_hidden(partition)).cloned().collect();
         if partitions.is_empty() {
             return Ok(false);
         }
@@ -174,23 +202,16 @@ impl Consumer {
         group: Option<&GroupOffset>,
         held: Held,
     ) -> Result<bool, Error> {
-        let Some(here) = state.partitions.get(partition) else { return Ok(false) };
-        if let Some((number, verdict)) = judge_prepared(state, partition, group, held) {
-            if verdict == Verdict::Open {
-                return Ok(false);
+        match settle(state, partition, group, held, self.parts.visibility) {
+            Hidden::Stays => Ok(false),
+            Hidden::Refused => self.refuse(partition.clone()),
+            Hidden::Decided(number, verdict) => {
+                tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
+                let (reply, answered) = bounded(1);
+                self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
+                self.until_stopped(&answered)
             }
-            tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
-            let (reply, answered) = bounded(1);
-            self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
-            return self.until_stopped(&answered);
         }
-        let Some(growth) = &here.growth else { return Ok(false) };
-        let goes_on = self.hides() && state.is_whole(partition, growth) && may_grow(here, growth, group);
-        // While it is not ours, nobody may have read it again yet.
-        if goes_on || held == Held::NotByUs && group.is_some_and(|group| group.offset == growth.from) {
-            return Ok(false);
-        }
-        self.refuse(partition.clone())
     }
 
     /// Whether files are hidden until the group has taken their offsets.
@@ -223,11 +244,11 @@ impl Consumer {
         let state = self.parts.gauges.durable().state.clone();
         let partitions: Vec<_> = state
             .partitions
-            .iter()
-            .filter(|(partition, here)| here.growth.is_some() || state.prepared(partition).is_some())
-            .map(|(partition, _)| partition.clone())
-            .filter(|partition| !self.pending.contains(partition))
-            .filter(|partition| self.slots.iter().all(|slot| slot.partition != *partition))
+            .keys()
+            .filter(|partition| state.is_hidden(partition))
+            .filter(|partition| !self.pending.contains(*partition))
+            .filter(|partition| self.slots.iter().all(|slot| slot.partition != **partition))
+            .cloned()
             .collect();
         if partitions.is_empty() {
             return Ok(());

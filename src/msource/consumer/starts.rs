@@ -10,6 +10,7 @@ use super::watchdog::Old;
 use super::{Code, Consumer, Error, Fetch, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot, Told};
 use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
+use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, decide};
 use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
@@ -18,6 +19,9 @@ use crate::msource::properties;
 
 /// How long an assignment that was made again may take to begin.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// Which offset of a partition the brokers are asked for.
+type Query = (TopicPartition, OffsetSpec);
 
 /// Where a partition begins.
 struct Begin {
@@ -67,16 +71,20 @@ impl Consumer {
         if !self.settled()? {
             return Ok(());
         }
+        fault::point("assign.settled");
         if self.judge_pending()? {
             return Ok(());
         }
+        fault::point("assign.judged");
         let pending: Vec<_> = self.pending.iter().cloned().collect();
         match self.starts(&pending) {
             Ok(starts) => {
                 let started = self.pin(starts)?;
                 // The commits that follow come from the checkpoint too: one from before the starts would take them back.
                 if self.settled()? {
+                    fault::point("assign.known");
                     self.begin(started);
+                    fault::point("assign.begun");
                 }
             }
             Err(error) => {
@@ -107,7 +115,7 @@ impl Consumer {
         let group = self.group_offsets(&infos)?;
         for (partition, offset) in &group {
             let metadata = offset.as_ref().map_or("", |offset| offset.metadata.as_str());
-            self.previous.insert(partition.clone(), Owner::carried(metadata, &self.parts.home.0));
+            self.previous.insert(partition.clone(), Owner::carried(metadata, (&self.parts.home.0, self.parts.home.1)));
         }
         let known = |topic: &str| {
             local.keys().any(|partition| &*partition.topic == topic)
@@ -135,15 +143,21 @@ impl Consumer {
             let theirs = group.get(partition).and_then(Option::as_ref).map_or(-1, |group| group.leader_epoch);
             match decision {
                 Decision::Continue => {
-                    let Some(here) = local.get(partition) else { continue };
-                    let position = at(here.next, here.leader_epoch);
+                    let here = local.get(partition);
+                    let (next, leader_epoch) = here.map_or((0, -1), |here| (here.next, here.leader_epoch));
                     // Noted once more, it changes nothing here and is committed.
-                    let untold = group.get(partition).is_some_and(|group| self.is_untold(here, group.as_ref()));
-                    let frame = untold.then(|| Frame::Start(position.clone()));
+                    let position = at(next, leader_epoch);
+                    let frame = self.is_unknown(here, group.get(partition)).then(|| Frame::Start(position.clone()));
                     decided.push(Begin { at: position, frame });
                 }
                 Decision::Move { to, cause } => {
-                    tell_move(partition, local.get(partition), group.get(partition).and_then(Option::as_ref), to);
+                    let local = local.get(partition).map_or(-1, |local| local.next);
+                    let owned = group.get(partition).and_then(Option::as_ref).is_some_and(GroupOffset::has_owner);
+                    if owned && to >= local {
+                        tracing::info!(%partition, local, to, "another instance has read on: going on there");
+                    } else {
+                        tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
+                    }
                     let position = at(to, theirs);
                     decided.push(Begin { at: position.clone(), frame: Some(Frame::Move { to: position, cause }) });
                 }
@@ -163,24 +177,33 @@ impl Consumer {
                 }
             }
         }
-        let queries: Vec<_> = open.iter().map(|(query, ..)| query.clone()).collect();
-        let found = offsets_at(&self.client, &queries, properties::committed_only(&self.parts.config))?;
-        for (offset, (query, mut position, cause)) in found.into_iter().zip(open) {
-            position.next = offset;
-            tracing::info!(partition = %query.0, offset, from = ?query.1, "a partition starts");
-            let frame = match cause {
-                Some(cause) => Frame::Move { to: position.clone(), cause },
-                None => Frame::Start(position.clone()),
-            };
-            decided.push(Begin { at: position, frame: Some(frame) });
-        }
+        decided.extend(self.resolved(open)?);
         self.found = group;
         Ok(decided)
     }
 
-    /// Whether the group is to be told where a partition goes on: hidden files grow from where the group is.
-    fn is_untold(&self, here: &PartitionState, group: Option<&GroupOffset>) -> bool {
-        group.is_none_or(|group| self.hides() && here.growth.is_none() && group.offset != here.next)
+    /// Asks the brokers where partitions begin that nobody has read yet.
+    fn resolved(&self, open: Vec<(Query, Position, Option<MoveCause>)>) -> Result<Vec<Begin>, KafkaError> {
+        let queries: Vec<_> = open.iter().map(|(query, ..)| query.clone()).collect();
+        let found = offsets_at(&self.client, &queries, properties::committed_only(&self.parts.config))?;
+        let begin = |(offset, (query, mut at, cause)): (i64, (Query, Position, Option<MoveCause>))| {
+            at.next = offset;
+            tracing::info!(partition = %query.0, offset, from = ?query.1, "a partition starts");
+            let frame = match cause {
+                Some(cause) => Frame::Move { to: at.clone(), cause },
+                None => Frame::Start(at.clone()),
+            };
+            Begin { at, frame: Some(frame) }
+        };
+        Ok(found.into_iter().zip(open).map(begin).collect())
+    }
+
+    /// Whether the group is to be told where a partition goes on: what is hidden later can only follow what it knows.
+    fn is_unknown(&self, local: Option<&PartitionState>, group: Option<&Option<GroupOffset>>) -> bool {
+        match (local, group) {
+            (Some(local), Some(Some(group))) => self.hides() && local.growth.is_none() && group.offset != local.next,
+            (_, group) => matches!(group, Some(None)),
+        }
     }
 
     /// What the group has for every partition of these topics.
@@ -225,6 +248,7 @@ impl Consumer {
                 return Ok(Vec::new());
             }
         }
+        fault::point("assign.noted");
         if self.parts.config.assignment == Assignment::Group && !fresh.is_empty() {
             // Unless the group knows the start, the next owner would resolve it once more and might find another one.
             let acknowledged = self
@@ -237,6 +261,7 @@ impl Consumer {
                 return Ok(Vec::new());
             }
         }
+        fault::point("assign.pinned");
         if self.hides() && self.parts.config.assignment == Assignment::Group {
             for Begin { at, .. } in &starts {
                 let ours = fresh.iter().any(|commit| commit.partition == at.partition);
@@ -271,7 +296,7 @@ impl Consumer {
         }
         let now = Instant::now();
         let kept = self.partitions();
-        let assigned: Vec<_> = started.iter().map(|position| (position.partition.clone(), position.next)).collect();
+        let begun = self.slots.len();
         for position in started {
             self.pending.remove(&position.partition);
             self.watchdog.forget(&position.partition);
@@ -289,12 +314,13 @@ impl Consumer {
                 since: now,
                 leader_epoch: position.leader_epoch,
                 // The seek lets the broker check that it still has the record before this place.
-                fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Check(now) },
+                fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Check(now, position.next) },
                 told: Told::Record,
                 attempts: None,
             });
         }
         self.index.clear();
+        let assigned: Vec<_> = self.slots[begun..].iter().map(Slot::assignment).collect();
         let answer = match self.client.protocol() {
             Protocol::Cooperative => self.client.incremental_assign(&assigned),
             Protocol::Eager => self.assign_all(),
@@ -333,13 +359,13 @@ impl Consumer {
     /// not work it fails in the same way again, and is tried again.
     pub(super) fn read_again(&mut self) {
         let now = Instant::now();
-        let due = |slot: &Slot| matches!(slot.fetch, Fetch::Seek(at) | Fetch::Check(at) if now >= at);
+        let due = |slot: &Slot| matches!(slot.fetch, Fetch::Seek(at) | Fetch::Check(at, _) if now >= at);
         let places: Vec<_> = self
             .slots
             .iter()
             .filter(|slot| due(slot))
             .map(|slot| match slot.fetch {
-                Fetch::Check(_) => (slot.partition.clone(), slot.next, slot.leader_epoch),
+                Fetch::Check(..) => (slot.partition.clone(), slot.next, slot.leader_epoch),
                 // While the leader is not known, a check waits for the next metadata: it is made once.
                 _ => (slot.partition.clone(), slot.next, -1),
             })
@@ -351,7 +377,8 @@ impl Consumer {
         if sought.as_ref().is_err_and(|error| error.code == Code::State) {
             // An error like an offset out of range has ended the fetching, and only an assignment begins it again. Nothing is
             // taken before a seek has worked, which alone drops what was fetched before it.
-            self.assign_again(&places);
+            let again: Vec<_> = self.slots.iter().filter(|slot| due(slot)).map(Slot::assignment).collect();
+            self.assign_again(&again);
             sought = self.client.seek(&places, REQUEST_TIMEOUT);
         }
         let again = match &sought {
@@ -362,7 +389,7 @@ impl Consumer {
         for slot in self.slots.iter_mut().filter(|slot| due(slot)) {
             slot.fetch = match (again, slot.fetch) {
                 (None, _) => Fetch::On,
-                (Some(at), Fetch::Check(_)) => Fetch::Check(at),
+                (Some(at), Fetch::Check(_, from)) => Fetch::Check(at, from),
                 (Some(at), _) => Fetch::Seek(at),
             };
         }
@@ -373,13 +400,12 @@ impl Consumer {
         }
     }
 
-    fn assign_again(&self, places: &[(TopicPartition, i64, i32)]) {
+    fn assign_again(&self, assigned: &[(TopicPartition, i64)]) {
         let answer = match self.client.protocol() {
             Protocol::Cooperative => {
-                let assigned: Vec<_> = places.iter().map(|(partition, next, _)| (partition.clone(), *next)).collect();
-                let partitions: Vec<_> = places.iter().map(|(partition, ..)| partition.clone()).collect();
+                let partitions: Vec<_> = assigned.iter().map(|(partition, _)| partition.clone()).collect();
                 let unassigned = self.client.incremental_unassign(&partitions);
-                unassigned.and_then(|()| self.client.incremental_assign(&assigned))
+                unassigned.and_then(|()| self.client.incremental_assign(assigned))
             }
             Protocol::Eager => self.assign_all(),
         };
@@ -388,7 +414,7 @@ impl Consumer {
     }
 
     fn assign_all(&self) -> Result<(), KafkaError> {
-        let all: Vec<_> = self.slots.iter().map(|slot| (slot.partition.clone(), slot.next)).collect();
+        let all: Vec<_> = self.slots.iter().map(Slot::assignment).collect();
         self.client.assign(&all)
     }
 
@@ -444,16 +470,6 @@ impl Consumer {
             self.commit_now(&others, REQUEST_TIMEOUT);
         }
         self.make_anew("a topic was deleted and created anew", Old::Closed)
-    }
-}
-
-/// Tells that a partition goes on where the group says.
-fn tell_move(partition: &TopicPartition, local: Option<&PartitionState>, group: Option<&GroupOffset>, to: i64) {
-    let local = local.map_or(-1, |local| local.next);
-    if group.is_some_and(GroupOffset::has_owner) && to >= local {
-        tracing::info!(%partition, local, to, "another instance has read on: going on there");
-    } else {
-        tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
     }
 }
 

@@ -126,17 +126,10 @@ pub struct Mark {
 pub struct Seal {
     /// Its number, of the same count as the blocks'.
     pub number: u64,
-    /// Our incarnation at that time, with which the group is asked.
+    /// The incarnation that prepared it, and asked the group.
     pub incarnation: u64,
     /// Its ranges; a partition occurs once.
     pub ranges: Vec<SealedRange>,
-}
-
-impl Seal {
-    /// What stands beside the offsets that the group takes with it; `home` is ours.
-    pub fn mark(&self, home: &str) -> Mark {
-        Mark { home: home.to_owned(), incarnation: self.incarnation, number: self.number }
-    }
 }
 
 /// The part of a seal that is decided as one.
@@ -358,4 +351,6 @@ pub enum QueueCause {
     Cleared,
     /// `failure_queue.when_full: drop_oldest`.
     Dropped,
+    /// `adopt`: another home has them now.
+    Adopted,
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::frame::{Block, BlockSource, Frame, Mark, MoveCause, Position, QueueCause, QueueChange, Seal, SealedRange};
+use super::frame::{
+    Block, BlockSource, Frame, Mark, MoveCause, Position, QueueCause, QueueChange, Seal, SealedOffsets, SealedRange,
+};
 use crate::config::{Compression, Visibility};
 use crate::msink::FileKey;
 use crate::msink::name::hidden;
@@ -162,16 +164,24 @@ impl Totals {
 }
 
 impl State {
-    /// The range of a partition that waits for the group's word, with its seal.
-    pub fn prepared(&self, partition: &TopicPartition) -> Option<(&Seal, &SealedRange)> {
-        self.seals.values().find_map(|seal| {
-            seal.ranges.iter().find(|range| range.partition() == Some(partition)).map(|range| (seal, range))
+    /// The ranges of a partition that wait for the group's word, oldest first, each with the mark that it was asked to take.
+    /// There is more than one only when an assignment was lost, and not known to be, while the partition grew on.
+    pub fn prepared(&self, partition: &TopicPartition) -> impl Iterator<Item = (Mark, &SealedOffsets)> {
+        self.seals.values().flat_map(move |seal| {
+            let offsets = seal.ranges.iter().filter_map(|range| range.offsets.as_ref());
+            let ours = offsets.filter(move |offsets| offsets.to.partition == *partition);
+            ours.map(|offsets| (self.mark_of(seal), offsets))
         })
     }
 
-    /// Whether an incarnation ended here, or has not ended: what the group has of it is ours.
-    pub fn is_ours(&self, incarnation: u64) -> bool {
-        incarnation == self.incarnation || self.former.contains(&incarnation)
+    fn mark_of(&self, seal: &Seal) -> Mark {
+        Mark { home: self.home.clone(), incarnation: seal.incarnation, number: seal.number }
+    }
+
+    /// Whether the group's word on something of this partition is needed.
+    pub fn is_hidden(&self, partition: &TopicPartition) -> bool {
+        let grows = self.partitions.get(partition).is_some_and(|state| state.growth.is_some());
+        grows || self.prepared(partition).next().is_some()
     }
 
     /// Whether the hidden files of a partition have all lines that it has grown by.
@@ -186,8 +196,8 @@ impl State {
         let grows = |growth: &Growth| offset >= growth.from;
         let state = self.partitions.get(partition);
         let growth = state.and_then(|state| state.growth.as_ref());
-        let sealed = || self.prepared(partition).and_then(|(_, range)| range.offsets.as_ref());
-        growth.is_some_and(grows) || sealed().is_some_and(|offsets| grows(&offsets.growth) && offset < offsets.to.next)
+        let sealed = |(_, offsets): (_, &SealedOffsets)| grows(&offsets.growth) && offset < offsets.to.next;
+        growth.is_some_and(grows) || self.prepared(partition).any(sealed)
     }
 
     /// Takes one frame in. Frames that only concern the journal itself change nothing.
@@ -200,7 +210,14 @@ impl State {
                 if let MoveCause::Gap { from } = cause {
                     self.totals.gaps += u64::try_from(to.next - from).unwrap_or(0);
                 }
+                let mark = self.partitions.get(&to.partition).and_then(|state| state.mark.clone());
                 self.move_to(to);
+                if let (MoveCause::Gap { .. } | MoveCause::Reset, Some(state)) =
+                    (cause, self.partitions.get_mut(&to.partition))
+                {
+                    // The group was told nothing.
+                    state.mark = mark;
+                }
             }
             Frame::File(intent) => {
                 let state = FileState {
@@ -231,7 +248,7 @@ impl State {
             }
             Frame::Prepared(seal) => self.apply_prepared(seal),
             Frame::Published { number, partition } => {
-                let mark = self.seals.get(number).map(|seal| seal.mark(&self.home));
+                let mark = self.seals.get(number).map(|seal| self.mark_of(seal));
                 if self.take_range(*number, partition.as_ref()).is_some()
                     && let Some(state) = partition.as_ref().and_then(|partition| self.partitions.get_mut(partition))
                 {
@@ -287,15 +304,12 @@ impl State {
     }
 
     fn apply_refused(&mut self, seal: Option<u64>, partition: &TopicPartition, removed: &[(u64, u64)]) {
-        let growth = match seal {
-            Some(number) => {
-                let offsets = self.take_range(number, Some(partition)).and_then(|range| range.offsets);
-                offsets.map(|offsets| (offsets.growth, offsets.to.next))
-            }
-            None => {
-                self.files.retain(|_, file| file.partition().as_ref() != Some(partition));
-                self.partitions.get_mut(partition).and_then(|state| Some((state.growth.take()?, state.next)))
-            }
+        let growth = if let Some(number) = seal {
+            let offsets = self.take_range(number, Some(partition)).and_then(|range| range.offsets);
+            offsets.map(|offsets| (offsets.growth, offsets.to.next))
+        } else {
+            self.files.retain(|_, file| file.partition().as_ref() != Some(partition));
+            self.partitions.get_mut(partition).and_then(|state| Some((state.growth.take()?, state.next)))
         };
         if let (Some((growth, to)), Some(state)) = (growth, self.partitions.get_mut(partition)) {
             // It may stand elsewhere by now: another owner has read on.
@@ -346,6 +360,10 @@ impl State {
         }
         if let BlockSource::Offsets { to, .. } = &block.source {
             self.place(to);
+            if let (Visibility::Live, Some(state)) = (self.visibility, self.partitions.get_mut(&to.partition)) {
+                // The group does not decide about what is visible at once.
+                state.mark = None;
+            }
         }
     }
 
@@ -384,6 +402,7 @@ impl State {
         match change.cause {
             QueueCause::Cleared => self.totals.cleared += count,
             QueueCause::Dropped => self.totals.dropped += count,
+            QueueCause::Adopted => {}
         }
     }
 }

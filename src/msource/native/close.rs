@@ -56,6 +56,7 @@ impl Drop for Client {
                 std::mem::forget(Arc::clone(&self.shared));
                 return;
             }
+            rd::rd_kafka_queue_destroy(self.answers);
             rd::rd_kafka_queue_destroy(self.queue);
             // Not closed once more: that would wait for ever where a rebalance is not answered.
             rd::rd_kafka_destroy_flags(self.rk, rd::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);

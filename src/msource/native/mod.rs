@@ -88,8 +88,6 @@ pub enum Event {
     Revoke(Vec<TopicPartition>),
     /// A client-level error, such as an unreachable broker, for people: its code decides nothing.
     Error(KafkaError),
-    /// The answer to an asynchronous commit.
-    Committed(Result<(), KafkaError>),
 }
 
 /// How changes of the assignment are told and answered.
@@ -149,6 +147,8 @@ pub struct TopicInfo {
 
 struct Shared {
     events: Mutex<VecDeque<Event>>,
+    /// Answers to asynchronous commits.
+    answers: Mutex<VecDeque<Result<(), KafkaError>>>,
     closing: AtomicBool,
     /// Whether a rebalance was told and not answered yet. librdkafka would wait for the answer when it is closed.
     unanswered: AtomicBool,
@@ -167,6 +167,8 @@ impl Shared {
 pub struct Client {
     rk: *mut rd::rd_kafka_t,
     queue: *mut rd::rd_kafka_queue_t,
+    /// Where answers to asynchronous commits arrive, so that they can be waited for without taking records.
+    answers: *mut rd::rd_kafka_queue_t,
     shared: Arc<Shared>,
 }
 
@@ -195,6 +197,7 @@ impl Client {
         let native = config.create_native_config().map_err(|error| invalid(error.to_string()))?;
         let shared = Arc::new(Shared {
             events: Mutex::default(),
+            answers: Mutex::default(),
             closing: AtomicBool::new(false),
             unanswered: AtomicBool::new(false),
             topic_ids: Mutex::default(),
@@ -207,7 +210,6 @@ impl Client {
             rd::rd_kafka_conf_set_opaque(native.ptr(), Arc::as_ptr(&shared).cast_mut().cast());
             rd::rd_kafka_conf_set_rebalance_cb(native.ptr(), Some(on_rebalance));
             rd::rd_kafka_conf_set_error_cb(native.ptr(), Some(on_error));
-            rd::rd_kafka_conf_set_offset_commit_cb(native.ptr(), Some(on_commit));
             rd::rd_kafka_conf_set_log_cb(native.ptr(), Some(on_log));
             let native = ManuallyDrop::new(native);
             let kind = rd::rd_kafka_type_t::RD_KAFKA_CONSUMER;
@@ -218,12 +220,12 @@ impl Client {
             }
             rk
         };
-        // SAFETY: `rk` is a live consumer; the queue reference is released in `drop`.
-        let queue = unsafe {
+        // SAFETY: `rk` is a live consumer; both queues are released in `drop`.
+        let (queue, answers) = unsafe {
             rd::rd_kafka_poll_set_consumer(rk);
-            rd::rd_kafka_queue_get_consumer(rk)
+            (rd::rd_kafka_queue_get_consumer(rk), rd::rd_kafka_queue_new(rk))
         };
-        Ok(Self { rk, queue, shared })
+        Ok(Self { rk, queue, answers, shared })
     }
 
     /// Joins the group for these topics (names, or regular expressions with a leading `^`).
@@ -344,11 +346,21 @@ impl Client {
         first_error(&list)
     }
 
-    /// Sends a commit; the answer comes as [`Event::Committed`].
+    /// Sends a commit; the answer is given by [`Client::answered`]. A commit that got none is sent again by librdkafka, also
+    /// after later ones: with two on their way, the older one may win.
     pub fn commit_async(&self, commits: &[Commit]) -> Result<(), KafkaError> {
         let list = commit_list(commits)?;
-        // SAFETY: both are live; the list is copied.
-        KafkaError::check(unsafe { rd::rd_kafka_commit(self.rk, list.ptr(), 1) })
+        let opaque = Arc::as_ptr(&self.shared).cast_mut().cast();
+        // SAFETY: all are live; the list is copied. The callback is called from `answered` alone, which borrows the client.
+        let sent = unsafe { rd::rd_kafka_commit_queue(self.rk, list.ptr(), self.answers, Some(on_commit), opaque) };
+        KafkaError::check(sent)
+    }
+
+    /// The answer to an asynchronous commit, waiting for it so long.
+    pub fn commit_answer(&self, wait: Duration) -> Option<Result<(), KafkaError>> {
+        // SAFETY: the queue is live, and only commits answer into it.
+        unsafe { rd::rd_kafka_queue_poll_callback(self.answers, millis(wait)) };
+        self.shared.answers.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
     /// Commits and waits for the group's answer, which is given for each partition in the order asked.
@@ -481,7 +493,8 @@ unsafe extern "C" fn on_commit(
     unsafe {
         let shared = &*opaque.cast::<Shared>();
         let failed = elements(offsets).iter().map(|element| element.err).find(|code| KafkaError::check(*code).is_err());
-        shared.push(Event::Committed(KafkaError::check(err).and(failed.map_or(Ok(()), KafkaError::check))));
+        let answer = KafkaError::check(err).and(failed.map_or(Ok(()), KafkaError::check));
+        shared.answers.lock().unwrap_or_else(PoisonError::into_inner).push_back(answer);
     }
 }
 

@@ -97,6 +97,30 @@ impl Fleet {
         self.services[number] = Some(self.homes[number].foreground());
     }
 
+    /// Starts an instance that is killed or frozen at this fault point; see `src/fault.rs`.
+    pub(crate) fn start_to_fail(&mut self, number: usize, point: &str) {
+        assert!(self.services[number].is_none(), "instance {number} runs");
+        let service = self.homes[number].foreground_with(|command| command.env("FAULT_POINT", point));
+        self.services[number] = Some(service);
+    }
+
+    /// Waits until an instance is killed at its fault point.
+    pub(crate) fn wait_killed(&mut self, number: usize) {
+        self.take(number).wait_killed("its fault point");
+    }
+
+    /// Waits until an instance is frozen at its fault point.
+    pub(crate) fn wait_frozen(&self, number: usize) {
+        let service = self.services[number].as_ref().expect("the instance runs");
+        let path = format!("/proc/{}/stat", service.pid());
+        wait_until(&format!("instance {number} comes to its fault point"), SOON, || {
+            let stat = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
+            // `pid (name) state ...`
+            let state = stat.rsplit(") ").next().unwrap_or_default().chars().next();
+            holds(state == Some('T'), state)
+        });
+    }
+
     fn take(&mut self, number: usize) -> Service {
         self.services[number].take().expect("the instance runs")
     }

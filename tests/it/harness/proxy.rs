@@ -20,6 +20,9 @@ pub(crate) const OFFSET_COMMIT: i16 = 8;
 /// Requests whose answers tell addresses: metadata, coordinators, the cluster.
 const TELLS_ADDRESSES: [i16; 3] = [3, 10, 60];
 
+/// An error that the group gives for one partition, and that passes when somebody lifts it.
+const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
+
 /// Answers to fetches below this size hold no records worth damaging.
 const WITH_RECORDS: usize = 1000;
 
@@ -43,6 +46,8 @@ struct Faults {
     delay: HashMap<i16, Duration>,
     /// How many more answers to a request arrive with a byte changed.
     flip: HashMap<i16, u64>,
+    /// How many more answers to a commit say that the last of their partitions was refused.
+    refuse: u64,
     /// Every open connection, both sides, to be cut.
     open: Vec<TcpStream>,
 }
@@ -100,6 +105,7 @@ impl Proxy {
                 drop: HashMap::new(),
                 delay: HashMap::new(),
                 flip: HashMap::new(),
+                refuse: 0,
                 open: Vec::new(),
             }),
             changed: Condvar::new(),
@@ -156,9 +162,18 @@ impl Proxy {
     }
 
     /// Holds every answer to a request back for so long.
-    #[expect(dead_code, reason = "for tests of commits that are answered late")]
     pub(crate) fn delay_answers(&self, api_key: i16, delay: Duration) {
         self.shared.lock().delay.insert(api_key, delay);
+    }
+
+    /// Makes the next `count` answers to a commit say that the last of their partitions was refused. The broker has taken it.
+    pub(crate) fn refuse_last_partition(&self, count: u64) {
+        self.shared.lock().refuse = count;
+    }
+
+    /// How many more answers are to be changed so.
+    pub(crate) fn still_to_refuse(&self) -> u64 {
+        self.shared.lock().refuse
     }
 
     /// Changes a byte near the end of the next `count` answers to a request that are large enough to hold records.
@@ -199,14 +214,15 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> io::Result<()> {
     for stream in [&client, &broker] {
         stream.set_nodelay(true)?;
     }
-    let asked: Arc<Mutex<HashMap<[u8; 4], i16>>> = Arc::default();
+    let asked: Arc<Mutex<HashMap<[u8; 4], Request>>> = Arc::default();
     let (from_client, to_broker) = (client.try_clone()?, broker.try_clone()?);
     let (requests, requested) = (Arc::clone(shared), Arc::clone(&asked));
     thread::spawn(move || {
         let carried = carry(&requests, from_client, &to_broker, |frame| {
             let key = i16::from_be_bytes([frame[0], frame[1]]);
+            let version = i16::from_be_bytes([frame[2], frame[3]]);
             let id = [frame[4], frame[5], frame[6], frame[7]];
-            requested.lock().unwrap_or_else(PoisonError::into_inner).insert(id, key);
+            requested.lock().unwrap_or_else(PoisonError::into_inner).insert(id, (key, version));
             Fate::Arrives
         });
         drop(carried.and_then(|()| to_broker.shutdown(Shutdown::Both)));
@@ -222,6 +238,9 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> io::Result<()> {
     });
     Ok(())
 }
+
+/// A request's number and version.
+type Request = (i16, i16);
 
 /// What becomes of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -256,7 +275,7 @@ fn carry(
 }
 
 /// Applies the faults that are chosen for a request to an answer.
-fn answer(shared: &Shared, key: i16, frame: &mut [u8]) -> Fate {
+fn answer(shared: &Shared, (key, version): Request, frame: &mut [u8]) -> Fate {
     let delay = {
         let mut faults = shared.lock();
         if let Some(left) = faults.drop.get_mut(&key).filter(|left| **left > 0) {
@@ -271,6 +290,12 @@ fn answer(shared: &Shared, key: i16, frame: &mut [u8]) -> Fate {
             shared.flipped.fetch_add(1, Ordering::AcqRel);
             let at = frame.len() - 30;
             frame[at] ^= 1;
+        }
+        if key == OFFSET_COMMIT && faults.refuse > 0 {
+            faults.refuse -= 1;
+            // It ends with the error of the last partition; from version 8 on with three empty lists of tags behind that.
+            let end = frame.len() - if version < 8 { 0 } else { 3 };
+            frame[end - 2..end].copy_from_slice(&TOPIC_AUTHORIZATION_FAILED.to_be_bytes());
         }
         faults.delay.get(&key).copied()
     };

@@ -14,8 +14,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::block::{DoneBlock, Lines, Rejected, Source};
 use crate::config;
-use crate::config::Visibility;
-use crate::delivery::{self, Budget, CommitPoint, Delivery, Error, Finish, Gauges, Inbox, Parts};
+use crate::delivery::{self, Budget, Delivery, Error, Finish, Gauges, Inbox, Parts};
 use crate::msink::file::{FileSink, Now};
 use crate::msink::name::NameTemplate;
 use crate::msource::journal::{self, Journal, QueueCause};
@@ -23,27 +22,25 @@ use crate::msource::store::{Store, StoreChange, StoreError, Walk};
 use crate::msource::tracker::{Epoch, Tracker};
 use crate::record::{Reason, Reject};
 
-mod refusal;
-
 const PARTITIONS: i32 = 3;
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A store in memory that remembers what it was after each change: a crash takes the last ones back.
 #[derive(Debug, Default)]
-struct MemStore(Mutex<Vec<Kept>>);
+pub(super) struct MemStore(pub(super) Mutex<Vec<Kept>>);
 
 #[derive(Clone, Debug, Default)]
-struct Kept {
-    state: Option<State>,
-    entries: BTreeMap<u64, QueueEntry>,
+pub(super) struct Kept {
+    pub(super) state: Option<State>,
+    pub(super) entries: BTreeMap<u64, QueueEntry>,
 }
 
 impl MemStore {
-    fn last(&self) -> Kept {
+    pub(super) fn last(&self) -> Kept {
         self.0.lock().unwrap().last().cloned().unwrap_or_default()
     }
 
-    fn forget(&self, changes: usize) {
+    pub(super) fn forget(&self, changes: usize) {
         let mut kept = self.0.lock().unwrap();
         let left = kept.len().saturating_sub(changes).max(1).min(kept.len());
         kept.truncate(left);
@@ -89,13 +86,13 @@ impl Store for MemStore {
 
 /// What a record becomes; its first line, and whether a retry cures it.
 #[derive(Clone, Copy, PartialEq)]
-enum Fate {
+pub(super) enum Fate {
     Line(i32),
     Filtered,
     Rejected { cured: bool },
 }
 
-fn fate(partition: i32, offset: i64) -> Fate {
+pub(super) fn fate(partition: i32, offset: i64) -> Fate {
     match (offset * 7 + i64::from(partition) * 3) % 11 {
         0 => Fate::Filtered,
         1 => Fate::Rejected { cured: true },
@@ -104,14 +101,14 @@ fn fate(partition: i32, offset: i64) -> Fate {
     }
 }
 
-fn line(partition: i32, offset: i64) -> Vec<u8> {
+pub(super) fn line(partition: i32, offset: i64) -> Vec<u8> {
     format!("{{\"p\":{partition},\"o\":{offset}}}\n").into_bytes()
 }
 
 /// What a worker would make of records.
 #[derive(Default)]
-struct Made {
-    pieces: Vec<Lines>,
+pub(super) struct Made {
+    pub(super) pieces: Vec<Lines>,
     filtered: [u64; 3],
     rejects: Vec<Rejected>,
 }
@@ -129,7 +126,7 @@ impl Made {
         piece.crc = crc32c::crc32c(&piece.bytes);
     }
 
-    fn records(number: i32, from: i64, to: i64) -> Self {
+    pub(super) fn records(number: i32, from: i64, to: i64) -> Self {
         let mut made = Self::default();
         for offset in from..to {
             match fate(number, offset) {
@@ -141,7 +138,7 @@ impl Made {
         made
     }
 
-    fn entries(entries: &[(u64, QueueEntry)]) -> Self {
+    pub(super) fn entries(entries: &[(u64, QueueEntry)]) -> Self {
         let mut made = Self::default();
         for (key, entry) in entries {
             match fate(entry.partition.partition, entry.offset) {
@@ -152,13 +149,13 @@ impl Made {
         made
     }
 
-    fn block(self, ticket: u64, source: Source, records: u64) -> Inbox {
+    pub(super) fn block(self, ticket: u64, source: Source, records: u64) -> Inbox {
         let Self { pieces, filtered, rejects } = self;
         DoneBlock { ticket, source, recipe: "r".into(), pieces, records, filtered, rejects, cost: 10 }.into()
     }
 }
 
-fn entry(number: i32, offset: i64) -> QueueEntry {
+pub(super) fn entry(number: i32, offset: i64) -> QueueEntry {
     QueueEntry {
         partition: partition(number),
         topic_id: "id".into(),
@@ -214,7 +211,7 @@ struct Run {
     epochs: HashMap<i32, (Epoch, i64)>,
 }
 
-fn sink_config(dir: &std::path::Path) -> config::Sink {
+pub(super) fn sink_config(dir: &std::path::Path) -> config::Sink {
     config::Sink {
         mode: config::Mode::Batch,
         dir: dir.to_owned(),
@@ -280,16 +277,10 @@ impl Home {
     }
 
     fn start(&self) -> Run {
-        self.start_as(Visibility::Live, CommitPoint::Journal, &(Arc::clone(&self.store) as Arc<dyn Store>))
-    }
-
-    fn start_as(&self, visibility: Visibility, commit_point: CommitPoint, store: &Arc<dyn Store>) -> Run {
-        let (mut state, journal, dir) = self.recover();
-        state.visibility = visibility;
+        let (state, journal, dir) = self.recover();
         let template = NameTemplate::parse("{log_name}.{seq}", 1, "", config::TimeZone::Named(chrono_tz::UTC)).unwrap();
         let now = Now { wall: 0, tick: Instant::now() };
-        let config = config::Sink { visibility, ..sink_config(&self.data()) };
-        let sink = FileSink::new(dir, template, &config, &state.files, state.next_file, now);
+        let sink = FileSink::new(dir, template, &sink_config(&self.data()), &state.files, state.next_file, now);
         let room = Arc::clone(&sink.room);
         let (inbox, received) = unbounded();
         let (tracker, gauges, budget) =
@@ -299,7 +290,7 @@ impl Home {
             inbox_sender: inbox.clone(),
             journal,
             journal_dir: self.journal(),
-            store: Arc::clone(store),
+            store: Arc::clone(&self.store) as Arc<dyn Store>,
             sink,
             state: state.clone(),
             tracker: Arc::clone(&tracker),
@@ -311,7 +302,7 @@ impl Home {
             history: Duration::from_hours(1),
             sink_dir: self.data(),
             rotate: sink_config(&self.data()).rotate,
-            commit_point,
+            commit_point: delivery::CommitPoint::Journal,
             claimed: Arc::new(Mutex::new(u64::MAX)),
             queue_bound: None,
         });
@@ -575,7 +566,7 @@ proptest! {
 }
 
 #[track_caller]
-fn wait_until(what: &str, condition: impl Fn() -> bool) {
+pub(super) fn wait_until(what: &str, condition: impl Fn() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !condition() {
         assert!(Instant::now() < deadline, "{what}");

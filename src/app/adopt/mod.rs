@@ -1,0 +1,193 @@
+//! `adopt`: finishes and takes over the home of an instance whose host is gone, on a disk that was mounted or copied here.
+//!
+//! Its pipeline is started without a source: recovery completes torn lines, from Kafka where that is needed. What is hidden
+//! is published, refused or set aside by the word of its commit point, the group or the journal. Its failure queue moves
+//! into ours. Where it stood is made known to whoever goes on: the group, or our own home. A marker comes last, after which
+//! nothing runs on that home any more.
+//!
+//! **Promise.** Every step may be repeated after any interruption, and comes to the same end. An entry of the failure queue
+//! is durable here before it leaves there; one that is here already (topic id, partition, offset) is not taken again. In
+//! both homes `consumed + retried = written + filtered + rejected + in flight` holds: an entry that comes here counts as
+//! retried and as rejected, one that leaves there stays counted as rejected.
+//!
+//! **Not promised.** That the other instance is gone: its locks tell it on this host only. What it has written of live files
+//! and never committed is repeated by whoever took its partitions over; then nothing is done about its positions.
+//!
+//! The home itself is read in [`other`], positions are in [`positions`], the failure queue is in [`entries`].
+//!
+//! **How it fails.** With the first step that cannot be done; what was done before it stays done.
+
+mod entries;
+mod other;
+mod positions;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crossbeam_channel::bounded;
+
+use self::other::Other;
+pub(super) use self::other::{refuse_adopted, take_copies};
+use super::home::{self, Opening, View, failed};
+use super::offsets::{self, Asker};
+use super::pipeline::{Feed, Pipeline, engine};
+use crate::cli::{AdoptedFile, Adoption, FileOutcome, Place};
+use crate::config::{Assignment, Config, Visibility};
+use crate::control::{Failure, FailureKind};
+use crate::delivery::{Finish, Inbox};
+use crate::fault;
+use crate::logging::{self, Console};
+use crate::msink::name::hidden;
+use crate::msource::TopicPartition;
+use crate::msource::consumer::Desk;
+use crate::msource::journal::{FileState, State};
+
+/// See the module. Our own home is locked.
+pub(super) fn adopt(place: &Place, config: &Config, dir: &Path, progress: &dyn Fn(&str)) -> Result<Adoption, Failure> {
+    let other = Other::find(place, config, dir)?;
+    home::become_owner(config)?;
+    let _lock = other.lock()?;
+    if let Some(before) = other.adopted()? {
+        return Ok(Adoption { dir: other.config.sink.dir, before: Some(before), ..Adoption::default() });
+    }
+    // What recovery has to say is worth keeping; it belongs to the home that goes on.
+    let _logging = logging::init(&config.log, config.time_zone, Console::Silent)?;
+    tracing::info!(dir = %other.dir.display(), "adopting a home");
+    let found = View::open(&other.config).map_err(|failure| other.about(&failure))?.state;
+    let ours = View::open(config)?.state.home;
+    if found.home == ours {
+        let what = "is a copy of this home, not another one";
+        return Err(Failure::new(FailureKind::Usage, format!("{} {what}", other.dir.display())));
+    }
+    let taken = run(&other.config, Feed::Adopted, |theirs| {
+        fault::point("adopt.recovered");
+        run(config, Feed::Nothing, |ours| take_over(&other, config, &found, (ours, theirs), progress))
+    });
+    let (adoption, ours) = taken.map_err(|failure| other.about(&failure))?;
+    fault::point("adopt.done");
+    other.mark(&ours, &place.home)?;
+    tracing::info!(dir = %other.dir.display(), home = adoption.home, "adopted a home");
+    Ok(adoption)
+}
+
+/// Runs a pipeline that is fed by nothing. What ended it tells more than who noticed.
+fn run<T>(config: &Config, feed: Feed, act: impl FnOnce(&Pipeline) -> Result<T, Failure>) -> Result<T, Failure> {
+    let desk = Arc::new(Desk::new(engine(config)?));
+    let pipeline = Pipeline::start(config, &desk, feed, Opening::First)?;
+    let outcome = act(&pipeline);
+    let ended = pipeline.end();
+    outcome.and_then(|value| Ok(ended.map(|()| value)?))
+}
+
+/// Everything between two pipelines; returns also who we are.
+fn take_over(
+    other: &Other,
+    config: &Config,
+    found: &State,
+    (ours, theirs): (&Pipeline, &Pipeline),
+    progress: &dyn Fn(&str),
+) -> Result<(Adoption, String), Failure> {
+    let asker = Asker::new(&other.config, other.config.rpc.timeout)?;
+    let settled = settle(&other.config, theirs, &asker, progress)?;
+    let files = files(&other.config.sink.dir, found)?;
+    fault::point("adopt.settled");
+    let (entries, known_entries) = entries::take(ours, theirs, progress)?;
+    let positions = match other.config.kafka.assignment {
+        Assignment::Group => positions::commit(&other.config, &asker, &settled, progress)?,
+        Assignment::All => positions::take(config, ours, &settled, progress)?,
+    };
+    let adoption = Adoption {
+        home: settled.home,
+        dir: other.config.sink.dir.clone(),
+        before: None,
+        files,
+        positions,
+        entries,
+        known_entries,
+    };
+    Ok((adoption, ours.home.0.clone()))
+}
+
+/// Decides about everything that is hidden, and ends every file; returns the state after it.
+fn settle(config: &Config, theirs: &Pipeline, asker: &Asker, progress: &dyn Fn(&str)) -> Result<State, Failure> {
+    let state = theirs.gauges.durable().state.clone();
+    match config.kafka.assignment {
+        Assignment::Group => settle_in_group(theirs, asker, &state, progress)?,
+        Assignment::All => settle_alone(config, theirs, &state, progress)?,
+    }
+    finish(theirs, Finish::Files, progress)?;
+    // What has hidden files without lines was killed right after it had made them.
+    let state = theirs.gauges.durable().state.clone();
+    let left: Vec<_> = state.files.values().filter_map(FileState::partition).collect();
+    for partition in left {
+        offsets::refuse(theirs, &partition, progress)?;
+    }
+    // What the journal publishes by itself may have begun while the first one was answered.
+    finish(theirs, Finish::No, progress)?;
+    let state = theirs.gauges.durable().state.clone();
+    let grown = state.partitions.values().any(|partition| partition.growth.is_some());
+    let hidden = state.files.values().any(|file| file.visibility == Visibility::Sealed && file.lines > 0);
+    if grown || hidden || !state.seals.is_empty() {
+        return Err(failed("not all hidden files could be published or removed; see the log, then adopt again"));
+    }
+    Ok(state)
+}
+
+/// Where the group is the commit point. Its assignment of these partitions is over: what was not prepared goes.
+fn settle_in_group(theirs: &Pipeline, asker: &Asker, state: &State, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+    let is_hidden = |partition: &&TopicPartition| {
+        state.partitions[*partition].growth.is_some() || state.prepared(partition).next().is_some()
+    };
+    let partitions: Vec<_> = state.partitions.keys().filter(is_hidden).cloned().collect();
+    let group = asker.group_offsets(&partitions)?;
+    for (partition, group) in partitions.iter().zip(group) {
+        offsets::settle(theirs, state, partition, group.as_ref(), progress)?;
+    }
+    Ok(())
+}
+
+/// Where the journal is the commit point: what is whole is published, the rest is read again.
+fn settle_alone(config: &Config, theirs: &Pipeline, state: &State, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+    let hides = config.sink.visibility == Visibility::Sealed;
+    for (partition, here) in &state.partitions {
+        match &here.growth {
+            None => {}
+            // Only what is somebody's is published.
+            Some(growth) if hides && state.is_whole(partition, growth) => {
+                theirs.tracker.begin(partition.clone(), here.next);
+            }
+            Some(_) => offsets::refuse(theirs, partition, progress)?,
+        }
+    }
+    Ok(())
+}
+
+fn finish(theirs: &Pipeline, finish: Finish, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+    let (reply, answered) = bounded(1);
+    let before = theirs.tickets.next();
+    theirs.inbox.send(Inbox::Checkpoint { before, finish, reply }).map_err(failed)?;
+    theirs.wait(&answered, progress)
+}
+
+/// What became of the files that were not finished when the home was found, as the disk has them now.
+fn files(dir: &Path, found: &State) -> Result<Vec<AdoptedFile>, Failure> {
+    let prepared = found.seals.values().flat_map(|seal| &seal.ranges).flat_map(|range| &range.files);
+    let sealed = prepared.map(|file| (&file.name, Visibility::Sealed));
+    let growing = found.files.values().filter(|file| file.inode != 0).map(|file| (&file.name, file.visibility));
+    let mut files = Vec::new();
+    for (name, visibility) in growing.chain(sealed) {
+        let aside = format!("{}.undecided", hidden(name));
+        let there = |name: &str| dir.join(name).try_exists().map_err(failed);
+        let (name, outcome) = match visibility {
+            Visibility::Live if there(name)? => (name.clone(), FileOutcome::Completed),
+            // Somebody took it away, which the log says.
+            Visibility::Live => continue,
+            Visibility::Sealed if there(name)? => (name.clone(), FileOutcome::Published),
+            Visibility::Sealed if there(&aside)? => (aside, FileOutcome::SetAside),
+            Visibility::Sealed => (name.clone(), FileOutcome::Removed),
+        };
+        files.push(AdoptedFile { path: dir.join(name), outcome });
+    }
+    files.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok(files)
+}

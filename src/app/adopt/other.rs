@@ -1,0 +1,297 @@
+//! The home that is adopted: found, read, locked, and marked in the end.
+//!
+//! Its configuration is its own: `config/` below it, what `config/common.env` sets, and of our environment only what its
+//! files name with `${NAME}`, which are the secrets that both need. Our own `MTGA_` variables mean our home.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use serde::{Deserialize, Serialize};
+
+use super::super::home::{Places, failed};
+use crate::cli::Place;
+use crate::config::{self, Config};
+use crate::control::{Failure, FailureKind};
+use crate::daemon::{self, Holder, PidFile};
+use crate::msink::dir::EventDir;
+use crate::msource::journal::{Contents, Frame};
+
+/// Name of the marker below `store.path`: a JSON object on one line, see [`Marker`].
+const MARKER: &str = "adopted.json";
+
+/// See the module.
+pub(super) struct Other {
+    /// Its real path.
+    pub(super) dir: PathBuf,
+    pub(super) config: Config,
+}
+
+/// Who adopted a home.
+#[derive(Serialize, Deserialize)]
+struct Marker {
+    /// UUID of the home that took it over.
+    by: String,
+    /// Where that one lay.
+    path: PathBuf,
+    /// On which host.
+    host: String,
+    /// When, as RFC 3339.
+    at: String,
+}
+
+fn usage(message: String) -> Failure {
+    Failure::new(FailureKind::Usage, message)
+}
+
+impl Other {
+    /// Reads the home in `dir`; refuses one that is not whole, ours, or another app's.
+    pub(super) fn find(place: &Place, ours: &Config, dir: &Path) -> Result<Self, Failure> {
+        let real = |path: &Path| {
+            fs::canonicalize(path).map_err(|error| usage(format!("cannot find the home {}: {error}", path.display())))
+        };
+        let dir = real(dir)?;
+        if dir == real(&place.home)? {
+            return Err(usage(format!("{} is this home itself; name that of the other instance", dir.display())));
+        }
+        if !dir.join("config").is_dir() {
+            return Err(usage(format!(
+                "{} is no home: it has no config; name the directory of the other instance that has config, data and tmp",
+                dir.display()
+            )));
+        }
+        let config = load(place, &dir)?;
+        for (key, path) in [("store.path", &config.store.path), ("sink.dir", &config.sink.dir)] {
+            refuse_elsewhere(key, path, &dir)?;
+        }
+        let places = Places::of(&config);
+        if !places.journal.is_dir() && !places.sled.is_dir() {
+            return Err(usage(format!("{} holds no store: nothing ever ran on this home", places.root.display())));
+        }
+        if config.app_id != ours.app_id {
+            return Err(usage(format!(
+                "{} is of app {}, this home of app {}: adopt it from an instance of its own app",
+                dir.display(),
+                config.app_id,
+                ours.app_id
+            )));
+        }
+        Ok(Self { dir, config })
+    }
+
+    /// Says whose failure it is.
+    pub(super) fn about(&self, failure: &Failure) -> Failure {
+        let text = format!("cannot adopt {}: {}; it may be adopted again", self.dir.display(), failure.message);
+        Failure::new(failure.kind, text)
+    }
+
+    /// Keeps everybody else from the home, as far as this host goes.
+    pub(super) fn lock(&self) -> Result<PidFile, Failure> {
+        if let Holder::Process(pid) = daemon::holder(&self.dir)? {
+            let who = pid.map_or_else(|| "a process".to_owned(), |pid| format!("pid {pid}"));
+            let text = format!("{who} runs on {}: a home whose instance lives is not adopted", self.dir.display());
+            return Err(Failure::new(FailureKind::CannotCreate, text));
+        }
+        PidFile::acquire(&self.dir)
+    }
+
+    /// By whom and when it was adopted, if it was.
+    pub(super) fn adopted(&self) -> Result<Option<String>, Failure> {
+        marker(&Places::of(&self.config))
+    }
+
+    /// Says in the home, durably, that `by` has adopted it.
+    pub(super) fn mark(&self, by: &str, path: &Path) -> Result<(), Failure> {
+        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
+        let at = chrono::Local::now().to_rfc3339_opts(chrono::SecondsFormat::Secs, false);
+        let marker = Marker { by: by.to_owned(), path: path.to_owned(), host, at };
+        let root = Places::of(&self.config).root;
+        let write = || -> io::Result<()> {
+            let new = root.join(format!("{MARKER}.new"));
+            let mut file = File::create(&new)?;
+            serde_json::to_writer(&mut file, &marker)?;
+            file.write_all(b"\n")?;
+            file.sync_all()?;
+            fs::rename(&new, root.join(MARKER))?;
+            File::open(&root)?.sync_all()
+        };
+        write().map_err(|error| failed(format!("cannot mark {} as adopted: {error}; adopt it again", root.display())))
+    }
+}
+
+/// The configuration that the other instance ran with.
+fn load(place: &Place, dir: &Path) -> Result<Config, Failure> {
+    let mut env: BTreeMap<_, _> =
+        place.env.clone().into_iter().filter(|(name, _)| !name.starts_with("MTGA_")).collect();
+    let mistake = |text: String| Failure::new(FailureKind::Config, format!("{}: {text}", dir.display()));
+    match fs::read_to_string(dir.join("config/common.env")) {
+        Ok(text) => env.extend(assignments(&text).map_err(mistake)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(mistake(format!("cannot read config/common.env: {error}"))),
+    }
+    let sources = config::Sources {
+        home: dir.to_owned(),
+        dir: dir.join("config"),
+        env,
+        flags: Vec::new(),
+        cpus: thread::available_parallelism().map_or(1, std::num::NonZero::get),
+    };
+    let loaded = config::load(&sources).map_err(|mistakes| {
+        let lines: Vec<_> = mistakes.iter().map(|mistake| format!("{}: {mistake}", dir.display())).collect();
+        Failure::new(FailureKind::Config, lines.join("\n"))
+    })?;
+    Ok(loaded.config)
+}
+
+/// What a file of shell assignments sets. A shell would run what is in it, on the wrong host: only plain values are read.
+/// The instance's name may be anything, it only matters to who runs.
+fn assignments(text: &str) -> Result<BTreeMap<String, String>, String> {
+    let mut set = BTreeMap::new();
+    for (index, line) in text.lines().enumerate() {
+        let line = line.trim();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let unclear =
+            || format!("config/common.env:{}: adopt reads only lines as NAME=value; write the value there", index + 1);
+        let assignment = line.strip_prefix("export ").unwrap_or(line).trim_start();
+        let (name, value) = assignment.split_once('=').ok_or_else(unclear)?;
+        if name.is_empty() || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
+            return Err(unclear());
+        }
+        match plain(value) {
+            Some(value) => drop(set.insert(name.to_owned(), value.to_owned())),
+            None if name == "MTGA_KAFKA__INSTANCE_ID" => {}
+            None => return Err(unclear()),
+        }
+    }
+    Ok(set)
+}
+
+/// The value of an assignment in which a shell would find nothing to do but to take off the quotes.
+fn plain(value: &str) -> Option<&str> {
+    if let Some(quoted) = value.strip_prefix('\'') {
+        return quoted.strip_suffix('\'').filter(|inner| !inner.contains('\''));
+    }
+    if let Some(quoted) = value.strip_prefix('"') {
+        return quoted.strip_suffix('"').filter(|inner| !inner.contains(['"', '$', '`', '\\']));
+    }
+    let special = |c: char| c.is_whitespace() || "\"'$`\\;&|<>(){}*?[]~#!".contains(c);
+    (!value.contains(special)).then_some(value)
+}
+
+/// Refuses a directory of the other home that is one of this host.
+fn refuse_elsewhere(key: &str, path: &Path, dir: &Path) -> Result<(), Failure> {
+    let advice = format!(
+        "mount or copy it below {}, and write where it is there as {key} into config/mtga.local.yml of that home",
+        dir.display()
+    );
+    let refused = |what: String| Failure::new(FailureKind::CannotCreate, format!("{key} {what}: {advice}"));
+    if !path.starts_with(dir) {
+        return Err(refused(format!(
+            "of the other home is {}, which would be a directory of this host",
+            path.display()
+        )));
+    }
+    match fs::canonicalize(path) {
+        Ok(real) if real.starts_with(dir) => Ok(()),
+        Ok(real) => Err(refused(format!("of the other home leads to {}, a directory of this host", real.display()))),
+        Err(error) => Err(refused(format!("of the other home is {}: {error}", path.display()))),
+    }
+}
+
+/// By whom and when the home of this store was adopted, for people.
+fn marker(places: &Places) -> Result<Option<String>, Failure> {
+    let path = places.root.join(MARKER);
+    let text = match fs::read_to_string(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        text => text.map_err(|error| failed(format!("cannot read {}: {error}", path.display())))?,
+    };
+    Ok(Some(match serde_json::from_str(&text) {
+        Ok(Marker { by, path, host, at }) => {
+            format!("this home was adopted at {at} by the home {} on {host} (id {by})", path.display())
+        }
+        // Whatever it says, it is there.
+        Err(_) => format!("this home was adopted: {}", text.trim().escape_debug()),
+    }))
+}
+
+/// Refuses to run on a home that another one has taken over.
+pub(in crate::app) fn refuse_adopted(places: &Places) -> Result<(), Failure> {
+    match marker(places)? {
+        None => Ok(()),
+        Some(adopted) => {
+            let text = format!("{adopted}: it goes on there; begin with a new store.path and sink.dir");
+            Err(Failure::new(FailureKind::Config, text))
+        }
+    }
+}
+
+/// Takes the files of a copied home for what they are: all of them have other inodes than the journal says, which would
+/// otherwise mean that somebody replaced them.
+pub(in crate::app) fn take_copies(contents: &mut Contents, dir: &EventDir) -> io::Result<()> {
+    let mut names: BTreeMap<u64, (String, u64)> = BTreeMap::new();
+    if let Some(state) = &contents.state {
+        names.extend(state.files.iter().map(|(id, file)| (*id, (file.path(), file.inode))));
+    }
+    for frame in &contents.tail {
+        match frame {
+            Frame::File(intent) => drop(names.insert(intent.id, (intent.path(), 0))),
+            Frame::Made { id, inode } => {
+                if let Some((_, known)) = names.get_mut(id) {
+                    *known = *inode;
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut inodes = BTreeMap::new();
+    for (id, (name, known)) in names.into_iter().filter(|(_, (_, known))| *known != 0) {
+        match dir.open_existing(&name) {
+            Ok((_, inode)) if inode == known => return Ok(()),
+            Ok((_, inode)) => drop(inodes.insert(id, inode)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(state) = &mut contents.state {
+        for (id, file) in &mut state.files {
+            file.inode = inodes.get(id).copied().unwrap_or(file.inode);
+        }
+    }
+    for frame in &mut contents.tail {
+        if let Frame::Made { id, inode } = frame {
+            *inode = inodes.get(id).copied().unwrap_or(*inode);
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_assignments_are_read_and_what_a_shell_would_do_is_refused() {
+        let text = "# a comment\n\nexport A=1\nB='two words'\n  C=\"x y\"\nexport MTGA_KAFKA__INSTANCE_ID=\"$(hostname)\"\nD=\n";
+        let set = assignments(text).unwrap();
+        let expected = [("A", "1"), ("B", "two words"), ("C", "x y"), ("D", "")];
+        assert_eq!(set, expected.map(|(name, value)| (name.to_owned(), value.to_owned())).into());
+        for line in [
+            "A=$(id)",
+            "A=\"$B\"",
+            "A=1; B=2",
+            ". other.env",
+            "if true; then",
+            "A=`id`",
+            "A=a b",
+            "A='a'b",
+            "A=\"a\\\"b\"",
+        ] {
+            let mistake = assignments(&format!("X=1\n{line}\n")).unwrap_err();
+            assert!(mistake.starts_with("config/common.env:2: "), "{line}: {mistake}");
+        }
+    }
+}
