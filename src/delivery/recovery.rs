@@ -15,7 +15,8 @@
 //!   gets exactly the place that there was, and what does not fit goes to the end of the file.
 //! - Blocks of hidden files are not here at all: nobody has seen their lines, so such files are cut to their last checkpoint
 //!   and the records are read again. What was prepared to be published is decided later, by the group's word.
-//! - A file that somebody removed, or shortened below what a checkpoint covers, is left alone and reported.
+//! - A file that somebody removed, or shortened below what a checkpoint covers, is left alone and reported. A hidden one that
+//!   was shortened is removed: what its partition has grown by is not whole, and is taken back.
 //!
 //! It ends with a sync of every file it looked at, since "all there" may be true in memory only. Killed at any moment, it
 //! begins again and comes to the same end: nothing is forgotten before everything is durable.
@@ -197,6 +198,16 @@ impl Work<'_> {
                 let durable = self.durable.get(&id).copied().unwrap_or(0);
                 if length >= durable {
                     return Ok(Found::File(file));
+                }
+                if state.visibility == Visibility::Sealed {
+                    tracing::error!(
+                        file = path,
+                        length,
+                        checkpointed = durable,
+                        "somebody shortened this hidden file; it goes, and the records of its partition are read again"
+                    );
+                    self.dir.remove(&path).map_err(failed)?;
+                    return Ok(Found::Foreign);
                 }
                 tracing::error!(
                     file = path,

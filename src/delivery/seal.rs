@@ -33,7 +33,7 @@ use crate::fault;
 use crate::msink::file::{Group, Now, RotateReason};
 use crate::msink::manifest::{self, Manifest, Range, Source};
 use crate::msource::TopicPartition;
-use crate::msource::journal::{Frame, Growth, Position, Seal, SealedFile, SealedOffsets, SealedRange};
+use crate::msource::journal::{FileState, Frame, Growth, Position, Seal, SealedFile, SealedOffsets, SealedRange};
 use crate::msource::store::Walk;
 
 /// What is at work, and what comes next.
@@ -85,6 +85,11 @@ impl Sealing {
     /// Whether anything is to be done or answered.
     pub(super) fn has_work(&self) -> bool {
         self.is_busy() || !self.answers.is_empty()
+    }
+
+    /// Whether files are to be removed of which only the journal's last frames tell: no checkpoint may cover those before.
+    pub(super) fn is_removing(&self) -> bool {
+        self.steps.iter().any(|(step, _)| matches!(step, Step::Remove(_)))
     }
 
     /// A block of this group was written.
@@ -159,9 +164,9 @@ impl Delivery {
         if groups.is_empty() {
             return;
         }
-        // What is not ours now waits until it is, or is refused.
+        // What is not ours now, and others decide about, waits until it is, or is refused.
         let ours = self.tracker.partitions();
-        groups.retain(|group, _| group.as_ref().is_none_or(|partition| ours.contains(partition)));
+        groups.retain(|group, _| self.decides(group) || group.as_ref().is_some_and(|of| ours.contains(of)));
         self.seal.wanted.extend(groups);
     }
 
@@ -245,6 +250,12 @@ impl Delivery {
 
     /// First step: everything in the files of the wanted groups is complete and durable.
     fn prepare(&mut self) -> Result<(), Error> {
+        if let Err(error) = self.check_wanted() {
+            let error = self.may_pass(error)?;
+            self.stalled(&error);
+            return Ok(());
+        }
+        self.recovered();
         self.checkpoint_now()?;
         fault::point("seal.synced");
         let wanted = std::mem::take(&mut self.seal.wanted);
@@ -270,6 +281,15 @@ impl Delivery {
             drop(requests.send(SealRequest { number, positions }));
         }
         Ok(())
+    }
+
+    /// Looks whether the files of the wanted groups are still what was written: once their offsets are committed, it is too late
+    /// to read the records again.
+    fn check_wanted(&self) -> io::Result<()> {
+        let is_wanted = |file: &&FileState| {
+            file.visibility == Visibility::Sealed && file.length > 0 && self.seal.wanted.contains_key(&file.partition())
+        };
+        self.state.files.values().filter(is_wanted).try_for_each(|file| self.sink.check_hidden(file))
     }
 
     /// The complete files of these groups, and the offsets that they stand for.

@@ -260,7 +260,7 @@ impl Delivery {
     fn patience(&self) -> Duration {
         let now = Instant::now();
         let mut until = self.last_tick + ROTATION_TICK;
-        if self.dirty && !self.in_checkpoint {
+        if self.dirty && !self.in_checkpoint && !self.seal.is_removing() {
             until = until.min(self.last_checkpoint + self.interval);
         }
         if let Some(stall) = &self.stall {
@@ -684,9 +684,9 @@ impl Delivery {
         self.checkpoint()
     }
 
-    /// Begins a checkpoint of what is written, unless one is being made.
+    /// Begins a checkpoint of what is written, unless one is being made, or must wait.
     fn checkpoint(&mut self) -> Result<(), Error> {
-        if self.in_checkpoint {
+        if self.in_checkpoint || self.seal.is_removing() {
             return Ok(());
         }
         self.in_checkpoint = true;

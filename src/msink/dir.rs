@@ -155,6 +155,13 @@ impl EventDir {
         self.sync_all(&parents)
     }
 
+    /// Makes the names in the directory of `name` durable, as they are now: what failed, or was killed, between a change and its
+    /// sync.
+    pub fn sync(&self, name: &str) -> io::Result<()> {
+        let (parents, _) = self.walk(name, Missing::Fail)?;
+        self.sync_all(&parents)
+    }
+
     /// Removes a file, durably; one that is not there is fine.
     pub fn remove(&self, name: &str) -> io::Result<()> {
         let (parents, file_name) = match self.walk(name, Missing::Fail) {

@@ -388,12 +388,12 @@ impl FileSink {
 
     /// Writes a manifest under its own name, whole or not at all.
     pub fn publish_manifest(&self, name: &str, manifest: &[u8]) -> io::Result<()> {
-        let path = hidden(name);
-        // This makes its directory durable too: the names that are there may be of a run that was killed before it did.
-        self.dir.remove(&path)?;
         if self.dir.is_taken(name)? {
-            return Ok(());
+            // An attempt before this one may have come to its end in memory only.
+            return self.dir.sync(name);
         }
+        let path = hidden(name);
+        self.dir.remove(&path)?;
         let (file, _) = self.dir.create(&path, self.permissions)?;
         file.write_all_at(manifest, 0)?;
         file.sync_all().map_err(|error| SyncFailed::io("a manifest", error))?;
@@ -407,8 +407,24 @@ impl FileSink {
         let aside = format!("{path}.undecided");
         if self.dir.is_taken(&path)? {
             self.dir.rename(&path, &aside)?;
+        } else if self.dir.is_taken(&aside)? {
+            self.dir.sync(&aside)?;
         }
         Ok(aside)
+    }
+
+    /// Fails with [`HiddenGone`] when a hidden file is not at its place any more, or shorter than it was left.
+    pub fn check_hidden(&self, file: &FileState) -> io::Result<()> {
+        let path = file.path();
+        match self.dir.open_existing(&path) {
+            Ok((found, inode)) if inode == file.inode && found.metadata()?.len() >= file.length => Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => {
+                // What is wrong with the whole directory passes, and is waited for.
+                self.dir.check()?;
+                Err(io::Error::other(HiddenGone(path)))
+            }
+        }
     }
 
     /// Removes a hidden file.

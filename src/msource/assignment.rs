@@ -293,6 +293,30 @@ mod tests {
     }
 
     #[test]
+    fn the_group_has_the_last_word_on_hidden_files_unless_we_published_past_our_own_commit() {
+        let mine = |number| Some(Mark { home: "me".into(), incarnation: 9, number });
+        let decide = |mark: Option<Mark>, metadata: &str| {
+            let local = PartitionState { mark, ..local(50, ID) };
+            decide(&Known {
+                home: ("me", 9),
+                former: &[7, 8],
+                local: Some(&local),
+                group: Some(&group(40, metadata)),
+                topic_id: ID,
+                topic_known: true,
+                visibility: Visibility::Sealed,
+            })
+        };
+        let moved = Decision::Move { to: 40, cause: MoveCause::Takeover };
+        assert_eq!(decide(mine(6), &format!("me/9/5/{ID}")), Decision::Continue);
+        assert_eq!(decide(mine(6), &format!("me/8/7/{ID}")), Decision::Continue, "of an incarnation before this one");
+        assert_eq!(decide(mine(5), &format!("me/9/5/{ID}")), moved);
+        assert_eq!(decide(None, &format!("me/9/5/{ID}")), moved);
+        assert_eq!(decide(mine(6), &format!("other/1/5/{ID} me/9/5")), moved);
+        assert_eq!(decide(mine(6), ""), moved, "a tool has set it");
+    }
+
+    #[test]
     fn our_own_mark_means_the_local_position() {
         check(Some(local(50, ID)), Some(group(40, &format!("me/9/7/{ID}"))), true, &Decision::Continue);
     }

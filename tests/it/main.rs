@@ -46,6 +46,12 @@ mod queue;
 /// Hidden files: published when complete and committed, through kills at every step.
 #[cfg(test)]
 mod sealed;
+/// Hidden files through changes of the configuration, and the failure queue beside them.
+#[cfg(test)]
+mod sealed_config;
+/// Hidden files on disks that fail, and under the hands of others.
+#[cfg(test)]
+mod sealed_disk;
 /// Hidden files of several instances: rebalances, lost sessions, lost answers, kills and freezes at every step.
 #[cfg(test)]
 mod sealed_group;

@@ -3,17 +3,22 @@
 //! A file that is open at a cut may be shorter afterwards, but never below its length at the last checkpoint; no byte below that ever
 //! changes. At the end every record is where the oracle wants it, once, and so is every entry of the failure queue.
 //!
+//! With `sink.visibility: sealed` a file that has its name after a cut stays as it is for ever, and in the end nothing is hidden.
+//!
 //! `scripts/kill-loop` runs [`the_long_loop`] with hundreds of cuts.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
+use std::path::PathBuf;
 use std::time::Duration;
 
+use mtga::config::Visibility;
 use mtga::msource::journal;
 use mtga::record::Reason;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::harness::disk::{Layer, Model};
+use crate::harness::events;
 use crate::harness::oracle::{self, Outcome};
 use crate::harness::process::Service;
 use crate::harness::records::Random;
@@ -56,12 +61,22 @@ impl Rig {
         self.checkpointed.look(&self.home);
     }
 
+    /// Waits until everything produced can be seen.
+    fn wait_seen(&self, produced: &[Record]) {
+        self.home.wait_done(produced);
+        wait_until("everything is published", SOON, || {
+            let hidden = events::hidden(&self.home.path("data"));
+            holds(hidden.is_empty(), hidden)
+        });
+    }
+
     /// Runs the service to the end of its work, twice: the second time with what is on the disk alone.
     fn assert_exactly(mut self, produced: &[Record]) {
         for time in 1..=2 {
             let service = self.start(None);
-            self.home.wait_done(produced);
+            self.wait_seen(produced);
             self.home.assert_exactly(produced);
+            self.home.mtga(["verify"]).code(0);
             let end = if time == 1 { Service::kill } else { Service::terminate };
             end(service);
             // From what is on the disk, since a running service lists ten thousand at most.
@@ -80,11 +95,17 @@ struct Checkpointed {
     files: BTreeMap<String, (u64, u128)>,
     /// Files that went on at the last look.
     going_on: Vec<String>,
+    /// Sealed files and manifests that had their names at some cut.
+    published: BTreeMap<PathBuf, u128>,
 }
 
 impl Checkpointed {
     /// Compares the files with what was there, and remembers what is there by now.
     fn look(&mut self, home: &Home) {
+        for (path, hash) in &self.published {
+            let bytes = fs::read(path).unwrap_or_else(|error| panic!("{} was published: {error}", path.display()));
+            assert_eq!(xxh3_128(&bytes), *hash, "{} was published and has changed", path.display());
+        }
         let read =
             |name: &str| fs::read(home.path("data").join(name)).unwrap_or_else(|error| panic!("{name}: {error}"));
         for (name, (length, hash)) in &self.files {
@@ -99,7 +120,11 @@ impl Checkpointed {
         }
         let contents = journal::read(&home.path("tmp/store/journal")).expect("the journal can be read");
         let Some(state) = contents.state else { return };
-        let lengths: BTreeMap<_, _> = state.files.into_values().map(|file| (file.name, file.length)).collect();
+        if state.visibility == Visibility::Sealed {
+            self.look_at_published(home);
+        }
+        let live = state.files.into_values().filter(|file| file.visibility == Visibility::Live);
+        let lengths: BTreeMap<_, _> = live.map(|file| (file.name, file.length)).collect();
         // One that went on before and does not any more is finished: all of it is checkpointed.
         let finished = self.going_on.iter().filter(|name| !lengths.contains_key(*name));
         let lengths_of_finished = finished.map(|name| (name.clone(), u64::MAX)).collect::<Vec<_>>();
@@ -114,6 +139,15 @@ impl Checkpointed {
             }
         }
         self.going_on = lengths.into_keys().collect();
+    }
+
+    /// A sealed file stays what it was when it was first there after a cut, and so does its manifest.
+    fn look_at_published(&mut self, home: &Home) {
+        let dir = home.path("data");
+        for path in events::paths(&dir).into_iter().chain(events::manifests(&dir)) {
+            let bytes = fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+            self.published.insert(path, xxh3_128(&bytes));
+        }
     }
 }
 
@@ -212,7 +246,7 @@ fn assert_exactly_once(plan: Plan, configure: impl FnOnce(&mut Home)) -> Report 
     plan.run(&mut rig);
     let produced = load.stop();
     let service = rig.start(None);
-    rig.home.wait_done(&produced);
+    rig.wait_seen(&produced);
     let report = Report::new(&rig.home, &produced);
     println!("{plan:?} {report:?}");
     service.kill();
@@ -260,7 +294,9 @@ impl Report {
 fn the_long_loop() {
     #[expect(clippy::disallowed_methods, reason = "a test has no main through which the environment could enter")]
     let text = std::env::var("MTGA_KILL_LOOP").expect("scripts/kill-loop says what to do");
-    let [kills, power, mode, assignment, seed] = text.split(' ').collect::<Vec<_>>()[..] else { panic!("{text}") };
+    let [kills, power, mode, assignment, visibility, seed] = text.split(' ').collect::<Vec<_>>()[..] else {
+        panic!("{text}")
+    };
     let power = if power == "goes" { Power::Goes } else { Power::Stays };
     let plan = Plan { kills: kills.parse().expect("a number"), power, seed: seed.parse().expect("a number") };
     let report = assert_exactly_once(plan, |home| {
@@ -268,10 +304,13 @@ fn the_long_loop() {
         if assignment == "group" {
             home.in_group();
         }
+        if visibility == "sealed" {
+            sealed(home);
+        }
     });
     let Report { records, lost, repeated, changed } = report;
     println!(
-        "kills={kills} power={power:?} mode={mode} assignment={assignment} records={records} lost={lost} repeated={repeated} changed={changed} seed={seed}"
+        "kills={kills} power={power:?} visibility={visibility} mode={mode} assignment={assignment} records={records} lost={lost} repeated={repeated} changed={changed} seed={seed}"
     );
 }
 
@@ -404,4 +443,70 @@ fn power_cuts_while_segments_of_the_journal_turn_over_lose_no_reject() {
         rig.cut(if round == 1 { Model::Strict } else { Model::Random(round as u64) });
     }
     rig.assert_exactly(&produced);
+}
+
+/// Files are hidden until they are complete, which is soon.
+fn sealed(home: &mut Home) {
+    home.set("sink.visibility", "sealed");
+    home.set("sink.rotate", serde_json::json!({"size": "300KiB", "age": "1s", "idle": "500ms"}));
+}
+
+#[test]
+fn power_cuts_while_files_are_hidden_and_published_lose_and_repeat_nothing() {
+    assert_exactly_once(Plan::cuts(5, 5), sealed);
+}
+
+#[test]
+fn power_cuts_while_files_are_hidden_and_published_in_a_group_lose_and_repeat_nothing() {
+    assert_exactly_once(Plan::cuts(4, 6), |home| sealed(home.in_group()));
+}
+
+/// Cuts the power at each of these steps, the first time of one and the second time of the next.
+fn assert_cut_at_each_step(steps: &[&str], configure: impl FnOnce(&mut Home)) {
+    let topic = Topic::create("sealcut", 3);
+    let mut rig = Rig::new(&topic, configure);
+    let load = topic.load_of(25, Codec::Snappy, Mix::Dirty);
+    for (index, step) in steps.iter().enumerate() {
+        // The step before it may have left a range to be refused, or nothing: so that one is reached once at least.
+        let nth = if *step == "refuse.noted" { 1 } else { 1 + index % 2 };
+        rig.die(&format!("{step}:{nth}"));
+        rig.cut(if index % 2 == 0 { Model::Strict } else { Model::Random(index as u64) });
+    }
+    let produced = load.stop();
+    rig.assert_exactly(&produced);
+}
+
+#[test]
+fn a_power_cut_at_each_step_of_publication_loses_and_repeats_nothing() {
+    let steps = [
+        "seal.synced",
+        "seal.prepared",
+        "publish.begin",
+        "publish.renamed",
+        "publish.manifest",
+        "publish.renamed",
+        "publish.done",
+        "publish.manifest",
+        "publish.noted",
+    ];
+    assert_cut_at_each_step(&steps, sealed);
+}
+
+#[test]
+fn a_power_cut_at_each_step_of_the_commit_in_a_group_loses_and_repeats_nothing() {
+    // What was prepared and never committed is refused at the next start.
+    let steps = [
+        "seal.synced",
+        "seal.prepared",
+        "refuse.noted",
+        "seal.commit",
+        "refuse.noted",
+        "seal.answered",
+        "publish.begin",
+        "publish.renamed",
+        "publish.manifest",
+        "publish.done",
+        "publish.noted",
+    ];
+    assert_cut_at_each_step(&steps, |home| sealed(home.in_group()));
 }

@@ -1,6 +1,9 @@
 //! Event files as a collector reads them.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 /// One event file.
@@ -21,8 +24,8 @@ pub(crate) fn read(dir: &Path) -> Vec<EventFile> {
         .into_iter()
         .map(|path| {
             let name = path.strip_prefix(dir).expect("below the directory").display().to_string();
-            let text = std::fs::read(&path).unwrap_or_else(|error| panic!("cannot read {name}: {error}"));
-            let bytes = text.len() as u64;
+            let bytes = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            let text = unpacked(&path).unwrap_or_else(|error| panic!("cannot read {name}: {error}"));
             let text = String::from_utf8(text).unwrap_or_else(|error| panic!("{name} is not UTF-8: {error}"));
             assert!(text.is_empty() || text.ends_with('\n'), "{name} ends with a torn line");
             EventFile { lines: text.lines().map(str::to_owned).collect(), bytes, name }
@@ -32,16 +35,42 @@ pub(crate) fn read(dir: &Path) -> Vec<EventFile> {
     files
 }
 
+/// What is in a file, unpacked if its name says so.
+fn unpacked(path: &Path) -> std::io::Result<Vec<u8>> {
+    let file = File::open(path)?;
+    let mut text = Vec::new();
+    match path.extension().and_then(OsStr::to_str) {
+        Some("gz") => flate2::read::MultiGzDecoder::new(file).read_to_end(&mut text)?,
+        Some("zst") => zstd::Decoder::new(file)?.read_to_end(&mut text)?,
+        _ => BufReader::new(file).read_to_end(&mut text)?,
+    };
+    Ok(text)
+}
+
 /// The files that a collector would see: below the directory, not hidden, and no manifests.
 pub(crate) fn paths(dir: &Path) -> Vec<PathBuf> {
+    named(dir, |name| !name.starts_with('.') && !name.ends_with(MANIFEST))
+}
+
+/// The manifests that a collector would see.
+pub(crate) fn manifests(dir: &Path) -> Vec<PathBuf> {
+    named(dir, |name| !name.starts_with('.') && name.ends_with(MANIFEST))
+}
+
+/// The files that no collector would see.
+pub(crate) fn hidden(dir: &Path) -> Vec<PathBuf> {
+    named(dir, |name| name.starts_with('.'))
+}
+
+const MANIFEST: &str = ".manifest.json";
+
+fn named(dir: &Path, wanted: impl Fn(&str) -> bool + Copy) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(dir).into_iter().flatten() {
         let entry = entry.expect("a directory entry");
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let hidden = name.starts_with('.') || name.ends_with(".manifest.json");
         if entry.file_type().expect("a file type").is_dir() {
-            found.extend(paths(&entry.path()));
-        } else if !hidden {
+            found.extend(named(&entry.path(), wanted));
+        } else if wanted(&entry.file_name().to_string_lossy()) {
             found.push(entry.path());
         }
     }
