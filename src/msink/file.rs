@@ -352,7 +352,7 @@ impl FileSink {
         taken
     }
 
-    /// Forgets the hidden files of a partition, which are about to be removed.
+    /// Forgets the hidden files of a partition, which are about to be removed, and one that was about to be created.
     pub fn forget_partition(&mut self, partition: &TopicPartition) {
         let keys: Vec<_> =
             self.active.keys().filter(|key| key.partition().as_ref() == Some(partition)).cloned().collect();
@@ -360,6 +360,8 @@ impl FileSink {
             self.forget(&key);
         }
         self.complete.retain(|(group, _)| group.as_ref() != Some(partition));
+        // The ledger forgets it too: a file under its id would belong to nobody.
+        self.intended.take_if(|intent| intent.key.partition().as_ref() == Some(partition));
     }
 
     fn forget(&mut self, key: &FileKey) -> Option<Active> {

@@ -266,6 +266,21 @@ fn an_intent_that_is_no_longer_right_is_given_up() {
 }
 
 #[test]
+fn an_intent_goes_with_its_partition_from_sink_and_ledger() {
+    let mut world = World::new(9);
+    world.config.visibility = config::Visibility::Sealed;
+    fs::remove_dir(world.scratch.path().join("data")).unwrap();
+    let mut sink = World::sink(&world.config, "{log_name}/%H.{seq}", &BTreeMap::new(), world.now);
+    fs::write(world.path("a"), "a file where a directory should be").unwrap();
+    let key = FileKey { topic: Some("t".into()), partition: Some(3), ..key("a") };
+    sink.target(&key, world.now, &mut world.notes).unwrap_err();
+    sink.forget_partition(&key.partition().unwrap());
+    fs::remove_file(world.path("a")).unwrap();
+    assert_eq!(sink.target(&key, world.now, &mut world.notes).unwrap(), (1, 0));
+    assert_eq!(world.notes.0, ["intend 0 a/00.0", "intend 1 a/00.1", "made 1"]);
+}
+
+#[test]
 fn files_of_the_last_run_go_on_unless_the_template_is_another() {
     for (template, position) in [(TEMPLATE, Some(4)), ("{log_name}.%H.{seq}.log", None)] {
         let mut world = World::new(9);

@@ -84,6 +84,25 @@ fn nothing_is_seen_before_it_is_complete_and_a_stop_publishes_it() {
 }
 
 #[test]
+fn files_that_are_hidden_after_a_kill_of_live_ones_repeat_nothing() {
+    let topic = Topic::create("turned", 2);
+    let mut home = sealed(&topic);
+    // The group hears of nothing that is written: its offsets stay where the partitions began.
+    home.in_group().set("sink.visibility", "live").set("store.checkpoint", "10m");
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 2000);
+    let service = home.foreground();
+    home.wait_written(2000);
+    service.kill();
+    home.set("sink.visibility", "sealed").set("store.checkpoint", "1s");
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 2000, 500));
+    let service = home.foreground();
+    wait_seen(&home, &produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+    home.assert_exactly(&produced);
+}
+
+#[test]
 fn compressed_files_are_published_with_their_ending() {
     for (compression, ending, tool) in [("gzip", "log.gz", "gzip"), ("zstd", "log.zst", "zstd")] {
         let topic = Topic::create("packed", 2);

@@ -160,10 +160,8 @@ fn rebuild(places: &Places, fresh: &Path) -> Result<u64, Broken> {
     });
     salvaged?;
     writer.replay(places, 0)?;
-    writer.flush()?;
     if contents.state.is_some() || writer.state.number > 0 {
-        let change = StoreChange { state: writer.state, ..StoreChange::default() };
-        store.apply(&change)?;
+        writer.flush()?;
     }
     store.sync()?;
     Ok(readable)
@@ -272,7 +270,13 @@ pub(super) fn reunite(contents: &mut Contents, kept: Option<State>) -> Damage {
     // The checkpoint's own frame is bad. What came after its blocks may be in the store's state already.
     let number = kept.number;
     let beyond = contents.tail.iter().position(|frame| frame.number().is_some_and(|it| it > number));
-    let rest = contents.tail.split_off(beyond.unwrap_or(contents.tail.len()));
+    let mut rest = contents.tail.split_off(beyond.unwrap_or(contents.tail.len()));
+    for frame in &mut rest {
+        // What the store has was not dropped.
+        if let Frame::Dropped { from, .. } = frame {
+            *from = (*from).max(number + 1);
+        }
+    }
     let covered = std::mem::replace(&mut contents.tail, rest);
     let between = covered.iter().rposition(|frame| frame.number().is_some()).map_or(0, |last| last + 1);
     let mut state = kept;
