@@ -151,6 +151,12 @@ pub fn settle(
     if let Some((mark, offsets)) = state.prepared(partition).next() {
         return match judge(&mark, (offsets.growth.from, here.mark.as_ref()), group, held) {
             Verdict::Open => Hidden::Stays,
+            // This home is a copy: the one that it was copied from has the same range, and may have published it.
+            Verdict::Committed
+                if mark.incarnation != state.incarnation && !state.former.contains(&mark.incarnation) =>
+            {
+                Hidden::Decided(mark.number, Verdict::Undecided)
+            }
             verdict => Hidden::Decided(mark.number, verdict),
         };
     }
@@ -418,14 +424,19 @@ mod tests {
         let state = State {
             home: "me".into(),
             incarnation: 2,
+            former: vec![1],
             partitions: [(partition(), local(40, ID))].into(),
             seals: [(9, seal)].into(),
             ..State::default()
         };
-        let tell =
-            |metadata: &str| settle(&state, &partition(), Some(&group(40, metadata)), Held::ByUs, Visibility::Sealed);
-        assert_eq!(tell(&format!("me/1/9/{ID}")), Hidden::Decided(9, Verdict::Committed));
-        assert_eq!(tell(&format!("me/2/9/{ID}")), Hidden::Decided(9, Verdict::Refused));
+        let tell = |state: &State, metadata: &str| {
+            settle(state, &partition(), Some(&group(40, metadata)), Held::ByUs, Visibility::Sealed)
+        };
+        assert_eq!(tell(&state, &format!("me/1/9/{ID}")), Hidden::Decided(9, Verdict::Committed));
+        assert_eq!(tell(&state, &format!("me/2/9/{ID}")), Hidden::Decided(9, Verdict::Refused));
+        // A copy has no former incarnation: its origin may have published the same range.
+        let copy = State { former: Vec::new(), ..state.clone() };
+        assert_eq!(tell(&copy, &format!("me/1/9/{ID}")), Hidden::Decided(9, Verdict::Undecided));
         let mut state = state.clone();
         state.apply(&Frame::Published { number: 9, partition: Some(partition()) });
         assert_eq!(state.partitions[&partition()].mark, Some(mark("me", 9)));
