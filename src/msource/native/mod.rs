@@ -346,7 +346,7 @@ impl Client {
         first_error(&list)
     }
 
-    /// Sends a commit; the answer is given by [`Client::answered`]. A commit that got none is sent again by librdkafka, also
+    /// Sends a commit; the answer is given by [`Client::commit_answer`]. A commit that got none is sent again by librdkafka, also
     /// after later ones: with two on their way, the older one may win.
     pub fn commit_async(&self, commits: &[Commit]) -> Result<(), KafkaError> {
         let list = commit_list(commits)?;
