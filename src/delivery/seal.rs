@@ -443,7 +443,10 @@ impl Delivery {
         self.remove.extend(keys);
         self.show_queue();
         self.seal.grown.remove(&Some(partition.clone()));
-        tracing::warn!(%partition, from = growth.from, records = growth.totals.consumed, "these records are read again, here or by their next owner: what was hidden of them goes");
+        let records = growth.totals.consumed;
+        if records > 0 {
+            tracing::warn!(%partition, from = growth.from, records, "what was hidden of these records goes: they are read again, here or by their next owner, as far as the topic still has them");
+        }
         self.seal.steps.push_front((Step::Remove(files), None));
         Ok(())
     }
