@@ -340,6 +340,7 @@ pub struct Consumer {
     unanswered_since: Option<(Instant, Said)>,
     /// The seal that the group is asked to take.
     asked: Option<seals::Asked>,
+    rejoin: seals::Rejoin,
     /// Partitions that are being given up, for which the group is asked no longer than we are a member.
     leaving: Vec<TopicPartition>,
     /// When to ask again about what is hidden of partitions that are not ours.
@@ -388,6 +389,7 @@ impl Consumer {
             commit_in_flight: InFlight::No,
             unanswered_since: None,
             asked: None,
+            rejoin: seals::Rejoin::No,
             leaving: Vec::new(),
             look_at: now,
             found: HashMap::new(),
@@ -409,6 +411,7 @@ impl Consumer {
             }
             self.events()?;
             self.serve_seals()?;
+            self.rejoin()?;
             self.look_at_hidden()?;
             self.leave_old_topics()?;
             self.resolve()?;

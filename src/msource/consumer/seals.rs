@@ -42,6 +42,13 @@ fn is_answer(error: &KafkaError) -> bool {
     error.code as i32 > 0 || matches!(error.code, Code::WaitingForCoordinator | Code::NoOffset)
 }
 
+/// Whether the group is to be joined anew.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Rejoin {
+    No,
+    Due,
+}
+
 /// Whether a commit may be on its way.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Sent {
@@ -57,12 +64,12 @@ impl Consumer {
             self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
         }
         let Some(mut asked) = self.asked.take() else { return Ok(()) };
-        let lost = self.client.assignment_lost();
+        let lost = self.rejoin == Rejoin::Due || self.client.assignment_lost();
         let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
         for position in gone {
             let verdict = if asked.sent == Sent::No { Verdict::Refused } else { Verdict::Open };
-            self.tell(asked.number, position.partition, verdict)?;
+            self.let_go(asked.number, position.partition, verdict)?;
         }
         if ours.is_empty() {
             return Ok(());
@@ -83,7 +90,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// Sends the commit; returns what the group refused for now. When the answer is not known, joins the group anew.
+    /// Sends the commit; returns what the group has refused. When the answer is not known, the group is joined anew.
     fn commit_seal(&mut self, number: u64, positions: Vec<Position>) -> Result<Vec<Position>, Error> {
         let commits: Vec<_> = positions.iter().map(|position| self.commit_of(position, number)).collect();
         fault::point("seal.commit");
@@ -96,8 +103,7 @@ impl Consumer {
                 Ok(()) => self.tell(number, position.partition, Verdict::Committed)?,
                 // librdkafka does not take a partition for lost that it is giving up. What came behind the seal ends with it.
                 Err(error) if self.leaving.contains(&position.partition) && !is_member(&error) => {
-                    self.parts.tracker.end(&position.partition);
-                    self.tell(number, position.partition, Verdict::Open)?;
+                    self.let_go(number, position.partition, Verdict::Open)?;
                 }
                 Err(error) if is_answer(&error) => {
                     self.said_unanswered(&position.partition, number, &error);
@@ -105,16 +111,16 @@ impl Consumer {
                 }
                 Err(error) => {
                     unknown = Some(error);
-                    self.tell(number, position.partition, Verdict::Open)?;
+                    self.let_go(number, position.partition, Verdict::Open)?;
                 }
             }
         }
         if let Some(error) = unknown {
             tracing::warn!(number, %error, "it is not known whether the group took these offsets: joining it anew to find out");
             for position in refused.drain(..) {
-                self.tell(number, position.partition, Verdict::Open)?;
+                self.let_go(number, position.partition, Verdict::Open)?;
             }
-            self.make_anew("the group's answer to a commit was lost", Old::Closed)?;
+            self.rejoin = Rejoin::Due;
         }
         if refused.is_empty() {
             self.unanswered_since = None;
@@ -129,6 +135,22 @@ impl Consumer {
             *said = Said::Yes;
             tracing::warn!(%partition, number, %error, "the group does not take offsets: files stay hidden, and nothing is written until it does");
         }
+    }
+
+    /// Joins the group anew when an answer was lost. Not at once, since whoever waited for it works with slots and messages of
+    /// the old client.
+    pub(super) fn rejoin(&mut self) -> Result<(), Error> {
+        if std::mem::replace(&mut self.rejoin, Rejoin::No) == Rejoin::Due {
+            self.make_anew("the group's answer to a commit was lost", Old::Closed)?;
+        }
+        Ok(())
+    }
+
+    /// Tells what became of a partition that is not ours any more, or not for certain. Its assignment ends first: what came
+    /// behind the seal must not be written before the seal is decided.
+    fn let_go(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
+        self.parts.tracker.end(&partition);
+        self.tell(number, partition, verdict)
     }
 
     fn tell(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
