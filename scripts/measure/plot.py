@@ -11,8 +11,8 @@ COLOURS = {"mtga": "#e8590c", "kcat": "#228be6", "floor": "#868e96", "rsyslog": 
 OTHERS = ("#e8590c", "#228be6", "#40c057", "#be4bdb")
 # Text and lines follow the page; the colours of the programs are seen on both.
 STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#343a40}.title{font-size:15px;font-weight:600}.grid{stroke:#ced4da;stroke-width:1}"
-    "@media(prefers-color-scheme:dark){text{fill:#dee2e6}.grid{stroke:#495057}}"
+    "text{font:12px system-ui,sans-serif;fill:#6c757d}.title{font-size:15px;font-weight:600}.grid{stroke:#adb5bd;stroke-opacity:.5}"
+    "@media(prefers-color-scheme:dark){text{fill:#dee2e6}.grid{stroke:#868e96}}"
 )
 
 

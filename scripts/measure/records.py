@@ -3,8 +3,7 @@
 import random
 
 NAMES = ("log_item", "log_login", "log_pay", "log_level", "log_mail")
-USUAL = 532  # bytes: what a record has when nobody asks for another size
-SMALLEST = 120
+USUAL = 532  # bytes: about what a record has when nobody asks for another size
 
 
 def usual(rng, index):
@@ -21,8 +20,8 @@ def usual(rng, index):
 
 
 def sized(rng, index, size):
-    """A record of exactly this many bytes: the least that is an event, then members of three kinds."""
-    head = f'{{"headers":{{"app_id":24,"log_name":"log_item"}},"logs":{{"role_id":60013100{rng.randrange(10**5):05},"mtime":{1608184243 + index // 50}'
+    """A record of exactly this many bytes, 99 at least: the least that is an event, then members of three kinds."""
+    head = f'{{"headers":{{"app_id":24,"log_name":"log_{"items" if size == 100 else "item"}"}},"logs":{{"role_id":60013100{rng.randrange(10**5):05},"mtime":{1608184243 + index // 50}'
     parts, length, number = [head], len(head) + 2, 0
     while length < size:
         member = (
