@@ -1,5 +1,6 @@
 """The measurements of a running service: latency, idle cost, start after a kill, failure queue, several instances, soak."""
 
+import contextlib
 import multiprocessing
 import os
 import re
@@ -28,10 +29,18 @@ class Producer:
         self.kcat = kafka.producer(bench.brokers, topic, "snappy", linger_ms=linger)
         bodies = records.generate(20000)
         lines = [body[:-2] + b',"sent":' if stamped else body + b"\n" for body in bodies]
-        self.process = multiprocessing.Process(target=self.run, args=(lines, rate, stamped))
+        self.process = multiprocessing.Process(target=self.run, args=(lines, rate, stamped), daemon=True)
         self.process.start()
         # Only the child writes.
         self.kcat.stdin.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.process.kill()
+        self.kcat.kill()
+        self.kcat.wait()
 
     def run(self, lines, rate, stamped):
         at = 0
@@ -130,11 +139,9 @@ def latency(bench):
     table = Table("latency", f"Produce to visible line at {rate:,} records/s", ("reader", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "longest ms", "lines"))
 
     def measured(name, directory, alive, topic):
-        producer = Producer(bench, topic.name, rate, stamped=True)
-        begun = time.monotonic_ns() // 1000
-        try:
+        with Producer(bench, topic.name, rate, stamped=True) as producer:
+            begun = time.monotonic_ns() // 1000
             seen = watch(scan(directory), seconds, alive)
-        finally:
             sent = producer.stop()
         found = delays(seen, begun + 2_000_000)
         if len(found) < rate * (seconds - 4):
@@ -291,12 +298,24 @@ def _instances(bench, topic, count):
             service.__exit__()
 
 
-def collect(service, over):
-    """What a collector does: removes finished files, here all but the newest two."""
-    while not over.wait(2):
-        files = sorted((path.stat().st_mtime, path) for path in service.files())
-        for _, path in files[:-2]:
-            path.unlink()
+@contextlib.contextmanager
+def collecting(service):
+    """Does what a collector does: removes finished files, here all but the newest two."""
+    over = threading.Event()
+
+    def collect():
+        while not over.wait(2):
+            files = sorted((path.stat().st_mtime, path) for path in service.files())
+            for _, path in files[:-2]:
+                path.unlink()
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def soak(bench):
@@ -308,16 +327,12 @@ def soak(bench):
     table.series_columns = ("seconds", "RSS MiB", "lag records", "records/s", "CPU %")
     with Mtga(bench, topic.name) as service:
         service.start().wait(lambda: (service.ask("Status") or {}).get("state") == "consuming", "it consumes")
-        over = threading.Event()
-        collector = threading.Thread(target=collect, args=(service, over), daemon=True)
-        collector.start()
-        rate = bench.rate or 0.8 * _sustained(bench, service, topic)
-        bench.say(f"soak at {rate:,.0f} records/s")
-        producer = Producer(bench, topic.name, rate)
-        series = _sampled(service, seconds)
-        sent = producer.stop()
-        over.set()
-        collector.join()
+        with collecting(service):
+            rate = bench.rate or 0.8 * _sustained(bench, service, topic)
+            bench.say(f"soak at {rate:,.0f} records/s")
+            with Producer(bench, topic.name, rate) as producer:
+                series = _sampled(service, seconds)
+                sent = producer.stop()
         table.series = series
         third = max(1, len(series) // 3)
         parts = [series[:third], series[third : 2 * third], series[2 * third :]]
@@ -334,12 +349,12 @@ def soak(bench):
 
 def _sustained(bench, service, topic):
     """Records a second that the service takes while a producer does what it can beside it."""
-    producer = Producer(bench, topic.name)
-    time.sleep(3)
-    begun, first = time.monotonic(), service.consumed()
-    time.sleep(5 if bench.quick else 15)
-    rate = (service.consumed() - first) / (time.monotonic() - begun)
-    producer.stop()
+    with Producer(bench, topic.name) as producer:
+        time.sleep(3)
+        begun, first = time.monotonic(), service.consumed()
+        time.sleep(5 if bench.quick else 15)
+        rate = (service.consumed() - first) / (time.monotonic() - begun)
+        producer.stop()
     service.wait(lambda: service.ask("KafkaLag") == 0, "the lag is 0")
     return rate
 
