@@ -7,7 +7,17 @@ from . import programs, records
 from .live import idle, latency, queue, restart, scale, soak
 from .report import Table, median
 
-COST = ("CPU s", "CPU µs a record", "CPU / kcat", "CPU / floor", "wall s", "wall / kcat", "records/s", "MB/s", "peak MiB")
+COST = (
+    "CPU s",
+    "CPU µs a record",
+    "CPU / kcat",
+    "CPU / floor",
+    "wall s",
+    "wall / kcat",
+    "records/s",
+    "MB/s",
+    "peak MiB",
+)
 
 
 def _rounds(bench, what, runs):
@@ -16,7 +26,9 @@ def _rounds(bench, what, runs):
     for number in range(1, bench.rounds + 1):
         for name, run in runs.items():
             cost = run()
-            bench.say(f"{what}, round {number} of {bench.rounds}, {name}: {cost.cpu:.2f} s CPU, {cost.wall:.2f} s, {cost.peak:.0f} MiB")
+            bench.say(
+                f"{what}, round {number} of {bench.rounds}, {name}: {cost.cpu:.2f} s CPU, {cost.wall:.2f} s, {cost.peak:.0f} MiB"
+            )
             costs[name].append(cost)
     return costs
 
@@ -27,9 +39,17 @@ def _rows(table, labels, topic, costs):
     for name, cost in middle.items():
         ratio = lambda mine, base: mine / base if base else ""
         table.add(
-            *labels, name, cost.cpu, cost.cpu / topic.records * 1e6,
-            ratio(cost.cpu, kcat and kcat.cpu), ratio(cost.cpu, floor and floor.cpu),
-            cost.wall, ratio(cost.wall, kcat and kcat.wall), topic.records / cost.wall, topic.bytes / cost.wall / 1e6, cost.peak,
+            *labels,
+            name,
+            cost.cpu,
+            cost.cpu / topic.records * 1e6,
+            ratio(cost.cpu, kcat and kcat.cpu),
+            ratio(cost.cpu, floor and floor.cpu),
+            cost.wall,
+            ratio(cost.wall, kcat and kcat.wall),
+            topic.records / cost.wall,
+            topic.bytes / cost.wall / 1e6,
+            cost.peak,
         )
         table.detail.append({"labels": labels, "program": name, "runs": costs[name]})
 
@@ -45,7 +65,11 @@ def _against_dumpers(bench, topic, config=None):
 def peers(bench):
     """mtga with everything on against kcat, floor.c and rsyslog, which only dump the values"""
     topic = bench.topic()
-    table = Table("peers", f"{topic.records:,} records of {topic.bytes // topic.records} bytes, {topic.partitions} partitions, Kafka's snappy; medians of {bench.rounds} rounds", ("program", *COST))
+    table = Table(
+        "peers",
+        f"{topic.records:,} records of {topic.bytes // topic.records} bytes, {topic.partitions} partitions, Kafka's snappy; medians of {bench.rounds} rounds",
+        ("program", *COST),
+    )
     runs = _dumpers(bench, topic)
     if programs.rsyslog_is_there():
         runs["rsyslog"] = lambda: programs.rsyslog(bench, topic)
@@ -53,7 +77,9 @@ def peers(bench):
         bench.say("rsyslog is skipped: it is not here and could not be installed")
     runs["mtga"] = lambda: programs.mtga(bench, topic)
     _rows(table, (), topic, _rounds(bench, "peers", runs))
-    table.notes.append("the others neither transform nor validate, and are not exactly once; all are followed by a sync")
+    table.notes.append(
+        "the others neither transform nor validate, and are not exactly once; all are followed by a sync"
+    )
     bench.drop(topic)
     return table
 
@@ -126,6 +152,15 @@ def modes(bench):
 
 
 ALL = {
-    "peers": peers, "sizes": sizes, "partitions": partitions, "codecs": codecs, "modes": modes, "latency": latency,
-    "idle": idle, "restart": restart, "queue": queue, "scale": scale, "soak": soak,
+    "peers": peers,
+    "sizes": sizes,
+    "partitions": partitions,
+    "codecs": codecs,
+    "modes": modes,
+    "latency": latency,
+    "idle": idle,
+    "restart": restart,
+    "queue": queue,
+    "scale": scale,
+    "soak": soak,
 }

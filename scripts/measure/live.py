@@ -136,7 +136,11 @@ def latency(bench):
     """time from handing a record to the producer until its whole line is in a file, at a steady rate"""
     seconds, rate = (6, 20000) if bench.quick else (30, 50000)
     syncs = disk(bench)
-    table = Table("latency", f"Produce to visible line at {rate:,} records/s", ("reader", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "longest ms", "lines"))
+    table = Table(
+        "latency",
+        f"Produce to visible line at {rate:,} records/s",
+        ("reader", "p50 ms", "p90 ms", "p99 ms", "p99.9 ms", "longest ms", "lines"),
+    )
 
     def measured(name, directory, alive, topic):
         with Producer(bench, topic.name, rate, stamped=True) as producer:
@@ -152,7 +156,12 @@ def latency(bench):
         topic = bench.empty_topic()
         with Mtga(bench, topic.name, {"sink": {"mode": mode}}) as service:
             service.start().wait(lambda: (service.ask("Status") or {}).get("state") == "consuming", "it consumes")
-            measured(f"mtga, {mode}", service.home / "data", lambda: programs.running(service.process, "mtga", service.log), topic)
+            measured(
+                f"mtga, {mode}",
+                service.home / "data",
+                lambda: programs.running(service.process, "mtga", service.log),
+                topic,
+            )
             service.stop()
         bench.drop(topic)
     topic = bench.empty_topic()
@@ -166,8 +175,12 @@ def latency(bench):
     finally:
         programs.end(reader)
     bench.drop(topic)
-    table.notes.append(f"one fdatasync of 256 KiB on this disk: p50 {quantile(syncs, 0.5):.1f} ms, p99 {quantile(syncs, 0.99):.1f} ms")
-    table.notes.append("the producer (kcat, `linger.ms` 1), the broker and the reader share the processors; what kcat shows is theirs alone")
+    table.notes.append(
+        f"one fdatasync of 256 KiB on this disk: p50 {quantile(syncs, 0.5):.1f} ms, p99 {quantile(syncs, 0.99):.1f} ms"
+    )
+    table.notes.append(
+        "the producer (kcat, `linger.ms` 1), the broker and the reader share the processors; what kcat shows is theirs alone"
+    )
     return table
 
 
@@ -194,7 +207,12 @@ def idle(bench):
             (run, waits), begun = used_ns(service.process.pid), time.monotonic()
             time.sleep(seconds)
             (run_then, waits_then), took = used_ns(service.process.pid), time.monotonic() - begun
-            table.add(partitions, (run_then - run) / took / 1e7, (waits_then - waits) / took, memory(service.process.pid, "VmRSS"))
+            table.add(
+                partitions,
+                (run_then - run) / took / 1e7,
+                (waits_then - waits) / took,
+                memory(service.process.pid, "VmRSS"),
+            )
             service.stop()
         bench.drop(topic)
     return table
@@ -204,7 +222,11 @@ def restart(bench):
     """from the start after a kill -9 to the first new line, with much written since the last checkpoint"""
     tail = (40 if bench.quick else 500) * 10**6
     topic = bench.topic(count=max(bench.records, tail // 400))
-    table = Table("restart", f"Start after kill -9 with {tail / 1e6:.0f} MB written since the last checkpoint", ("run", "since the checkpoint MB", "consuming after s", "first new line after s"))
+    table = Table(
+        "restart",
+        f"Start after kill -9 with {tail / 1e6:.0f} MB written since the last checkpoint",
+        ("run", "since the checkpoint MB", "consuming after s", "first new line after s"),
+    )
     # No checkpoint but the one of the start.
     config = {"store": {"checkpoint": "1h"}}
     for run in range(1, bench.rounds + 1):
@@ -233,7 +255,10 @@ def queue(bench):
         table.add("rejects/s into the queue, durable", count / cost.wall)
         table.add("CPU µs a reject", cost.cpu / count * 1e6)
         table.add("peak MiB", cost.peak)
-        table.add("store and journal on the disk, MB", sum(file.stat().st_size for file in (service.home / "tmp/store").rglob("*") if file.is_file()) / 1e6)
+        table.add(
+            "store and journal on the disk, MB",
+            sum(file.stat().st_size for file in (service.home / "tmp/store").rglob("*") if file.is_file()) / 1e6,
+        )
 
         def timed(*words):
             taken = []
@@ -248,7 +273,9 @@ def queue(bench):
             raise Failed(f"the failure queue has {said} records of {count}")
         table.add("`failure_queue_count`, ms", took)
         for limit in (50, 1000):
-            table.add(f"`failure_queue_list --limit {limit}`, ms", timed("failure_queue_list", "--limit", str(limit))[0])
+            table.add(
+                f"`failure_queue_list --limit {limit}`, ms", timed("failure_queue_list", "--limit", str(limit))[0]
+            )
         table.add("`offset_checker`, ms", timed("offset_checker")[0])
         service.stop()
         service.start().wait(lambda: (service.ask("Status") or {}).get("state") == "consuming", "it consumes", 0.005)
@@ -261,13 +288,19 @@ def queue(bench):
 def scale(bench):
     """one to three instances of a group on this machine"""
     topic = bench.topic(partitions=12)
-    table = Table("scale", f"Instances of one group, {topic.partitions} partitions", ("instances", "records/s", "MB/s", "CPU µs a record", "wall s", "peak MiB, all"))
+    table = Table(
+        "scale",
+        f"Instances of one group, {topic.partitions} partitions",
+        ("instances", "records/s", "MB/s", "CPU µs a record", "wall s", "peak MiB, all"),
+    )
     for count in (1, 2, 3):
         runs = [_instances(bench, topic, count) for _ in range(bench.rounds)]
         cpu, wall, peak = (median(column) for column in zip(*runs))
         table.add(count, topic.records / wall, topic.bytes / wall / 1e6, cpu / topic.records * 1e6, wall, peak)
         table.detail.append({"instances": count, "runs": runs})
-    table.notes.append("they share the processors with each other and the broker; the clock runs from the first record taken")
+    table.notes.append(
+        "they share the processors with each other and the broker; the clock runs from the first record taken"
+    )
     bench.drop(topic)
     return table
 
@@ -323,7 +356,9 @@ def soak(bench):
     seconds = bench.minutes * 60
     # The broker keeps a quarter of a gigabyte a partition, and files are removed as they are finished.
     topic = bench.empty_topic(retention_bytes=256 << 20, segment_bytes=64 << 20)
-    table = Table("soak", f"{bench.minutes:g} minutes at a steady rate", ("what", "first third", "second third", "last third"))
+    table = Table(
+        "soak", f"{bench.minutes:g} minutes at a steady rate", ("what", "first third", "second third", "last third")
+    )
     table.series_columns = ("seconds", "RSS MiB", "lag records", "records/s", "CPU %")
     with Mtga(bench, topic.name) as service:
         service.start().wait(lambda: (service.ask("Status") or {}).get("state") == "consuming", "it consumes")
@@ -342,7 +377,9 @@ def soak(bench):
         service.wait(lambda: service.ask("KafkaLag") == 0, "the lag is 0")
         lost = service.ask("Status")["gap_records"]
         service.stop()
-    table.notes.append(f"asked for {rate:,.0f} records/s, produced {sent / seconds:,.0f}; lost to the topic's retention: {lost}")
+    table.notes.append(
+        f"asked for {rate:,.0f} records/s, produced {sent / seconds:,.0f}; lost to the topic's retention: {lost}"
+    )
     bench.drop(topic)
     return table
 
@@ -368,6 +405,14 @@ def _sampled(service, seconds):
         now = (time.monotonic(), service.consumed(), ticks(service.process.pid))
         took = now[0] - before[0]
         lag = service.ask("KafkaLag")
-        series.append((round(now[0] - begun, 1), memory(service.process.pid, "VmRSS"), lag if lag is not None else -1, (now[1] - before[1]) / took, (now[2] - before[2]) / took * 100))
+        series.append(
+            (
+                round(now[0] - begun, 1),
+                memory(service.process.pid, "VmRSS"),
+                lag if lag is not None else -1,
+                (now[1] - before[1]) / took,
+                (now[2] - before[2]) / took * 100,
+            )
+        )
         before = now
     return series

@@ -94,7 +94,9 @@ def lines(title, x_label, y_label, series, log_x=False, log_y=False, x_marks=Non
         path = " ".join(f"{x_axis.at(x):.1f},{y_axis.at(y):.1f}" for x, y in line)
         body.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
         if len(line) <= 20:
-            body += [f'<circle cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="3" fill="{colour}"/>' for x, y in line]
+            body += [
+                f'<circle cx="{x_axis.at(x):.1f}" cy="{y_axis.at(y):.1f}" r="3" fill="{colour}"/>' for x, y in line
+            ]
         body.append(f'<path d="M{legend} 40h16" stroke="{colour}" stroke-width="3"/>')
         body.append(_text(legend + 22, 44, name, "start"))
         legend += 44 + 8 * len(name)
@@ -109,7 +111,9 @@ def bars(title, y_label, values, x_label=""):
     for index, (label, value, kind) in enumerate(values):
         x, y = LEFT + room * index, y_axis.at(value)
         colour = COLOURS.get(kind, OTHERS[0])
-        body.append(f'<rect x="{x + room * 0.15:.1f}" y="{y:.1f}" width="{room * 0.7:.1f}" height="{HEIGHT - BOTTOM - y:.1f}" fill="{colour}"/>')
+        body.append(
+            f'<rect x="{x + room * 0.15:.1f}" y="{y:.1f}" width="{room * 0.7:.1f}" height="{HEIGHT - BOTTOM - y:.1f}" fill="{colour}"/>'
+        )
         body.append(_text(x + room / 2, y - 5, number(round(value, 2))))
         words = textwrap.wrap(label, max(8, int(room / 7)))
         body += [_text(x + room / 2, HEIGHT - BOTTOM + 16 + 14 * line, part) for line, part in enumerate(words)]
@@ -125,45 +129,137 @@ def by_program(table, x, y):
 
 def peers(table):
     order = sorted(table, key=lambda row: float(row["CPU s"]))
-    yield "peers-cpu", bars("CPU for the same topic", "CPU µs a record", [(row["program"], float(row["CPU µs a record"]), row["program"]) for row in order])
-    yield "peers-memory", bars("Peak memory, the whole topic waiting", "MiB", [(row["program"], float(row["peak MiB"]), row["program"]) for row in order])
+    yield (
+        "peers-cpu",
+        bars(
+            "CPU for the same topic",
+            "CPU µs a record",
+            [(row["program"], float(row["CPU µs a record"]), row["program"]) for row in order],
+        ),
+    )
+    yield (
+        "peers-memory",
+        bars(
+            "Peak memory, the whole topic waiting",
+            "MiB",
+            [(row["program"], float(row["peak MiB"]), row["program"]) for row in order],
+        ),
+    )
 
 
 def sizes(table):
     marks = sorted({float(row["bytes"]) for row in table})
     of = lambda y: by_program(table, "bytes", y)
-    yield "sizes-throughput", lines("Throughput by the size of a record", "size of a record", "MB/s", of("MB/s"), log_x=True, x_marks=marks, x_text=size)
-    yield "sizes-cpu", lines("CPU by the size of a record", "size of a record", "CPU µs a record", of("CPU µs a record"), log_x=True, log_y=True, x_marks=marks, x_text=size)
+    yield (
+        "sizes-throughput",
+        lines(
+            "Throughput by the size of a record",
+            "size of a record",
+            "MB/s",
+            of("MB/s"),
+            log_x=True,
+            x_marks=marks,
+            x_text=size,
+        ),
+    )
+    yield (
+        "sizes-cpu",
+        lines(
+            "CPU by the size of a record",
+            "size of a record",
+            "CPU µs a record",
+            of("CPU µs a record"),
+            log_x=True,
+            log_y=True,
+            x_marks=marks,
+            x_text=size,
+        ),
+    )
 
 
 def partitions(table):
     marks = sorted({float(row["partitions"]) for row in table})
     of = lambda y: by_program(table, "partitions", y)
-    yield "partitions-throughput", lines("Throughput by the number of partitions", "partitions", "records/s", of("records/s"), log_x=True, x_marks=marks)
-    yield "partitions-cpu", lines("CPU by the number of partitions", "partitions", "CPU µs a record", of("CPU µs a record"), log_x=True, x_marks=marks)
+    yield (
+        "partitions-throughput",
+        lines(
+            "Throughput by the number of partitions",
+            "partitions",
+            "records/s",
+            of("records/s"),
+            log_x=True,
+            x_marks=marks,
+        ),
+    )
+    yield (
+        "partitions-cpu",
+        lines(
+            "CPU by the number of partitions",
+            "partitions",
+            "CPU µs a record",
+            of("CPU µs a record"),
+            log_x=True,
+            x_marks=marks,
+        ),
+    )
 
 
 def codecs(table):
-    yield "codecs-cpu", bars("CPU of mtga by codec", "CPU µs a record", [(row["codec"], float(row["CPU µs a record"]), "mtga") for row in table if row["program"] == "mtga"])
+    yield (
+        "codecs-cpu",
+        bars(
+            "CPU of mtga by codec",
+            "CPU µs a record",
+            [(row["codec"], float(row["CPU µs a record"]), "mtga") for row in table if row["program"] == "mtga"],
+        ),
+    )
 
 
 def modes(table):
     ours = [row for row in table if row["mode"] not in ("kcat", "floor")]
-    yield "modes-cpu", bars("CPU of mtga by mode", "CPU µs a record", [(row["mode"].removeprefix("live, "), float(row["CPU µs a record"]), "mtga") for row in ours])
+    yield (
+        "modes-cpu",
+        bars(
+            "CPU of mtga by mode",
+            "CPU µs a record",
+            [(row["mode"].removeprefix("live, "), float(row["CPU µs a record"]), "mtga") for row in ours],
+        ),
+    )
 
 
 def scale(table):
-    yield "scale", bars("Instances of one group on this machine", "records/s, all together", [(row["instances"], float(row["records/s"]), "mtga") for row in table], "instances")
+    yield (
+        "scale",
+        bars(
+            "Instances of one group on this machine",
+            "records/s, all together",
+            [(row["instances"], float(row["records/s"]), "mtga") for row in table],
+            "instances",
+        ),
+    )
 
 
 def soak(table):
     of = lambda y: [(float(row["seconds"]), float(row[y])) for row in table]
     yield "soak-memory", lines("Memory over time at a steady rate", "seconds", "MiB", {"RSS": of("RSS MiB")})
-    yield "soak-rate", lines("Records a second, and the lag, over time", "seconds", "records", {"records/s": of("records/s"), "lag": of("lag records")})
+    yield (
+        "soak-rate",
+        lines(
+            "Records a second, and the lag, over time",
+            "seconds",
+            "records",
+            {"records/s": of("records/s"), "lag": of("lag records")},
+        ),
+    )
 
 
 # By the name of the CSV file.
 PLOTS = {
-    "peers": peers, "sizes": sizes, "partitions": partitions, "codecs": codecs, "modes": modes, "scale": scale,
+    "peers": peers,
+    "sizes": sizes,
+    "partitions": partitions,
+    "codecs": codecs,
+    "modes": modes,
+    "scale": scale,
     "soak-series": soak,
 }

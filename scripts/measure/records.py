@@ -9,9 +9,10 @@ USUAL = 532  # bytes: about what a record has when nobody asks for another size
 def usual(rng, index):
     mtime = 1608184243 + index // 50
     return (
-        f'{{"headers":{{"app_id":24,"log_name":"{NAMES[index % 5]}"}},"logs":{{"account_name":"48660{rng.randrange(10**5):05}",'
-        f'"action":{1000 + rng.randrange(9000)},"agent_id":36,"amount":{1 + rng.randrange(9)},"bag_amount":0,"bag_type":0,'
-        f'"bind_type":1,"device_id":"","end_time":0,"idfa":"","imei":"","is_internal":0,"item_id":311{rng.randrange(10**5):05},'
+        f'{{"headers":{{"app_id":24,"log_name":"{NAMES[index % 5]}"}},'
+        f'"logs":{{"account_name":"48660{rng.randrange(10**5):05}","action":{1000 + rng.randrange(9000)},"agent_id":36,'
+        f'"amount":{1 + rng.randrange(9)},"bag_amount":0,"bag_type":0,"bind_type":1,"device_id":"","end_time":0,'
+        f'"idfa":"","imei":"","is_internal":0,"item_id":311{rng.randrange(10**5):05},'
         f'"mac":"","mtime":{mtime},"pid":16081842440{index % 10**5:05},"platform":3100,"quality":0,"regrow":14,'
         f'"role_id":60013100{rng.randrange(10**5):05},"role_level":{100 + rng.randrange(899)},"server_id":5001,'
         f'"server_version":"","sn":"205914E0{rng.randrange(10**9):010}","star":0,"start_time":{mtime},"upf":3100,'
@@ -21,7 +22,9 @@ def usual(rng, index):
 
 def sized(rng, index, size):
     """A record of exactly this many bytes, 99 at least: the least that is an event, then members of three kinds."""
-    head = f'{{"headers":{{"app_id":24,"log_name":"log_{"items" if size == 100 else "item"}"}},"logs":{{"role_id":60013100{rng.randrange(10**5):05},"mtime":{1608184243 + index // 50}'
+    name = "log_items" if size == 100 else "log_item"
+    head = f'{{"headers":{{"app_id":24,"log_name":"{name}"}},"logs":{{"role_id":60013100{rng.randrange(10**5):05},'
+    head += f'"mtime":{1608184243 + index // 50}'
     parts, length, number = [head], len(head) + 2, 0
     while length < size:
         member = (

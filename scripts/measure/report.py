@@ -23,7 +23,10 @@ def _output(*command):
 
 def machine(bench):
     """Name and value of everything that a figure depends on."""
-    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    cpu = next(
+        (line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+        platform.machine(),
+    )
     kib = next(int(line.split()[1]) for line in open("/proc/meminfo") if line.startswith("MemTotal"))
     kcat = re.sub(r"(?s).*Version (\S+) .*(librdkafka [^ ]+).*", r"\1 on \2", _output("kcat", "-V"))
     return {
@@ -69,7 +72,14 @@ class Table:
         self._csv(out / f"{self.name}.csv", self.columns, self.rows)
         if self.series:
             self._csv(out / f"{self.name}-series.csv", self.series_columns, self.series)
-        whole = {"title": self.title, "columns": self.columns, "rows": self.rows, "runs": self.detail, "command": command, **about}
+        whole = {
+            "title": self.title,
+            "columns": self.columns,
+            "rows": self.rows,
+            "runs": self.detail,
+            "command": command,
+            **about,
+        }
         (out / f"{self.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
         return text
 
