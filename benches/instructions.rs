@@ -7,7 +7,8 @@
 //!
 //! **How it is built.** With `--cfg guard` the sources of the library are compiled into this program instead of being
 //! linked: so they can be optimised without optimising the whole library, of which only what `main` reaches is
-//! generated. Everything else, above all the lints, sees an ordinary program that uses the library.
+//! generated. Everything else, above all the lints, sees an ordinary program that uses the library. The modules below are
+//! those that the kernels need, directly or not; a new dependency of theirs shows as a compiler's error, and is added here.
 
 use std::hint::black_box;
 use std::io::Write as _;
