@@ -140,7 +140,7 @@ impl Consumer {
     /// Joins the group anew when an answer was lost. Not at once, since whoever waited for it works with slots and messages of
     /// the old client.
     pub(super) fn rejoin(&mut self) -> Result<(), Error> {
-        if std::mem::replace(&mut self.rejoin, Rejoin::No) == Rejoin::Due {
+        if self.rejoin == Rejoin::Due {
             self.make_anew("the group's answer to a commit was lost", Old::Closed)?;
         }
         Ok(())
