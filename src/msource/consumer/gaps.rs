@@ -137,7 +137,7 @@ impl Consumer {
     }
 
     /// Makes it durable that a partition goes on elsewhere, and reads it from there.
-    fn go_on_at(&mut self, number: usize, to: i64, cause: MoveCause) -> Result<(), Error> {
+    pub(super) fn go_on_at(&mut self, number: usize, to: i64, cause: MoveCause) -> Result<(), Error> {
         let partition = self.slots[number].partition.clone();
         if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT)? {
             // What is hidden ends where the gap begins: no manifest may say that it covers it.

@@ -16,6 +16,8 @@ mod gaps;
 mod group;
 mod seals;
 mod starts;
+#[cfg(test)]
+mod tests;
 mod watchdog;
 
 pub(super) use gaps::is_damage;

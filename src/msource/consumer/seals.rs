@@ -23,7 +23,7 @@ use crate::msource::journal::{Frame, Mark, PartitionState, Position, State};
 use crate::msource::native::{GroupOffset, KafkaError};
 
 /// Bound on one commit. An answer that takes longer is not known.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+const COMMIT_TIMEOUT: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(5) };
 
 /// How often the group is asked about ranges of partitions that are not ours.
 const LOOK: Duration = Duration::from_secs(5);

@@ -284,7 +284,7 @@ impl Consumer {
     }
 
     /// Begins to read partitions whose start is durable.
-    fn begin(&mut self, mut started: Vec<Position>) {
+    pub(super) fn begin(&mut self, mut started: Vec<Position>) {
         let found = started.len();
         started.retain(|position| !is_other(&self.client, &position.partition, &position.topic_id));
         if started.len() < found {

@@ -26,11 +26,11 @@ const PATIENCE: Duration = Duration::from_mins(1);
 const ASK: Duration = Duration::from_secs(3);
 
 /// Clients that hang in their own end. Each may hold a quarter of `memory`.
-const MOST_LEFT: usize = 4;
+pub(super) const MOST_LEFT: usize = 4;
 
 /// What was seen of each partition.
 pub(super) struct Watchdog {
-    patience: Duration,
+    pub(super) patience: Duration,
     look_at: Instant,
     /// Where it stood, and since when.
     seen: HashMap<TopicPartition, (i64, Instant)>,

@@ -109,7 +109,9 @@ impl Drop for Client {
         if let Err(error) = thread::Builder::new().name("kafka-close".into()).spawn(run) {
             tracing::error!(%error, "cannot end a Kafka client: no thread");
         } else if ended.recv_timeout(self.patience) == Err(RecvTimeoutError::Timeout) && !self.patience.is_zero() {
-            tracing::warn!("the Kafka client could not leave its group in time; the group may wait for its session to end");
+            tracing::warn!(
+                "the Kafka client could not leave its group in time; the group may wait for its session to end"
+            );
         }
     }
 }
@@ -149,11 +151,41 @@ mod tests {
             event(&client, |event| matches!(event, Event::Assign(_)));
             let begun = Instant::now();
             drop(client);
-            assert!(
-                begun.elapsed() < PATIENCE,
-                "{strategy}: it left its group, which took {:?}",
-                begun.elapsed()
-            );
+            assert!(begun.elapsed() < PATIENCE, "{strategy}: it left its group, which took {:?}", begun.elapsed());
+        }
+    }
+
+    #[test]
+    fn what_remains_of_a_client_is_told_until_its_last_message_is_gone() {
+        use rdkafka::ClientConfig;
+        use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+        let brokers = MockCluster::new(1).expect("brokers");
+        brokers.create_topic("t", 1, 1).expect("a topic");
+        let servers = brokers.bootstrap_servers();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", &servers).create().expect("a producer");
+        producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).payload(b"{}")).expect("room");
+        producer.flush(Duration::from_mins(1)).expect("the broker takes the record");
+        let properties = [("bootstrap.servers", servers), ("group.id", "g".to_owned())];
+        let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
+        let partition = crate::msource::TopicPartition { topic: "t".into(), partition: 0 };
+        client.assign(&[(partition, 0)]).expect("an assignment");
+        let mut messages = Vec::new();
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while messages.is_empty() {
+            assert!(Instant::now() < deadline, "the record does not come");
+            client.consume(&mut messages, 1, Duration::from_millis(50));
+        }
+        assert!(messages[0].is_record());
+        let remains = client.remains();
+        client.abandon();
+        assert!(remains.are_left(), "a record of it is being read");
+        assert_eq!(messages[0].value(), Some(&b"{}"[..]));
+        messages.clear();
+        while remains.are_left() {
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::park_timeout(Duration::from_millis(10));
         }
     }
 }
