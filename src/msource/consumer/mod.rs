@@ -18,6 +18,7 @@ mod seals;
 mod starts;
 #[cfg(test)]
 mod tests;
+mod topics;
 mod watchdog;
 
 pub(super) use gaps::is_damage;
@@ -365,6 +366,8 @@ pub struct Consumer {
     retry_pause: Duration,
     /// How many changes of topic ids were looked at.
     ids_seen: u64,
+    /// Ids of topics that are no more and of which something was hidden: nobody can decide about that.
+    gone_topics: BTreeSet<String>,
     watchdog: Watchdog,
     /// Clients before this one that may not have ended yet.
     left: Vec<Remains>,
@@ -409,6 +412,7 @@ impl Consumer {
             failed: None,
             retry_pause: RETRY,
             ids_seen: 0,
+            gone_topics: BTreeSet::new(),
             watchdog: Watchdog::new(now),
             left: Vec::new(),
         })

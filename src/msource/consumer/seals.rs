@@ -68,7 +68,11 @@ impl Consumer {
         let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
         for position in gone {
-            let verdict = if asked.sent == Sent::No { Verdict::Refused } else { Verdict::Open };
+            let verdict = match asked.sent {
+                _ if self.gone_topics.contains(&position.topic_id) => Verdict::Undecided,
+                Sent::No => Verdict::Refused,
+                Sent::Yes => Verdict::Open,
+            };
             self.let_go(asked.number, position.partition, verdict)?;
         }
         if ours.is_empty() {
@@ -273,6 +277,9 @@ impl Consumer {
             .cloned()
             .collect();
         if partitions.is_empty() {
+            return Ok(());
+        }
+        if !self.set_aside_of_gone_topics(&partitions)? {
             return Ok(());
         }
         match self.client.committed(&partitions, RETRY) {
