@@ -281,7 +281,8 @@ fn leaders_that_change_between_brokers_under_load_lose_and_repeat_nothing() {
     let wait_led = |what: &str, by: &[i32]| {
         wait_until(&format!("{what}: brokers {by:?} lead, in sync"), SOON, || {
             let (leaders, in_sync) = topic.leaders();
-            holds(leaders.len() == by.len() && by.iter().all(|id| leaders.contains_key(id)), (leaders, in_sync))
+            let led = leaders.len() == by.len() && by.iter().all(|id| leaders.contains_key(id));
+            holds(led && (in_sync || by.len() == 1), (leaders, in_sync))
         });
     };
     let wait_progress = || {
@@ -292,14 +293,12 @@ fn leaders_that_change_between_brokers_under_load_lose_and_repeat_nothing() {
     };
     wait_led("at first", &[1, 2]);
     wait_progress();
-    for end in [OwnBroker::kill, OwnBroker::stop] {
-        end(&second);
-        wait_led("without the second", &[1]);
-        wait_progress();
-        second.start();
-        wait_led("with both again", &[1, 2]);
-        wait_progress();
-    }
+    second.kill();
+    wait_led("without the second", &[1]);
+    wait_progress();
+    second.start();
+    wait_led("with both again", &[1, 2]);
+    wait_progress();
     load.stop();
     let produced = topic.read();
     for (home, service) in homes.iter().zip(services) {
@@ -379,7 +378,7 @@ fn memory_for_a_backlog(topic: &Topic, produced: &[Record], memory: &str) -> u64
 }
 
 /// What the process has besides records: what the store, the allocator and librdkafka's threads take under load.
-const BESIDES: u64 = 16 << 20;
+const BESIDES: u64 = 24 << 20;
 
 fn assert_a_backlog_stays_within_the_memory_bound(partitions: i32, count: u64, size: usize) {
     let topic = Topic::with_config("backlog", partitions, &[("max.message.bytes", "2097152")]);
@@ -393,12 +392,12 @@ fn assert_a_backlog_stays_within_the_memory_bound(partitions: i32, count: u64, s
 
 #[test]
 fn a_backlog_of_large_records_stays_within_the_memory_bound() {
-    assert_a_backlog_stays_within_the_memory_bound(2, 80, 1 << 20);
+    assert_a_backlog_stays_within_the_memory_bound(2, 96, 1 << 20);
 }
 
 #[test]
 fn a_backlog_of_many_partitions_stays_within_the_memory_bound() {
-    assert_a_backlog_stays_within_the_memory_bound(64, 5120, 16 << 10);
+    assert_a_backlog_stays_within_the_memory_bound(64, 6144, 16 << 10);
 }
 
 /// A sound record of this size.
