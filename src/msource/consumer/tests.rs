@@ -56,6 +56,7 @@ struct Bench {
     inbox: Receiver<Inbox>,
     /// What the delivery asks.
     seals: Sender<SealRequest>,
+    /// What the workers would be sent.
     _blocks: Receiver<RawBlock>,
 }
 
@@ -81,7 +82,7 @@ impl Bench {
             payload: Payload::None,
             librdkafka: BTreeMap::new(),
         };
-        let (blocks, _blocks) = unbounded();
+        let (blocks, to_workers) = unbounded();
         let (inbox_sender, inbox) = unbounded();
         let (seals, requests) = unbounded();
         let parts = Parts {
@@ -106,7 +107,7 @@ impl Bench {
         let mut consumer = Consumer::new(parts).expect("a client");
         let position = Position { partition: partition(), topic_id: String::new(), next, leader_epoch: -1 };
         consumer.begin(vec![position]);
-        Self { brokers, consumer, inbox, seals, _blocks }
+        Self { brokers, consumer, inbox, seals, _blocks: to_workers }
     }
 
     /// Reads until the open block has so many records.

@@ -85,7 +85,7 @@ impl Consumer {
         let nothing = found.is_empty();
         for partition in found {
             tracing::error!(%partition, "the topic was deleted before the group took what was hidden of it");
-            self.set_aside(&state, partition)?;
+            self.set_aside(&state, &partition)?;
         }
         Ok(nothing)
     }
@@ -134,17 +134,17 @@ impl Consumer {
 
     /// Sets aside what is hidden of a partition. It is not ours: an assignment that lasts until its files are prepared lets
     /// them be, and [`Consumer::serve_seals`] knows that nobody can decide about them.
-    fn set_aside(&mut self, state: &State, partition: TopicPartition) -> Result<(), Error> {
-        let prepared: Vec<u64> = state.prepared(&partition).map(|(mark, _)| mark.number).collect();
+    fn set_aside(&mut self, state: &State, partition: &TopicPartition) -> Result<(), Error> {
+        let prepared: Vec<u64> = state.prepared(partition).map(|(mark, _)| mark.number).collect();
         for number in prepared {
             let partition = partition.clone();
             let decided = Inbox::Decided { number, partition, verdict: Verdict::Undecided, reply: None };
             self.parts.inbox.send(decided).map_err(|_| Error::Closed)?;
         }
-        let next = state.partitions.get(&partition).map_or(0, |here| here.next);
+        let next = state.partitions.get(partition).map_or(0, |here| here.next);
         self.parts.tracker.begin(partition.clone(), next);
         let done = self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT);
-        self.parts.tracker.end(&partition);
+        self.parts.tracker.end(partition);
         done.map(drop)
     }
 }
