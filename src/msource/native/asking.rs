@@ -36,7 +36,7 @@ impl Client {
         let begun = Instant::now();
         let answers = self.list_offsets_once(queries, committed_only, timeout);
         let asked_another = match &answers {
-            Ok(answers) => answers.iter().any(|answer| answer.as_ref().is_err_and(|error| is_of_old_leader(error))),
+            Ok(answers) => answers.iter().any(|answer| answer.as_ref().is_err_and(is_of_old_leader)),
             Err(error) => is_of_old_leader(error),
         };
         let left = || timeout.saturating_sub(begun.elapsed());
