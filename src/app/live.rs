@@ -197,6 +197,7 @@ impl Service for Live {
             last_checkpoint_block: 0,
             gap_records: 0,
             client_restarts: 0,
+            clients_left: 0,
         };
         let Some(gauges) = self.shown() else { return Ok(status) };
         status.lag = self.lag();
@@ -204,6 +205,7 @@ impl Service for Live {
         (status.consumed_per_second, status.written_per_second) = self.rates(&status.counts);
         status.partitions = self.desk.partitions.load(Ordering::Relaxed) as u64;
         status.client_restarts = self.desk.client_restarts.load(Ordering::Relaxed);
+        status.clients_left = self.desk.clients_left.load(Ordering::Relaxed) as u64;
         status.open_files = gauges.open_files.load(Ordering::Relaxed) as u64;
         let durable = gauges.durable();
         status.home_id.clone_from(&durable.state.home);

@@ -167,6 +167,7 @@ impl Service for Stopped {
             last_checkpoint_block: view.state.number,
             gap_records: totals.gaps,
             client_restarts: 0,
+            clients_left: 0,
         })
     }
 

@@ -35,8 +35,9 @@ use crate::transform::worker;
 /// Blocks that may wait between two threads; the memory bound is what limits them.
 const CHANNEL: usize = 1024;
 
-/// Buffers kept for the next blocks.
-const SPARE_BUFFERS: usize = 32;
+/// Most buffers kept for the next blocks, and the share of `memory` that they may have.
+const SPARE_BUFFERS: u64 = 32;
+const SPARE_SHARE: u64 = 4;
 
 /// How long a stop may take before what is in flight is left to the next start's recovery.
 const STOP_DEADLINE: Duration = Duration::from_secs(25);
@@ -220,7 +221,7 @@ impl Pipeline {
         let turns = Turns::new();
         let (inbox, received) = unbounded();
         let (requests, seals) = unbounded();
-        let (spare, spares) = bounded(SPARE_BUFFERS);
+        let (spare, spares) = bounded(spare_buffers(config.memory));
         let (blocks, to_workers) = bounded(CHANNEL);
         let template = desk.engine().template.clone();
         let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, Now::current());
@@ -382,6 +383,11 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// How many buffers are kept: they are nobody's while they wait, and in no other bound.
+fn spare_buffers(memory: u64) -> usize {
+    (memory / SPARE_SHARE / worker::SPARE_MAX as u64).clamp(1, SPARE_BUFFERS) as usize
 }
 
 /// Who decides that hidden files are published.

@@ -107,6 +107,9 @@ pub(super) fn status(status: &Status) -> String {
     if status.client_restarts > 0 {
         rows.push(("Kafka client", format!("made anew {} times since it stood still", status.client_restarts)));
     }
+    if status.clients_left > 0 {
+        rows.push(("Old Kafka clients", format!("{} have not ended", status.clients_left)));
+    }
     let queue = (status.failure_queue_records, bytes(status.failure_queue_bytes));
     rows.push(("Failure queue", format!("{} records, {}", queue.0, queue.1)));
     rows.push(("Open files", status.open_files.to_string()));

@@ -133,6 +133,9 @@ pub struct Status {
     /// How often, since the start, the Kafka client stood still and was made anew.
     #[serde(default)]
     pub client_restarts: u64,
+    /// How many Kafka clients that were replaced have not ended yet.
+    #[serde(default)]
+    pub clients_left: u64,
 }
 
 /// Counts of records. `consumed + retried = written + filtered + rejected + in_flight`.

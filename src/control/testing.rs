@@ -60,6 +60,7 @@ pub(crate) fn status() -> Status {
         last_checkpoint_block: 77,
         gap_records: 0,
         client_restarts: 0,
+        clients_left: 0,
     }
 }
 

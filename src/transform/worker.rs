@@ -21,7 +21,7 @@ use crate::msource::payload::Decoder;
 use crate::record::{Discard, Reason, Reject};
 
 /// Buffers above this size are not kept for the next block.
-const SPARE_MAX: usize = 8 << 20;
+pub const SPARE_MAX: usize = 2 << 20;
 
 /// Starts `count` workers. They end when the sender of `blocks` is gone.
 pub fn spawn<T: From<DoneBlock> + Send + 'static>(

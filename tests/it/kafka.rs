@@ -1,6 +1,8 @@
 //! Faults of Kafka: brokers that die, connections that are cut, logs that are cut off, damaged or made anew, and a client that
 //! stands still. Each test counts every record at the end.
 
+use std::time::Duration;
+
 use mtga::control::State;
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
@@ -183,6 +185,37 @@ fn a_topic_created_anew_while_the_service_is_stopped_is_read_from_its_start() {
 }
 
 #[test]
+fn what_was_hidden_of_a_topic_that_is_deleted_after_a_kill_is_set_aside_and_said() {
+    let topic = Topic::create("gone", 2);
+    let mut home = home(&topic, Mode::Group);
+    home.set("sink.visibility", "sealed");
+    let old = topic.fill(Codec::Snappy, Mix::Clean, 0, 500);
+    let service = home.foreground();
+    home.wait_done(&old);
+    // In the last checkpoint, so that only the end of the topic stands against publishing it.
+    wait_until("it is durable", SOON, || {
+        let offsets = home.offsets();
+        let done: i64 = offsets.iter().map(|row| row.current).sum();
+        holds(done == 500, offsets)
+    });
+    service.kill();
+    topic.recreate();
+    let new = topic.fill(Codec::Snappy, Mix::Clean, 500, 300);
+    let service = home.foreground();
+    wait_logged(&home, "the topic was deleted before the group took what was hidden of it", 2);
+    wait_logged(&home, "the topic was deleted and created anew", 2);
+    home.wait_done(&[old.clone(), new.clone()].concat());
+    service.terminate();
+    let expected = |records: &[Record]| crate::harness::oracle::expect(records).lines;
+    crate::harness::events::assert_exactly(&expected(&new), &home.events());
+    let hidden =
+        std::fs::read_dir(home.path("data")).expect("a directory").map(|entry| entry.expect("an entry").path());
+    let aside: Vec<_> = hidden.filter(|path| path.extension().is_some_and(|end| end == "undecided")).collect();
+    let lines: usize = aside.iter().map(|path| std::fs::read_to_string(path).expect("a file").lines().count()).sum();
+    assert_eq!((aside.len(), lines), (2, 500));
+}
+
+#[test]
 fn a_client_that_stands_still_is_made_anew() {
     let topic = Topic::create("still", 2);
     let home = home(&topic, Mode::Group);
@@ -231,6 +264,150 @@ fn a_broker_that_is_killed_and_restarted_under_load_loses_and_repeats_nothing() 
         home.assert_exactly(&produced);
         service.terminate();
     }
+}
+
+#[test]
+fn leaders_that_change_between_brokers_under_load_lose_and_repeat_nothing() {
+    // Leaders go back to the broker that had them as soon as it is in sync again.
+    let properties = "offsets.topic.replication.factor=2\nauto.leader.rebalance.enable=true\n\
+                      leader.imbalance.check.interval.seconds=1\nleader.imbalance.per.broker.percentage=0";
+    let first = OwnBroker::new(properties);
+    let second = first.second(properties);
+    let brokers = format!("{},{}", first.address(), second.address());
+    let topic = Topic::replicated(&brokers, 2, "leaders", 4);
+    let homes = [home(&topic, Mode::All), home(&topic, Mode::Group)];
+    let load = topic.load_every(Duration::from_millis(50), Codec::Snappy, Mix::Dirty);
+    let services = homes.each_ref().map(Home::foreground);
+    let wait_led = |what: &str, by: &[i32]| {
+        wait_until(&format!("{what}: brokers {by:?} lead, in sync"), SOON, || {
+            let (leaders, in_sync) = topic.leaders();
+            let led = leaders.len() == by.len() && by.iter().all(|id| leaders.contains_key(id));
+            holds(led && (in_sync || by.len() == 1), (leaders, in_sync))
+        });
+    };
+    let wait_progress = || {
+        let written = homes.each_ref().map(|home| home.status().counts.written);
+        for (home, written) in homes.iter().zip(written) {
+            home.wait_written(written + 1000);
+        }
+    };
+    wait_led("at first", &[1, 2]);
+    wait_progress();
+    second.kill();
+    wait_led("without the second", &[1]);
+    wait_progress();
+    second.start();
+    wait_led("with both again", &[1, 2]);
+    wait_progress();
+    load.stop();
+    let produced = topic.read();
+    for (home, service) in homes.iter().zip(services) {
+        home.wait_done(&produced);
+        home.assert_exactly(&produced);
+        assert_eq!(home.status().gap_records, 0);
+        service.terminate();
+    }
+}
+
+#[test]
+fn a_compacted_topic_has_its_remaining_records_once_and_its_holes_are_no_gap() {
+    let config = [("cleanup.policy", "compact"), ("min.cleanable.dirty.ratio", "0.0"), ("segment.ms", "1000")];
+    let topic = Topic::with_config("compacted", 1, &config);
+    // Every fourth record is the last one of its key, some of those are tombstones. What comes an hour later begins a
+    // segment, and only those before the last one are compacted.
+    let record = |n: u64| {
+        let key = if n % 4 == 3 { format!("k{n}") } else { "k".to_owned() };
+        let record = Mix::Clean.record(n, 1);
+        let timestamp = record.timestamp + n as i64 / 500 * 3_600_000;
+        let value = record.value.filter(|_| n % 8 != 7);
+        Record { key: Some(key.into_bytes()), value, timestamp, ..record }
+    };
+    let produce = |first: u64, count: u64| {
+        let records: Vec<_> = (first..first + count).map(record).collect();
+        topic.produce(Codec::Snappy, &records);
+        records
+    };
+    let mut done = produce(0, 500);
+    let mut ahead = home(&topic, Mode::Group);
+    ahead.set("kafka.start", "earliest");
+    let service = ahead.foreground();
+    ahead.wait_done(&done);
+    service.terminate();
+    produce(500, 700);
+    produce(1500, 10);
+    wait_until("the log is compacted", SOON, || {
+        let left = topic.read().len();
+        holds(left < 500, left)
+    });
+    let left = topic.read();
+    let tombstones = left.iter().filter(|record| record.value.is_none()).count();
+    assert!(tombstones > 0);
+    let behind = home(&topic, Mode::All);
+    done.extend(left.iter().filter(|record| record.timestamp >= 1_700_000_000_000 + 3_600_000).cloned());
+    let services = [&ahead, &behind].map(Home::foreground);
+    for (home, produced) in [(&ahead, &done), (&behind, &left)] {
+        home.wait_done(produced);
+        home.assert_exactly(produced);
+        assert_eq!(home.status().gap_records, 0);
+        assert_eq!(home.offsets()[0].current, topic.end());
+    }
+    services.into_iter().for_each(Service::terminate);
+}
+
+/// How many bytes the service uses at most while it reads a backlog, above what it uses before it has a broker.
+fn memory_for_a_backlog(topic: &Topic, produced: &[Record], memory: &str) -> u64 {
+    let proxy = Proxy::new(broker::address());
+    proxy.cut();
+    let mut home = home(topic, Mode::All);
+    home.set("kafka.brokers", proxy.address()).set("memory", memory);
+    let service = home.foreground();
+    home.wait_for(State::Waiting);
+    let used = |field: &str| {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).expect("the service runs");
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    };
+    let before = used("VmRSS:");
+    proxy.heal();
+    home.wait_done(produced);
+    let peak = used("VmHWM:");
+    assert_eq!(home.status().counts.written, produced.len() as u64);
+    service.terminate();
+    eprintln!("{memory}: {} MiB before, {} MiB at most", before >> 20, peak >> 20);
+    peak - before
+}
+
+/// What the process has besides records: what the store, the allocator and librdkafka's threads take under load.
+const BESIDES: u64 = 24 << 20;
+
+fn assert_a_backlog_stays_within_the_memory_bound(partitions: i32, count: u64, size: usize) {
+    let topic = Topic::with_config("backlog", partitions, &[("max.message.bytes", "2097152")]);
+    let records: Vec<_> = (0..count).map(|n| padded(n, partitions, size)).collect();
+    topic.produce(Codec::None, &records);
+    let (memory, fetch) = (16 << 20, 4 << 20);
+    assert!(count * size as u64 > 2 * (memory + fetch + BESIDES), "a backlog that does not fit");
+    let used = memory_for_a_backlog(&topic, &records, "16MiB");
+    assert!(used < memory + fetch + BESIDES, "{} MiB", used >> 20);
+}
+
+#[test]
+fn a_backlog_of_large_records_stays_within_the_memory_bound() {
+    assert_a_backlog_stays_within_the_memory_bound(2, 96, 1 << 20);
+}
+
+#[test]
+fn a_backlog_of_many_partitions_stays_within_the_memory_bound() {
+    assert_a_backlog_stays_within_the_memory_bound(64, 6144, 16 << 10);
+}
+
+/// A sound record of this size.
+fn padded(n: u64, partitions: i32, size: usize) -> Record {
+    let partition = (n % partitions as u64) as i32;
+    let value = format!(
+        r#"{{"headers":{{"app_id":24,"log_name":"log_big"}},"logs":{{"sn":"{partition}-{n}","role_id":1,"mtime":1608184243,"text":"{}"}}}}"#,
+        "x".repeat(size)
+    );
+    Record { partition, key: None, value: Some(value.into_bytes()), timestamp: 1_700_000_000_000 }
 }
 
 /// What is left of a log that was cut off.
@@ -428,16 +605,14 @@ fn a_record_larger_than_a_fetch_arrives_whole() {
     let topic = Topic::with_config("huge", 1, &[("max.message.bytes", "20971520")]);
     let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 10);
     for n in 10..13 {
-        let value = format!(
-            r#"{{"headers":{{"app_id":24,"log_name":"log_big"}},"logs":{{"sn":"0-{n}","role_id":1,"mtime":1608184243,"text":"{}"}}}}"#,
-            "x".repeat(5_000_000 + n)
-        );
-        let record = Record { partition: 0, key: None, value: Some(value.into_bytes()), timestamp: 1_700_000_000_000 };
+        let record = padded(n, 1, 5_000_000 + n as usize);
         topic.produce(Codec::None, std::slice::from_ref(&record));
         produced.push(record);
     }
     produced.extend(topic.fill(Codec::None, Mix::Clean, 13, 10));
-    let home = home(&topic, Mode::All);
+    let mut home = home(&topic, Mode::All);
+    // All partitions together are fetched a quarter of this at a time.
+    home.set("memory", "16MiB");
     let service = home.foreground();
     home.wait_done(&produced);
     home.assert_exactly(&produced);

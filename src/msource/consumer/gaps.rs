@@ -137,7 +137,7 @@ impl Consumer {
     }
 
     /// Makes it durable that a partition goes on elsewhere, and reads it from there.
-    fn go_on_at(&mut self, number: usize, to: i64, cause: MoveCause) -> Result<(), Error> {
+    pub(super) fn go_on_at(&mut self, number: usize, to: i64, cause: MoveCause) -> Result<(), Error> {
         let partition = self.slots[number].partition.clone();
         if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT)? {
             // What is hidden ends where the gap begins: no manifest may say that it covers it.
@@ -145,6 +145,12 @@ impl Consumer {
             return Ok(());
         }
         let slot = &self.slots[number];
+        if !self.parts.tracker.is_current(&partition, slot.epoch) {
+            // Whether the group has taken what was hidden is not known, or the partition is lost: whoever has it next, in the
+            // next generation, goes on from what the group has, and finds the gap there.
+            self.read_again_after(number, RETRY);
+            return Ok(());
+        }
         let position =
             Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
         let (reply, answered) = bounded(1);

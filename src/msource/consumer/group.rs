@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
+use super::seals::Rejoin;
 use super::watchdog::Old;
 use super::{
     Code, Consumer, Error, Failed, InFlight, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot,
@@ -199,14 +200,18 @@ impl Consumer {
     fn renew(&mut self, old: Old) -> Result<(), Error> {
         self.unanswered_since = None;
         self.commit_in_flight = InFlight::No;
+        self.rejoin = Rejoin::No;
         self.watchdog.excuse();
+        self.check_left()?;
         let new = Client::new(&self.parts.properties).map_err(Error::Client)?;
         let replaced = std::mem::replace(&mut self.client, new);
         self.ids_seen = 0;
+        self.left.push(replaced.remains());
         match old {
             Old::Closed => drop(replaced),
-            Old::Abandoned => drop(std::thread::Builder::new().name("kafka-close".into()).spawn(|| drop(replaced))),
+            Old::Abandoned => replaced.abandon(),
         }
+        self.count_left();
         self.discover_at = Instant::now();
         self.subscribe()
     }

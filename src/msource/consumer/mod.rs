@@ -9,13 +9,16 @@
 //! nothing; after five seconds of that it pauses its partitions, so that it can serve the group meanwhile.
 //!
 //! **How it fails.** What may pass (no broker, no topic yet, a coordinator that is loading) is shown and waited for. A fatal
-//! error of the client, one that stands still, and a topic made anew get another client. Only `out_of_range: stop` and a
-//! broken delivery end the thread.
+//! error of the client, one that stands still, and a topic made anew get another client. Only `out_of_range: stop`, clients
+//! that do not end, and a broken delivery end the thread.
 
 mod gaps;
 mod group;
 mod seals;
 mod starts;
+#[cfg(test)]
+mod tests;
+mod topics;
 mod watchdog;
 
 pub(super) use gaps::is_damage;
@@ -32,7 +35,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::TopicPartition;
 use super::journal::{Mark, Position};
-use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec};
+use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec, Remains};
 use super::tracker::{Epoch, Tracker};
 use crate::block::{RawBlock, Records, Source};
 use crate::config::{Assignment, Kafka, Visibility, WhenFull};
@@ -101,6 +104,11 @@ pub enum Error {
         /// Where the log was cut off, as far as the broker knows.
         end: i64,
     },
+    /// Clients that were replaced do not end.
+    #[error(
+        "{0} Kafka clients that stood still hang in their own end and keep what they hold; start the service again, which loses and repeats nothing"
+    )]
+    Left(usize),
     /// The delivery or the workers are gone; they tell why.
     #[error("the delivery ended")]
     Closed,
@@ -128,6 +136,8 @@ pub struct Desk {
     pub without_share: AtomicBool,
     /// How often the client stood still and was made anew.
     pub client_restarts: AtomicU64,
+    /// How many clients that were replaced have not ended yet.
+    pub clients_left: AtomicUsize,
     /// Set once: to finish and end.
     stop: AtomicBool,
     /// What turns records into lines from now on.
@@ -142,6 +152,7 @@ impl Desk {
             partitions: AtomicUsize::new(0),
             without_share: AtomicBool::new(false),
             client_restarts: AtomicU64::new(0),
+            clients_left: AtomicUsize::new(0),
             stop: AtomicBool::new(false),
             engine: RwLock::new(engine),
         }
@@ -355,7 +366,11 @@ pub struct Consumer {
     retry_pause: Duration,
     /// How many changes of topic ids were looked at.
     ids_seen: u64,
+    /// Ids of topics that are no more and of which something was hidden: nobody can decide about that.
+    gone_topics: BTreeSet<String>,
     watchdog: Watchdog,
+    /// Clients before this one that may not have ended yet.
+    left: Vec<Remains>,
     /// Last, so that it is dropped last: it waits until every message is gone.
     client: Client,
 }
@@ -397,7 +412,9 @@ impl Consumer {
             failed: None,
             retry_pause: RETRY,
             ids_seen: 0,
+            gone_topics: BTreeSet::new(),
             watchdog: Watchdog::new(now),
+            left: Vec::new(),
         })
     }
 

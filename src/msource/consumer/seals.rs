@@ -23,7 +23,7 @@ use crate::msource::journal::{Frame, Mark, PartitionState, Position, State};
 use crate::msource::native::{GroupOffset, KafkaError};
 
 /// Bound on one commit. An answer that takes longer is not known.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
+const COMMIT_TIMEOUT: Duration = if cfg!(test) { Duration::from_secs(2) } else { Duration::from_secs(5) };
 
 /// How often the group is asked about ranges of partitions that are not ours.
 const LOOK: Duration = Duration::from_secs(5);
@@ -68,7 +68,11 @@ impl Consumer {
         let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
         for position in gone {
-            let verdict = if asked.sent == Sent::No { Verdict::Refused } else { Verdict::Open };
+            let verdict = match asked.sent {
+                _ if self.gone_topics.contains(&position.topic_id) => Verdict::Undecided,
+                Sent::No => Verdict::Refused,
+                Sent::Yes => Verdict::Open,
+            };
             self.let_go(asked.number, position.partition, verdict)?;
         }
         if ours.is_empty() {
@@ -140,7 +144,7 @@ impl Consumer {
     /// Joins the group anew when an answer was lost. Not at once, since whoever waited for it works with slots and messages of
     /// the old client.
     pub(super) fn rejoin(&mut self) -> Result<(), Error> {
-        if std::mem::replace(&mut self.rejoin, Rejoin::No) == Rejoin::Due {
+        if self.rejoin == Rejoin::Due {
             self.make_anew("the group's answer to a commit was lost", Old::Closed)?;
         }
         Ok(())
@@ -273,6 +277,9 @@ impl Consumer {
             .cloned()
             .collect();
         if partitions.is_empty() {
+            return Ok(());
+        }
+        if !self.set_aside_of_gone_topics(&partitions)? {
             return Ok(());
         }
         match self.client.committed(&partitions, RETRY) {

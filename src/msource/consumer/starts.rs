@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::watchdog::Old;
+use super::topics::is_other;
 use super::{Code, Consumer, Error, Fetch, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot, Told};
 use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
@@ -72,11 +72,15 @@ impl Consumer {
             return Ok(());
         }
         fault::point("assign.settled");
+        let pending: Vec<_> = self.pending.iter().cloned().collect();
+        if !self.set_aside_of_gone_topics(&pending)? {
+            self.retry_at = Instant::now() + RETRY;
+            return Ok(());
+        }
         if self.judge_pending()? {
             return Ok(());
         }
         fault::point("assign.judged");
-        let pending: Vec<_> = self.pending.iter().cloned().collect();
         match self.starts(&pending) {
             Ok(starts) => {
                 let started = self.pin(starts)?;
@@ -96,7 +100,7 @@ impl Consumer {
     }
 
     /// Makes everything durable that was sent so far; if that takes long, it is tried again later.
-    fn settled(&mut self) -> Result<bool, Error> {
+    pub(super) fn settled(&mut self) -> Result<bool, Error> {
         let settled = self.parts.gauges.stalled().is_none() && self.barrier(Finish::No, PATIENCE)?;
         if !settled {
             self.retry_at = Instant::now() + RETRY;
@@ -284,7 +288,7 @@ impl Consumer {
     }
 
     /// Begins to read partitions whose start is durable.
-    fn begin(&mut self, mut started: Vec<Position>) {
+    pub(super) fn begin(&mut self, mut started: Vec<Position>) {
         let found = started.len();
         started.retain(|position| !is_other(&self.client, &position.partition, &position.topic_id));
         if started.len() < found {
@@ -426,56 +430,6 @@ impl Consumer {
             tracing::warn!(%error, "cannot pause the partitions");
         }
     }
-
-    /// Finds partitions of a topic that was deleted and created anew since they were begun. To be called for each batch
-    /// that was taken, before any of it is used.
-    pub(super) fn notice_new_topics(&mut self) {
-        let changes = self.client.id_changes();
-        if changes == self.ids_seen {
-            return;
-        }
-        self.ids_seen = changes;
-        for slot in &mut self.slots {
-            if is_other(&self.client, &slot.partition, &slot.topic_id) {
-                slot.fetch = Fetch::Stale;
-            }
-        }
-    }
-
-    /// Gives partitions up whose topic was created anew. The client is replaced as well: it would hold the new topic's leader
-    /// epochs, which begin again, for outdated.
-    pub(super) fn leave_old_topics(&mut self) -> Result<(), Error> {
-        if self.slots.iter().all(|slot| slot.fetch != Fetch::Stale) || Instant::now() < self.retry_at {
-            return Ok(());
-        }
-        for number in 0..self.slots.len() {
-            self.cut(number)?;
-        }
-        if !self.settled()? {
-            return Ok(());
-        }
-        let gone: Vec<_> = self.slots.iter().filter(|slot| slot.fetch == Fetch::Stale).collect();
-        let gone: Vec<_> = gone.into_iter().map(|slot| slot.partition.clone()).collect();
-        // Nobody can read again what is hidden of the old topic: it is published while the group still takes its offsets.
-        if self.hides() && !self.barrier(Finish::Hidden(gone), REQUEST_TIMEOUT)? {
-            self.retry_at = Instant::now() + RETRY;
-            return Ok(());
-        }
-        let (old, others): (Vec<&Slot>, Vec<&Slot>) = self.slots.iter().partition(|slot| slot.fetch == Fetch::Stale);
-        for slot in old {
-            tracing::error!(partition = %slot.partition, offset = slot.next, "the topic was deleted and created anew while it was read");
-        }
-        let others: Vec<_> = others.into_iter().map(|slot| slot.partition.clone()).collect();
-        if self.parts.config.assignment == Assignment::Group && !others.is_empty() && !self.hides() {
-            self.commit_now(&others, REQUEST_TIMEOUT);
-        }
-        self.make_anew("a topic was deleted and created anew", Old::Closed)
-    }
-}
-
-/// Whether the client fetches another topic of this name.
-fn is_other(client: &Client, partition: &TopicPartition, topic_id: &str) -> bool {
-    !topic_id.is_empty() && client.topic_id(&partition.topic).is_some_and(|id| id != topic_id)
 }
 
 /// The topics that are meant: names as they are, regular expressions matched against all topics of the cluster.

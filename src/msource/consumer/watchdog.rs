@@ -5,6 +5,9 @@
 //! Lag is what a consumer of the configured isolation level can reach, so an open transaction is waited for, not blamed.
 //!
 //! **What it does not do.** It does not blame the client while brokers do not answer: what cannot be asked is no lag.
+//!
+//! **How it fails.** A client that stands still may hang in its own end too, and keeps its threads, its connections and what it
+//! had fetched then. How many do is shown; when there are [`MOST_LEFT`], the process ends instead of making another one.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -13,7 +16,7 @@ use std::time::{Duration, Instant};
 use super::{Consumer, Error, Fetch};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::native::{Client, KafkaError, OffsetSpec};
+use crate::msource::native::{Client, KafkaError, OffsetSpec, Remains};
 use crate::msource::properties;
 
 /// How long a partition with lag may stand still.
@@ -22,9 +25,12 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Bound on the question for lag.
 const ASK: Duration = Duration::from_secs(3);
 
+/// Clients that hang in their own end. Each may hold a quarter of `memory`.
+pub(super) const MOST_LEFT: usize = 4;
+
 /// What was seen of each partition.
 pub(super) struct Watchdog {
-    patience: Duration,
+    pub(super) patience: Duration,
     look_at: Instant,
     /// Where it stood, and since when.
     seen: HashMap<TopicPartition, (i64, Instant)>,
@@ -35,7 +41,7 @@ pub(super) struct Watchdog {
 pub(super) enum Old {
     /// It leaves the group before the new one joins.
     Closed,
-    /// It may hang in its own end too, so a thread of its own waits for that.
+    /// It may hang in its own end too, so nobody waits for that.
     Abandoned,
 }
 
@@ -62,13 +68,15 @@ impl Consumer {
         if now < self.watchdog.look_at {
             return Ok(());
         }
+        self.count_left();
         let patience = self.watchdog.patience;
         self.watchdog.look_at = now + patience / 12;
         let seen = &mut self.watchdog.seen;
         let mut still = Vec::new();
         for slot in &self.slots {
             match seen.get(&slot.partition) {
-                Some((next, since)) if *next == slot.next && matches!(slot.fetch, Fetch::On) => {
+                // Whatever it waits for. But a topic that was made anew has other offsets, and brings another client anyway.
+                Some((next, since)) if *next == slot.next && slot.fetch != Fetch::Stale => {
                     if now >= *since + patience {
                         still.push((slot.partition.clone(), slot.next));
                     }
@@ -90,6 +98,18 @@ impl Consumer {
         tracing::error!(%partition, offset = next, lag = end - next, "no record came for {} s although there are some: making the Kafka client anew", patience.as_secs());
         self.parts.desk.client_restarts.fetch_add(1, Ordering::Relaxed);
         self.make_anew("the Kafka client stood still and was made anew", Old::Abandoned)
+    }
+
+    /// Shows how many clients that were replaced are still there.
+    pub(super) fn count_left(&mut self) {
+        self.left.retain(Remains::are_left);
+        self.parts.desk.clients_left.store(self.left.len(), Ordering::Relaxed);
+    }
+
+    /// Whether there may be one more client.
+    pub(super) fn check_left(&mut self) -> Result<(), Error> {
+        self.count_left();
+        if self.left.len() < MOST_LEFT { Ok(()) } else { Err(Error::Left(self.left.len())) }
     }
 
     /// Where the partitions end; asked of another client when ours gives no answer.

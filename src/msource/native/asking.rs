@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int};
 use std::ptr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
-use rdkafka::types::RDKafkaRespErr;
+use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 
 use super::list::{c_string, millis, slice, text};
 use super::{Client, KafkaError, OffsetSpec, TopicInfo};
@@ -24,7 +24,30 @@ enum MetadataOf {
 
 impl Client {
     /// Asks the brokers for offsets, in the order asked; an error for each partition that cannot be answered.
+    ///
+    /// librdkafka asks the leaders that it knows, for a minute and more after they have changed: unless it hears of the change
+    /// for another reason, which a client that only asks does not. So it is told to look, and asked once more.
     pub fn list_offsets(
+        &self,
+        queries: &[(TopicPartition, OffsetSpec)],
+        committed_only: bool,
+        timeout: Duration,
+    ) -> Result<Vec<Result<i64, KafkaError>>, KafkaError> {
+        let begun = Instant::now();
+        let answers = self.list_offsets_once(queries, committed_only, timeout);
+        let asked_another = match &answers {
+            Ok(answers) => answers.iter().any(|answer| answer.as_ref().is_err_and(is_of_old_leader)),
+            Err(error) => is_of_old_leader(error),
+        };
+        let left = || timeout.saturating_sub(begun.elapsed());
+        if !asked_another || left().is_zero() {
+            return answers;
+        }
+        self.metadata(MetadataOf::Everything, left(), |_| ())?;
+        self.list_offsets_once(queries, committed_only, left())
+    }
+
+    fn list_offsets_once(
         &self,
         queries: &[(TopicPartition, OffsetSpec)],
         committed_only: bool,
@@ -227,6 +250,14 @@ impl Client {
     }
 }
 
+/// Whether this is the answer of a broker that does not lead the partition any more, or of one that leads it anew.
+fn is_of_old_leader(error: &KafkaError) -> bool {
+    matches!(
+        error.code,
+        Code::NotLeaderForPartition | Code::FencedLeaderEpoch | Code::UnknownLeaderEpoch | Code::LeaderNotAvailable
+    )
+}
+
 /// # Safety
 /// `group` is a live group description.
 unsafe fn describes(group: *const rd::rd_kafka_ConsumerGroupDescription_t, instance: &str) -> Result<bool, KafkaError> {
@@ -274,4 +305,26 @@ unsafe fn plain(topic: &rd::rd_kafka_metadata_topic) -> (String, Result<TopicInf
     let name = unsafe { text(topic.topic) };
     let info = TopicInfo { name: name.clone(), id: String::new(), partitions: topic.partition_cnt };
     (name, KafkaError::check(topic.err).map(|()| info))
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+
+    use super::*;
+
+    #[test]
+    fn offsets_are_answered_right_after_the_leader_has_changed() {
+        let brokers = MockCluster::new(2).expect("brokers");
+        brokers.create_topic("t", 1, 2).expect("a topic");
+        let properties = [("bootstrap.servers", brokers.bootstrap_servers()), ("group.id", "g".to_owned())];
+        let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
+        let partition = TopicPartition { topic: "t".into(), partition: 0 };
+        for leader in [1, 2, 1] {
+            brokers.partition_leader("t", 0, Some(leader)).expect("a leader");
+            let queries = [(partition.clone(), OffsetSpec::Latest)];
+            let answers = client.list_offsets(&queries, false, Duration::from_secs(20));
+            assert_eq!(answers, Ok(vec![Ok(0)]), "broker {leader} leads");
+        }
+    }
 }

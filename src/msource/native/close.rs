@@ -1,27 +1,72 @@
-//! The end of a client: it leaves its group, in a bounded time, whatever state a rebalance is in.
+//! The end of a client: it leaves its group, whatever state a rebalance is in, and is freed.
+//!
+//! librdkafka bounds neither: it may wait for a broker that does not answer, for a message that somebody still reads, or for
+//! ever. So a thread of its own does it, and whoever drops a client waits for that no longer than `PATIENCE`. What it
+//! leaves behind then is told by its [`Remains`].
 
+use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Weak};
+use std::thread;
+use std::time::Duration;
 
+use crossbeam_channel::{RecvTimeoutError, bounded};
 use rdkafka::bindings as rd;
 
-use super::{Client, KafkaError, consume};
+use super::{Client, KafkaError, Shared, consume};
 
-/// How long a client that is dropped may take to leave its group. librdkafka has no bound of its own for that.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long whoever drops a client waits until it has left its group and is gone.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-impl Client {
-    /// Gives the assignment up and leaves the group; returns whether that was done in time.
+/// Tells whether a client is still there after it was dropped.
+#[derive(Debug)]
+pub struct Remains(Weak<Shared>);
+
+impl Remains {
+    /// Whether any of it is: threads, connections, what it had fetched.
+    pub fn are_left(&self) -> bool {
+        self.0.strong_count() > 0
+    }
+}
+
+/// A client that nobody uses any more.
+struct Ending {
+    rk: *mut rd::rd_kafka_t,
+    queue: *mut rd::rd_kafka_queue_t,
+    answers: *mut rd::rd_kafka_queue_t,
+    /// Callbacks use it until the client is destroyed; should that never happen, it stays.
+    shared: ManuallyDrop<Arc<Shared>>,
+}
+
+// SAFETY: librdkafka's handles are thread-safe by its documentation; `Shared` is behind locks.
+unsafe impl Send for Ending {}
+
+impl Ending {
+    /// Leaves the group and frees the client.
+    fn run(self) {
+        // SAFETY: the last use of all of them. Nothing else is done with the client, which is live until it is destroyed.
+        unsafe {
+            // After a fatal error there is nothing to leave.
+            if KafkaError::check(rd::rd_kafka_fatal_error(self.rk, ptr::null_mut(), 0)).is_ok() {
+                self.close();
+            }
+            rd::rd_kafka_queue_destroy(self.answers);
+            rd::rd_kafka_queue_destroy(self.queue);
+            // Not closed once more: that would wait for ever where a rebalance is not answered.
+            rd::rd_kafka_destroy_flags(self.rk, rd::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+        }
+        drop(ManuallyDrop::into_inner(self.shared));
+    }
+
+    /// Gives the assignment up and leaves the group.
     ///
     /// # Safety
     /// Nothing else is done with the client meanwhile, and no fatal error was raised.
-    unsafe fn close(&self) -> bool {
-        let deadline = Instant::now() + CLOSE_DEADLINE;
+    unsafe fn close(&self) {
         let mut rest = Vec::new();
         // SAFETY: the client is live. Everything comes by the queue made here until it is closed, a rebalance too, which the
-        // callback answers. When there is no time left, librdkafka goes on using the queue, so it stays.
+        // callback answers.
         unsafe {
             let queue = rd::rd_kafka_queue_new(self.rk);
             let begun = KafkaError::check_object(rd::rd_kafka_consumer_close_queue(self.rk, queue));
@@ -29,43 +74,52 @@ impl Client {
                 rd::rd_kafka_assign(self.rk, ptr::null());
             }
             while begun.is_ok() && rd::rd_kafka_consumer_closed(self.rk) == 0 {
-                if Instant::now() >= deadline {
-                    return false;
-                }
                 consume(queue, &mut rest, 1, Duration::from_millis(50));
                 rest.clear();
             }
             rd::rd_kafka_queue_destroy(queue);
         }
-        true
+    }
+}
+
+impl Client {
+    /// To look at once the client was dropped.
+    pub fn remains(&self) -> Remains {
+        Remains(Arc::downgrade(&self.shared))
+    }
+
+    /// Drops it without waiting for its end.
+    pub fn abandon(mut self) {
+        self.patience = Duration::ZERO;
     }
 }
 
 impl Drop for Client {
-    /// Leaves the group and frees the client. Every [`Message`](super::Message) must be gone by then, or this waits for it. A client that
-    /// cannot leave in time stays until the end of the process.
+    /// Leaves the group and frees the client, which waits until every [`Message`](super::Message) of it is gone. After some
+    /// seconds, that goes on without whoever dropped it.
     fn drop(&mut self) {
         self.shared.closing.store(true, Ordering::Release);
-        // SAFETY: the last use of both, unless librdkafka is not done with them: then they and what they refer to stay.
-        unsafe {
-            // After a fatal error there is nothing to leave.
-            if self.fatal_error().is_none() && !self.close() {
-                tracing::warn!(
-                    "the Kafka client could not leave its group in time; the group waits for its session to end"
-                );
-                std::mem::forget(Arc::clone(&self.shared));
-                return;
-            }
-            rd::rd_kafka_queue_destroy(self.answers);
-            rd::rd_kafka_queue_destroy(self.queue);
-            // Not closed once more: that would wait for ever where a rebalance is not answered.
-            rd::rd_kafka_destroy_flags(self.rk, rd::RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+        let shared = ManuallyDrop::new(Arc::clone(&self.shared));
+        let ending = Ending { rk: self.rk, queue: self.queue, answers: self.answers, shared };
+        let (done, ended) = bounded::<()>(0);
+        let run = move || {
+            ending.run();
+            drop(done);
+        };
+        if let Err(error) = thread::Builder::new().name("kafka-close".into()).spawn(run) {
+            tracing::error!(%error, "cannot end a Kafka client: no thread");
+        } else if ended.recv_timeout(self.patience) == Err(RecvTimeoutError::Timeout) && !self.patience.is_zero() {
+            tracing::warn!(
+                "the Kafka client could not leave its group in time; the group may wait for its session to end"
+            );
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use rdkafka::mocking::MockCluster;
 
     use super::*;
@@ -97,11 +151,41 @@ mod tests {
             event(&client, |event| matches!(event, Event::Assign(_)));
             let begun = Instant::now();
             drop(client);
-            assert!(
-                begun.elapsed() < CLOSE_DEADLINE,
-                "{strategy}: it left its group, which took {:?}",
-                begun.elapsed()
-            );
+            assert!(begun.elapsed() < PATIENCE, "{strategy}: it left its group, which took {:?}", begun.elapsed());
+        }
+    }
+
+    #[test]
+    fn what_remains_of_a_client_is_told_until_its_last_message_is_gone() {
+        use rdkafka::ClientConfig;
+        use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+        let brokers = MockCluster::new(1).expect("brokers");
+        brokers.create_topic("t", 1, 1).expect("a topic");
+        let servers = brokers.bootstrap_servers();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", &servers).create().expect("a producer");
+        producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).payload(b"{}")).expect("room");
+        producer.flush(Duration::from_mins(1)).expect("the broker takes the record");
+        let properties = [("bootstrap.servers", servers), ("group.id", "g".to_owned())];
+        let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
+        let partition = crate::msource::TopicPartition { topic: "t".into(), partition: 0 };
+        client.assign(&[(partition, 0)]).expect("an assignment");
+        let mut messages = Vec::new();
+        let deadline = Instant::now() + Duration::from_mins(1);
+        while messages.is_empty() {
+            assert!(Instant::now() < deadline, "the record does not come");
+            client.consume(&mut messages, 1, Duration::from_millis(50));
+        }
+        assert!(messages[0].is_record());
+        let remains = client.remains();
+        client.abandon();
+        assert!(remains.are_left(), "a record of it is being read");
+        assert_eq!(messages[0].value(), Some(&b"{}"[..]));
+        messages.clear();
+        while remains.are_left() {
+            assert!(Instant::now() < deadline, "it does not end");
+            std::thread::park_timeout(Duration::from_millis(10));
         }
     }
 }

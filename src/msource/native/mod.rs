@@ -15,6 +15,7 @@ mod close;
 mod list;
 mod message;
 
+pub use close::Remains;
 pub use message::{CutOff, Message};
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -169,6 +170,8 @@ pub struct Client {
     queue: *mut rd::rd_kafka_queue_t,
     /// Where answers to asynchronous commits arrive, so that they can be waited for without taking records.
     answers: *mut rd::rd_kafka_queue_t,
+    /// How long whoever drops it waits until it is gone.
+    patience: Duration,
     shared: Arc<Shared>,
 }
 
@@ -225,7 +228,7 @@ impl Client {
             rd::rd_kafka_poll_set_consumer(rk);
             (rd::rd_kafka_queue_get_consumer(rk), rd::rd_kafka_queue_new(rk))
         };
-        Ok(Self { rk, queue, answers, shared })
+        Ok(Self { rk, queue, answers, patience: close::PATIENCE, shared })
     }
 
     /// Joins the group for these topics (names, or regular expressions with a leading `^`).

@@ -22,6 +22,15 @@ pub(crate) struct OwnBroker {
 impl OwnBroker {
     /// Starts a broker; `properties` are further lines of its `server.properties`.
     pub(crate) fn new(properties: &str) -> Self {
+        Self::begun(properties, None)
+    }
+
+    /// Starts a second broker of this one's cluster, whose controller stays with this one.
+    pub(crate) fn second(&self, properties: &str) -> Self {
+        Self::begun(properties, Some(self))
+    }
+
+    fn begun(properties: &str, first: Option<&Self>) -> Self {
         let dir = tempfile::Builder::new().prefix("mtga-broker-").tempdir().expect("a directory");
         let keeper = Command::new("sh")
             .args(["-c", "cat >/dev/null; \"$0\" kill \"$1\"; rm -rf \"$1\""])
@@ -33,16 +42,21 @@ impl OwnBroker {
             .spawn()
             .expect("a shell");
         let mut broker = Self { dir, address: String::new(), keeper };
-        broker.run("start", properties);
+        broker.run_with("start", properties, first);
         let env = fs::read_to_string(broker.dir.path().join("env")).expect("the script tells the address");
         let address = env.lines().find_map(|line| line.strip_prefix("KAFKA_BROKERS="));
         address.expect("the address is told").clone_into(&mut broker.address);
         broker
     }
 
-    fn run(&self, command: &str, properties: &str) {
+    fn run(&self, command: &str) {
+        self.run_with(command, "", None);
+    }
+
+    fn run_with(&self, command: &str, properties: &str, first: Option<&Self>) {
         let mut script = Command::new(script());
         script.arg(command).arg(self.dir.path()).env("MTGA_KAFKA_HEAP", "400m");
+        script.args(first.map(|first| first.dir.path()));
         Finished::run(script.env("MTGA_KAFKA_PROPERTIES", properties), 2 * SOON).success();
     }
 
@@ -53,17 +67,17 @@ impl OwnBroker {
 
     /// SIGKILL.
     pub(crate) fn kill(&self) {
-        self.run("kill", "");
+        self.run("kill");
     }
 
     /// In good order.
     pub(crate) fn stop(&self) {
-        self.run("stop", "");
+        self.run("stop");
     }
 
     /// Starts it again, on its ports and its data.
     pub(crate) fn start(&self) {
-        self.run("start", "");
+        self.run("start");
     }
 
     /// The directory with the segments of a partition.

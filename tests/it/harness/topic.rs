@@ -55,6 +55,13 @@ impl Topic {
         Self::with_config(purpose, partitions, &[])
     }
 
+    /// A topic of which every one of so many brokers has a copy.
+    pub(crate) fn replicated(brokers: &str, copies: i32, purpose: &str, partitions: i32) -> Self {
+        let topic = Self { brokers: brokers.to_owned(), ..Self::unmade(&name_for(purpose), partitions) };
+        topic.make(copies, &[]);
+        topic
+    }
+
     /// The same with topic configuration, such as `("max.message.bytes", "2097152")`.
     pub(crate) fn with_config(purpose: &str, partitions: i32, config: &[(&str, &str)]) -> Self {
         Self::on(broker::address(), purpose, partitions, config)
@@ -62,11 +69,8 @@ impl Topic {
 
     /// The same on another broker.
     pub(crate) fn on(brokers: &str, purpose: &str, partitions: i32, config: &[(&str, &str)]) -> Self {
-        static COUNT: AtomicU64 = AtomicU64::new(0);
-        let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{purpose}_{}_{count}", std::process::id());
-        let topic = Self { brokers: brokers.to_owned(), ..Self::unmade(&name, partitions) };
-        topic.make(config);
+        let topic = Self { brokers: brokers.to_owned(), ..Self::unmade(&name_for(purpose), partitions) };
+        topic.make(1, config);
         topic
     }
 
@@ -75,8 +79,8 @@ impl Topic {
         Self { name: name.to_owned(), partitions, brokers: "127.0.0.1:1".to_owned() }
     }
 
-    fn make(&self, config: &[(&str, &str)]) {
-        let mut topic = NewTopic::new(&self.name, self.partitions, TopicReplication::Fixed(1));
+    fn make(&self, copies: i32, config: &[(&str, &str)]) {
+        let mut topic = NewTopic::new(&self.name, self.partitions, TopicReplication::Fixed(copies));
         for (key, value) in config {
             topic = topic.set(key, value);
         }
@@ -98,7 +102,7 @@ impl Topic {
     /// Deletes the topic and creates another one of the same name.
     pub(crate) fn recreate(&self) {
         self.delete();
-        self.make(&[]);
+        self.make(1, &[]);
     }
 
     /// Deletes the records of a partition below an offset, as retention does.
@@ -107,6 +111,20 @@ impl Topic {
         list.add_partition_offset(&self.name, partition, rdkafka::Offset::Offset(below)).expect("an offset");
         let done = block_on(self.admin().delete_records(&list, &AdminOptions::new())).expect("the broker answers");
         assert!(done.elements().iter().all(|element| element.error().is_ok()), "cannot delete records: {done:?}");
+    }
+
+    /// How many partitions each broker leads, by its number; and whether every copy is in sync.
+    pub(crate) fn leaders(&self) -> (HashMap<i32, usize>, bool) {
+        use rdkafka::consumer::{BaseConsumer, Consumer as _};
+        let consumer: BaseConsumer =
+            ClientConfig::new().set("bootstrap.servers", &self.brokers).create().expect("a consumer");
+        let found = consumer.fetch_metadata(Some(&self.name), SOON).expect("metadata");
+        let partitions = found.topics()[0].partitions();
+        let mut leaders = HashMap::new();
+        for partition in partitions {
+            *leaders.entry(partition.leader()).or_default() += 1;
+        }
+        (leaders, partitions.iter().all(|partition| partition.isr().len() == partition.replicas().len()))
     }
 
     /// Gives the topic more partitions.
@@ -232,6 +250,12 @@ impl Topic {
             }
         }
     }
+}
+
+/// A name that no other topic has.
+fn name_for(purpose: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    format!("{purpose}_{}_{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed))
 }
 
 /// A producer at work in the background.

@@ -1,0 +1,250 @@
+//! The consumer against brokers in the process (librdkafka's mock cluster), with a delivery that the test plays.
+
+use std::thread;
+
+use crossbeam_channel::{TryRecvError, bounded, unbounded};
+use rdkafka::ClientConfig;
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
+
+use super::seals::Rejoin;
+use super::watchdog::{MOST_LEFT, Old};
+use super::*;
+use crate::config::{OutOfRange, Payload, Start, TimeZone, Validation};
+use crate::delivery::Verdict;
+use crate::msource::journal::{Frame, MoveCause, State};
+use crate::msource::properties;
+use crate::transform::recipe::Recipe;
+
+/// How long a test waits for something that should come soon, on a busy machine.
+const SOON: Duration = Duration::from_mins(1);
+
+fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < SOON, "waited {SOON:?} for: {what}");
+        thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+fn partition() -> TopicPartition {
+    TopicPartition { topic: "t".into(), partition: 0 }
+}
+
+fn engine() -> Engine {
+    let recipe = Recipe {
+        transform: 1,
+        app_id: 24,
+        validation: Validation::Standard,
+        uuid: false,
+        time_zone: TimeZone::Named(chrono_tz::UTC),
+        payload: Payload::None,
+        payload_limit: 1 << 20,
+        file: "{seq}".into(),
+        instance: String::new(),
+        filter: "[]".into(),
+        metadata: "[]".into(),
+    };
+    recipe.engine("f").expect("a sound recipe")
+}
+
+/// A consumer with everything around it.
+struct Bench {
+    brokers: MockCluster<'static, DefaultProducerContext>,
+    consumer: Consumer,
+    /// What the delivery is sent.
+    inbox: Receiver<Inbox>,
+    /// What the delivery asks.
+    seals: Sender<SealRequest>,
+    /// What the workers would be sent.
+    _blocks: Receiver<RawBlock>,
+}
+
+impl Bench {
+    /// A member of a group that hides its files, with one partition of these records that is read from this offset.
+    fn new(records: usize, next: i64) -> Self {
+        let brokers = MockCluster::new(1).expect("brokers");
+        brokers.create_topic("t", 1, 1).expect("a topic");
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", brokers.bootstrap_servers()).create().expect("a producer");
+        for _ in 0..records {
+            producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).payload(b"{}")).expect("room");
+        }
+        producer.flush(SOON).expect("the brokers take the records");
+        let config = Kafka {
+            brokers: brokers.bootstrap_servers(),
+            topics: vec!["t".into()],
+            group_id: "g".into(),
+            assignment: Assignment::Group,
+            start: Start::Earliest,
+            out_of_range: OutOfRange::Earliest,
+            instance_id: String::new(),
+            payload: Payload::None,
+            librdkafka: BTreeMap::new(),
+        };
+        let (blocks, to_workers) = unbounded();
+        let (inbox_sender, inbox) = unbounded();
+        let (seals, requests) = unbounded();
+        let parts = Parts {
+            properties: properties::asking(&config),
+            config,
+            discovery: SOON,
+            max_poll_interval: SOON,
+            cut: Cut { lines: 1000, bytes: 1 << 20, linger: SOON },
+            queue: (u64::MAX, WhenFull::Pause),
+            blocks,
+            inbox: inbox_sender,
+            seals: requests,
+            visibility: Visibility::Sealed,
+            tickets: Arc::default(),
+            tracker: Arc::default(),
+            budget: Arc::new(Budget::new(1 << 20)),
+            gauges: Arc::new(Gauges::new(State::default())),
+            desk: Arc::new(Desk::new(Arc::new(engine()))),
+            home: ("me".into(), 1),
+            former: Vec::new(),
+        };
+        let mut consumer = Consumer::new(parts).expect("a client");
+        let position = Position { partition: partition(), topic_id: String::new(), next, leader_epoch: -1 };
+        consumer.begin(vec![position]);
+        Self { brokers, consumer, inbox, seals, _blocks: to_workers }
+    }
+
+    /// Reads until the open block has so many records.
+    fn read(&mut self, records: usize) {
+        let consumer = &mut self.consumer;
+        wait_until("the records are read", || {
+            consumer.read_again();
+            consumer.take().expect("it is taken");
+            consumer.slots[0].open.len() == records
+        });
+    }
+
+    /// The delivery has prepared what the partition has.
+    fn seal(&self) -> SealRequest {
+        let next = self.consumer.slots[0].next;
+        let to = Position { partition: partition(), topic_id: String::new(), next, leader_epoch: -1 };
+        SealRequest { number: 7, positions: vec![to] }
+    }
+
+    fn is_ours(&self) -> bool {
+        !self.consumer.parts.tracker.partitions().is_empty()
+    }
+}
+
+/// The verdict on the partition, which is what the delivery was sent last.
+fn verdict(inbox: &Receiver<Inbox>) -> Verdict {
+    match inbox.recv_timeout(SOON) {
+        Ok(Inbox::Decided { number: 7, verdict, .. }) => verdict,
+        other => panic!("not a verdict: {other:?}"),
+    }
+}
+
+#[test]
+fn an_assignment_is_over_before_anyone_learns_that_its_seal_is_not_taken() {
+    let mut bench = Bench::new(0, 0);
+    // Nobody takes what is sent.
+    let (full, inbox) = bounded(0);
+    bench.consumer.parts.inbox = full;
+    bench.seals.send(bench.seal()).expect("it is taken");
+    bench.consumer.rejoin = Rejoin::Due;
+    let tracker = Arc::clone(&bench.consumer.parts.tracker);
+    let mut consumer = bench.consumer;
+    let thread = thread::spawn(move || consumer.serve_seals().map(|()| consumer));
+    wait_until("the assignment is over", || tracker.partitions().is_empty());
+    assert_eq!(verdict(&inbox), Verdict::Refused, "it was never sent");
+    drop(thread.join().expect("no panic").expect("it goes on"));
+}
+
+#[test]
+fn whoever_waits_while_the_answer_to_a_commit_is_lost_keeps_slots_and_client_and_joins_anew_afterwards() {
+    let mut bench = Bench::new(5, 0);
+    bench.read(5);
+    let in_flight = |bench: &Bench| bench.consumer.parts.gauges.counts().in_flight;
+    assert_eq!(in_flight(&bench), 5);
+    assert!(bench.consumer.parts.budget.used() > 0);
+    bench.brokers.broker_round_trip_time(1, SOON).expect("a broker");
+    bench.seals.send(bench.seal()).expect("it is taken");
+    let old = bench.consumer.client.remains();
+    let answered = bench.consumer.barrier(Finish::No, Duration::ZERO).expect("it goes on");
+    assert!(!answered, "nobody answers barriers here");
+    assert!(matches!(bench.inbox.try_recv(), Ok(Inbox::Checkpoint { .. })));
+    assert_eq!(verdict(&bench.inbox), Verdict::Open);
+    assert!(!bench.is_ours());
+    assert_eq!(bench.consumer.slots[0].open.len(), 5, "they may be looked at still");
+    assert!(bench.consumer.rejoin == Rejoin::Due);
+    bench.brokers.broker_round_trip_time(1, Duration::ZERO).expect("a broker");
+    bench.consumer.rejoin().expect("it goes on");
+    assert!(bench.consumer.slots.is_empty());
+    assert!(bench.consumer.rejoin == Rejoin::No);
+    assert_eq!((in_flight(&bench), bench.consumer.parts.budget.used()), (0, 0));
+    wait_until("the old client is gone", || !old.are_left());
+}
+
+#[test]
+fn a_gap_behind_a_seal_that_is_not_decided_is_left_to_the_next_assignment() {
+    for (sent_before, moves) in [(Rejoin::Due, 0), (Rejoin::No, 1)] {
+        let mut bench = Bench::new(10, 10);
+        bench.consumer.rejoin = sent_before;
+        let (seal, seals, inbox) = (bench.seal(), bench.seals, bench.inbox);
+        // A delivery that has something hidden, and asks the group before it answers the barrier.
+        let delivery = thread::spawn(move || {
+            let Ok(Inbox::Checkpoint { finish: Finish::Hidden(_), reply, .. }) = inbox.recv_timeout(SOON) else {
+                panic!("no barrier")
+            };
+            seals.send(seal).expect("the consumer is there");
+            let verdict = verdict(&inbox);
+            reply.send(()).expect("it is waited for");
+            let mut moves = 0;
+            while let Ok(message) = inbox.recv_timeout(SOON) {
+                let Inbox::Note { frame: Frame::Move { to, .. }, reply, .. } = message else {
+                    panic!("neither a note nor the end: {message:?}")
+                };
+                assert_eq!(to.next, 50);
+                moves += 1;
+                reply.send(()).expect("it is waited for");
+            }
+            (verdict, moves)
+        });
+        bench.consumer.go_on_at(0, 50, MoveCause::Gap { from: 10 }).expect("it goes on");
+        let is_ours = !bench.consumer.parts.tracker.partitions().is_empty();
+        let next = bench.consumer.slots[0].next;
+        drop(bench.consumer);
+        let expected = if moves == 0 { (Verdict::Refused, 0) } else { (Verdict::Committed, 1) };
+        assert_eq!(delivery.join().expect("no panic"), expected);
+        assert_eq!((is_ours, next), if moves == 0 { (false, 10) } else { (true, 50) });
+    }
+}
+
+#[test]
+fn a_partition_that_waits_for_a_seek_for_ever_is_noticed_and_one_at_its_end_is_not() {
+    for (next, restarts) in [(3, 1), (5, 0)] {
+        let mut bench = Bench::new(5, next);
+        bench.consumer.slots[0].fetch = Fetch::Seek(Instant::now() + 10 * SOON);
+        bench.consumer.watchdog.patience = Duration::from_millis(50);
+        let until = Instant::now() + Duration::from_millis(200);
+        let desk = Arc::clone(&bench.consumer.parts.desk);
+        let restarted = || desk.client_restarts.load(Ordering::Relaxed);
+        wait_until("the watchdog has looked", || {
+            bench.consumer.watch().expect("it goes on");
+            restarted() == 1 || restarts == 0 && Instant::now() > until
+        });
+        assert_eq!(restarted(), restarts, "at {next}");
+        assert_eq!(bench.consumer.slots.is_empty(), restarts == 1);
+        assert!(matches!(bench.inbox.try_recv(), Err(TryRecvError::Empty)), "nothing is moved");
+    }
+}
+
+#[test]
+fn clients_that_do_not_end_are_counted_and_not_made_without_bound() {
+    let mut bench = Bench::new(0, 0);
+    let other = || Client::new(&properties::asking(&bench.consumer.parts.config)).expect("a client");
+    let mut hanging: Vec<Client> = (0..MOST_LEFT).map(|_| other()).collect();
+    bench.consumer.left = hanging.iter().map(Client::remains).collect();
+    let outcome = bench.consumer.make_anew("a test", Old::Abandoned);
+    assert!(matches!(outcome, Err(Error::Left(MOST_LEFT))), "{outcome:?}");
+    assert_eq!(bench.consumer.parts.desk.clients_left.load(Ordering::Relaxed), MOST_LEFT);
+    drop(hanging.pop());
+    wait_until("one of them has ended", || bench.consumer.check_left().is_ok());
+    bench.consumer.make_anew("a test", Old::Abandoned).expect("there is room for it");
+}

@@ -1,0 +1,155 @@
+//! Topics that end while they are read: deleted, and perhaps created anew under the same name.
+//!
+//! **Promise.** Nothing of the new topic mixes with the old one, and it is read from its first record. What was hidden of the old
+//! one is in nobody's reach any more: a running service publishes it while the group still takes its offsets; one that
+//! was killed cannot tell whether another owner had it too, since the group forgets its offsets with the topic, and sets
+//! the files aside. Neither is silent.
+//!
+//! **What it does not do.** Brokers before 2.8 have no ids of topics: then a new topic shows only where its offsets do not fit.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use super::watchdog::Old;
+use super::{Consumer, Error, Fetch, REQUEST_TIMEOUT, RETRY, Slot};
+use crate::config::Assignment;
+use crate::delivery::{Finish, Inbox, Verdict};
+use crate::msource::TopicPartition;
+use crate::msource::assignment::{Held, judge};
+use crate::msource::journal::{PartitionState, State};
+use crate::msource::native::{Client, GroupOffset, KafkaError};
+
+impl Consumer {
+    /// Finds partitions of a topic that was deleted and created anew since they were begun. To be called for each batch
+    /// that was taken, before any of it is used.
+    pub(super) fn notice_new_topics(&mut self) {
+        let changes = self.client.id_changes();
+        if changes == self.ids_seen {
+            return;
+        }
+        self.ids_seen = changes;
+        for slot in &mut self.slots {
+            if is_other(&self.client, &slot.partition, &slot.topic_id) {
+                slot.fetch = Fetch::Stale;
+            }
+        }
+    }
+
+    /// Gives partitions up whose topic was created anew. The client is replaced as well: it would hold the new topic's leader
+    /// epochs, which begin again, for outdated.
+    pub(super) fn leave_old_topics(&mut self) -> Result<(), Error> {
+        if self.slots.iter().all(|slot| slot.fetch != Fetch::Stale) || Instant::now() < self.retry_at {
+            return Ok(());
+        }
+        for number in 0..self.slots.len() {
+            self.cut(number)?;
+        }
+        if !self.settled()? {
+            return Ok(());
+        }
+        let gone: Vec<_> = self.slots.iter().filter(|slot| slot.fetch == Fetch::Stale).collect();
+        let gone: Vec<_> = gone.into_iter().map(|slot| slot.partition.clone()).collect();
+        // Nobody can read again what is hidden of the old topic: it is published while the group still takes its offsets.
+        if self.hides() && !self.barrier(Finish::Hidden(gone), REQUEST_TIMEOUT)? {
+            self.retry_at = Instant::now() + RETRY;
+            return Ok(());
+        }
+        let (old, others): (Vec<&Slot>, Vec<&Slot>) = self.slots.iter().partition(|slot| slot.fetch == Fetch::Stale);
+        for slot in old {
+            tracing::error!(partition = %slot.partition, offset = slot.next, "the topic was deleted and created anew while it was read");
+        }
+        let others: Vec<_> = others.into_iter().map(|slot| slot.partition.clone()).collect();
+        if self.parts.config.assignment == Assignment::Group && !others.is_empty() && !self.hides() {
+            self.commit_now(&others, REQUEST_TIMEOUT);
+        }
+        self.make_anew("a topic was deleted and created anew", Old::Closed)
+    }
+
+    /// Sets files aside that hide lines of a topic that is no more, unless the group has taken them. Nobody can read those
+    /// records again. Returns whether nothing of these partitions is to be looked at once more.
+    pub(super) fn set_aside_of_gone_topics(&mut self, partitions: &[TopicPartition]) -> Result<bool, Error> {
+        if self.parts.config.assignment == Assignment::All {
+            return Ok(true);
+        }
+        let state = self.parts.gauges.durable().state.clone();
+        let hidden: Vec<_> = partitions.iter().filter(|partition| state.is_hidden(partition)).cloned().collect();
+        let found = match self.of_gone_topics(&state, hidden) {
+            Ok(found) => found,
+            Err(error) => {
+                self.in_trouble(format!("cannot find out whether topics are still there: {error}"));
+                return Ok(false);
+            }
+        };
+        let nothing = found.is_empty();
+        for partition in found {
+            tracing::error!(%partition, "the topic was deleted before the group took what was hidden of it");
+            self.set_aside(&state, &partition)?;
+        }
+        Ok(nothing)
+    }
+
+    /// Those of these partitions, of which something is hidden, whose topic is no more.
+    fn of_gone_topics(
+        &mut self,
+        state: &State,
+        hidden: Vec<TopicPartition>,
+    ) -> Result<Vec<TopicPartition>, KafkaError> {
+        let mut ids: HashMap<String, Option<String>> = HashMap::new();
+        let mut gone = Vec::new();
+        for partition in hidden {
+            let topic = partition.topic.to_string();
+            if !ids.contains_key(&topic) {
+                let answer = self.client.describe_topics(std::slice::from_ref(&topic), REQUEST_TIMEOUT)?.pop();
+                let id = match answer {
+                    Some(Ok(info)) => Some(info.id),
+                    Some(Err(error)) if error.code == Code::UnknownTopicOrPartition => None,
+                    Some(Err(error)) => return Err(error),
+                    None => continue,
+                };
+                ids.insert(topic.clone(), id);
+            }
+            let Some(PartitionState { topic_id: old, .. }) = state.partitions.get(&partition) else { continue };
+            let is_gone = |id: &Option<String>| id.as_ref().is_none_or(|id| !id.is_empty() && id != old);
+            if !old.is_empty() && ids.get(&topic).is_some_and(is_gone) {
+                self.gone_topics.insert(old.clone());
+                gone.push(partition);
+            }
+        }
+        if gone.is_empty() {
+            return Ok(gone);
+        }
+        // What the group has taken after all is published in the ordinary way.
+        let offsets = self.client.committed(&gone, REQUEST_TIMEOUT)?;
+        let is_taken = |partition: &TopicPartition, group: Option<&GroupOffset>| {
+            let base = state.partitions.get(partition).and_then(|here| here.mark.as_ref());
+            state.prepared(partition).next().is_some_and(|(mark, range)| {
+                judge(&mark, (range.growth.from, base), group, Held::ByUs) == Verdict::Committed
+            })
+        };
+        let rest = gone.into_iter().zip(offsets).filter(|(partition, group)| !is_taken(partition, group.as_ref()));
+        Ok(rest.map(|(partition, _)| partition).collect())
+    }
+
+    /// Sets aside what is hidden of a partition. It is not ours: an assignment that lasts until its files are prepared lets
+    /// them be, and [`Consumer::serve_seals`] knows that nobody can decide about them.
+    fn set_aside(&mut self, state: &State, partition: &TopicPartition) -> Result<(), Error> {
+        let prepared: Vec<u64> = state.prepared(partition).map(|(mark, _)| mark.number).collect();
+        for number in prepared {
+            let partition = partition.clone();
+            let decided = Inbox::Decided { number, partition, verdict: Verdict::Undecided, reply: None };
+            self.parts.inbox.send(decided).map_err(|_| Error::Closed)?;
+        }
+        let next = state.partitions.get(partition).map_or(0, |here| here.next);
+        self.parts.tracker.begin(partition.clone(), next);
+        let done = self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT);
+        self.parts.tracker.end(partition);
+        done.map(drop)
+    }
+}
+
+/// Whether the client fetches another topic of this name.
+pub(super) fn is_other(client: &Client, partition: &TopicPartition, topic_id: &str) -> bool {
+    !topic_id.is_empty() && client.topic_id(&partition.topic).is_some_and(|id| id != topic_id)
+}
