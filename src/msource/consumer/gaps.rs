@@ -145,6 +145,11 @@ impl Consumer {
             return Ok(());
         }
         let slot = &self.slots[number];
+        if !self.parts.tracker.is_current(&partition, slot.epoch) {
+            // It was let go of while its hidden files were to be committed. If they are taken back, the partition stands
+            // before them, and not behind the gap.
+            return Ok(());
+        }
         let position =
             Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
         let (reply, answered) = bounded(1);
@@ -154,6 +159,7 @@ impl Consumer {
         if !self.wait(&answered)? {
             return Ok(());
         }
+        crate::fault::point("gap.noted");
         let epoch = self.parts.tracker.begin(partition, to);
         let slot = &mut self.slots[number];
         (slot.epoch, slot.next, slot.from, slot.leader_epoch) = (epoch, to, to, -1);

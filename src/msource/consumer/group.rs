@@ -7,7 +7,8 @@ use crossbeam_channel::bounded;
 
 use super::watchdog::Old;
 use super::{
-    Code, Consumer, Error, Failed, InFlight, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot,
+    Code, Consumer, Error, Failed, InFlight, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Reassigned,
+    Said, Slot,
 };
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
@@ -69,7 +70,7 @@ impl Consumer {
 
     /// Gives partitions back: finished, checkpointed and committed, unless they were lost already.
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        let lost = self.client.assignment_lost();
+        let lost = self.client.assignment_lost() || self.reassigned == Reassigned::Yes;
         tracing::info!(count = partitions.len(), lost, "the group revoked partitions");
         self.pending.retain(|partition| !partitions.contains(partition));
         let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
@@ -199,6 +200,7 @@ impl Consumer {
     fn renew(&mut self, old: Old) -> Result<(), Error> {
         self.unanswered_since = None;
         self.commit_in_flight = InFlight::No;
+        self.reassigned = Reassigned::No;
         self.watchdog.excuse();
         let new = Client::new(&self.parts.properties).map_err(Error::Client)?;
         let replaced = std::mem::replace(&mut self.client, new);
