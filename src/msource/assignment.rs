@@ -116,9 +116,18 @@ pub fn judge(prepared: &Mark, base: (i64, Option<&Mark>), group: Option<&GroupOf
         match found.previous.iter().find(ours) {
             Some(mark) if mark == prepared => Verdict::Committed,
             None if found.previous.len() >= PREVIOUS_OWNERS => Verdict::Undecided,
+            // Whoever comes later carries on who was there where the range begins, unless a tool wiped that text in between:
+            // our commit may have been in it.
+            _ if base.1.is_some_and(|base| !names(&found, base)) => Verdict::Undecided,
             _ => Verdict::Refused,
         }
     }
+}
+
+/// Whether the owner of a mark is one of those that a text tells of.
+fn names(found: &Owner, of: &Mark) -> bool {
+    let is_of = |mark: &Mark| (&mark.home, mark.incarnation) == (&of.home, of.incarnation);
+    is_of(&found.mark) || found.previous.iter().any(is_of)
 }
 
 /// Whether what a partition has grown by may go on: nobody has committed since where it began.
@@ -403,9 +412,14 @@ mod tests {
         }
         // Another has committed after all, and carries no commit of ours, or an older one.
         assert_eq!(tell(&format!("x/1/5/{ID}"), NotByUs), Verdict::Refused);
-        assert_eq!(tell(&format!("y/1/5/{ID} me/1/6"), NotByUs), Verdict::Refused);
+        assert_eq!(tell(&format!("y/1/5/{ID} x/1/4 me/1/6"), NotByUs), Verdict::Refused);
         // Another incarnation of us is another owner.
-        assert_eq!(tell(&format!("me/2/9/{ID}"), NotByUs), Verdict::Refused);
+        assert_eq!(tell(&format!("me/2/9/{ID} x/1/4"), NotByUs), Verdict::Refused);
+        // Whoever had committed last is not there any more: a tool wiped the text, and ours may have been in it.
+        for known in [mark("me", 8), base.clone()] {
+            let told = judge(&mark("me", 9), (30, Some(&known)), Some(&group(40, &format!("y/1/5/{ID}"))), ByUs);
+            assert_eq!(told, Verdict::Undecided, "{known:?}");
+        }
         // Too many came since, or somebody else wrote there.
         let many: Vec<_> = (0..PREVIOUS_OWNERS).map(|number| format!("h{number}/1/5")).collect();
         assert_eq!(tell(&format!("y/1/5/{ID} {}", many.join(" ")), ByUs), Verdict::Undecided);

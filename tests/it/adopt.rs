@@ -331,6 +331,36 @@ fn a_copied_home_is_completed_like_a_mounted_one() {
     events::assert_same("both homes", &lines, &found);
 }
 
+#[test]
+fn a_home_that_was_killed_itself_and_taken_over_adopts_every_entry_of_the_queue() {
+    let topic = Topic::create("adoptopen", 2);
+    let (mut lost, mut ours) = two_in_group(&topic);
+    seal(&mut lost);
+    seal(&mut ours);
+    ours.set("sink.rotate", json!({"age": "1h", "idle": "1h"})).set("store.checkpoint", "100ms");
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 2000);
+    let service = ours.foreground();
+    wait_no_lag(&ours);
+    wait_until("a checkpoint covers everything", SOON, || {
+        let state = mtga::msource::journal::read(&ours.path("tmp/store/journal")).map_err(|error| error.to_string())?;
+        let consumed = state.state.map_or(0, |state| state.totals.consumed);
+        holds(consumed == 2000, consumed)
+    });
+    service.kill();
+    // Whoever takes over reads the same records, and is lost too.
+    let service = lost.foreground();
+    wait_no_lag(&lost);
+    wait_published(&lost);
+    service.kill();
+    adopt(&ours, &lost);
+    let service = ours.foreground();
+    wait_no_lag(&ours);
+    wait_published(&ours);
+    service.terminate();
+    assert_exactly_together([&lost, &ours], &produced);
+    assert_verified([&lost, &ours]);
+}
+
 /// What an entry is, apart from its place in a queue and its age.
 fn contents(entries: Vec<FailureEntry>) -> Vec<(i32, i64, mtga::record::Reason, String, u32, u64, String)> {
     entries.into_iter().map(|e| (e.partition, e.offset, e.reason, e.detail, e.attempts, e.size, e.head)).collect()

@@ -350,3 +350,28 @@ fn groups_and_an_instance_without_one_do_not_disturb_each_other() {
         service.terminate();
     }
 }
+
+#[test]
+fn a_position_that_others_have_left_behind_is_told_when_the_group_has_none() {
+    let topic = Topic::create("stale", 2);
+    let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Dynamic);
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 1000);
+    for number in 0..2 {
+        fleet.start(number);
+        fleet.wait_done(&produced);
+        fleet.stop(number);
+        if number == 0 {
+            produced.extend(topic.fill(Codec::None, Mix::Clean, 1000, 1000));
+        }
+    }
+    fleet.assert_exactly(&produced);
+    // As if its offsets had expired.
+    fleet.set("kafka.group_id", &format!("h_{}", topic.name));
+    fleet.start(0);
+    fleet.homes[0].wait_for(State::Consuming);
+    fleet.homes[0].wait_done(&produced);
+    fleet.stop(0);
+    let repeats: usize = fleet.repeats(&produced).values().map(Vec::len).sum();
+    assert_eq!(repeats, 1000, "what the other instance has read");
+    assert!(fleet.homes[0].log().contains("the group has no offset of this partition"), "it says so");
+}

@@ -492,6 +492,107 @@ fn a_batch_that_is_damaged_on_the_disk_is_a_gap_of_its_range() {
     service.terminate();
 }
 
+#[test]
+fn what_is_hidden_before_a_damaged_batch_is_read_again_when_the_session_ends_before_its_commit() {
+    use rdkafka::consumer::Consumer as _;
+    let broker = OwnBroker::new("");
+    let topic = Topic::on(broker.address(), "damagedlost", 1, &[]);
+    let mut produced = Vec::new();
+    for [first, next] in [[0, 500], [500, 537], [537, 1500]] {
+        produced.extend(topic.fill(Codec::None, Mix::Clean, first, next - first));
+    }
+    broker.stop();
+    let segment = broker.log(&topic, 0).join("00000000000000000000.log");
+    let mut bytes = std::fs::read(&segment).expect("a segment");
+    let batch = batches(&bytes).into_iter().find(|batch| batch.first >= 500).expect("such a batch");
+    bytes[batch.position + batch.length / 2] ^= 1;
+    std::fs::write(&segment, bytes).expect("the segment");
+    broker.start();
+    let mut home = home(&topic, Mode::All);
+    home.set("kafka.assignment", "group")
+        .set("kafka.librdkafka", json!({"session.timeout.ms": "3000", "heartbeat.interval.ms": "300"}));
+    home.set("sink.visibility", "sealed").set("sink.rotate", json!({"age": "1h", "idle": "1h"}));
+    let service = home.foreground_with(|command| command.env("FAULT_POINT", "seal.commit:1:stop"));
+    let group: rdkafka::consumer::BaseConsumer =
+        rdkafka::ClientConfig::new().set("bootstrap.servers", broker.address()).create().expect("a consumer");
+    let name = format!("g_{}_{:?}", topic.name, Mode::All);
+    let members = || {
+        let list = group.fetch_group_list(Some(&name), SOON).map_err(|error| error.to_string())?;
+        Ok::<_, String>(list.groups().first().map_or(0, |group| group.members().len()))
+    };
+    wait_until("it joins", SOON, || holds(members()? == 1, "no member"));
+    wait_until("the group has given it up", SOON, || holds(members()? == 0, "a member"));
+    nix::sys::signal::kill(service.pid(), nix::sys::signal::Signal::SIGCONT).expect("it runs");
+    let kept = [&produced[..batch.first as usize], &produced[batch.next as usize..]].concat();
+    home.wait_done(&kept);
+    service.terminate();
+    crate::harness::events::assert_exactly(&crate::harness::oracle::expect(&kept).lines, &home.events());
+    assert_eq!(home.status().gap_records, (batch.next - batch.first) as u64);
+}
+
+/// An instance is frozen while it goes past a damaged batch, until its session is over and another one has read everything.
+/// What it begins then to read on must not be taken for the answer to a revocation that it has not seen yet.
+fn assert_who_wakes_up_past_a_gap_moves_nothing(visibility: &str) -> [Home; 2] {
+    let broker = OwnBroker::new("");
+    let topic = Topic::on(broker.address(), "gaplost", 2, &[]);
+    topic.fill(Codec::None, Mix::Clean, 0, 600);
+    broker.stop();
+    let segment = broker.log(&topic, 0).join("00000000000000000000.log");
+    let mut bytes = std::fs::read(&segment).expect("a segment");
+    let batch = *batches(&bytes).last().expect("a batch");
+    bytes[batch.position + batch.length / 2] ^= 1;
+    std::fs::write(&segment, bytes).expect("the segment");
+    broker.start();
+    let mut homes = [0, 1].map(|_| {
+        let mut home = home(&topic, Mode::All);
+        home.set("kafka.assignment", "group");
+        home.set("kafka.librdkafka", json!({"session.timeout.ms": "3000", "heartbeat.interval.ms": "300"}));
+        home.set("sink.visibility", visibility).set("sink.rotate", json!({"age": "1s", "idle": "300ms"}));
+        home
+    });
+    homes[0].set("sink.rotate", json!({"age": "1h", "idle": "1h"}));
+    let frozen = homes[0].foreground_with(|command| command.env("FAULT_POINT", "gap.noted:1:stop"));
+    let group = format!("g_{}_{:?}", topic.name, Mode::All);
+    let committed = || crate::harness::topic::committed(&group, &topic);
+    wait_until("it has begun", SOON, || holds(committed().len() == 2, committed()));
+    wait_until("it is frozen", SOON, || {
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", frozen.pid())).map_err(|error| error.to_string())?;
+        holds(stat.contains(") T "), stat)
+    });
+    topic.fill(Codec::None, Mix::Clean, 600, 900);
+    let all = topic.end();
+    let other = homes[1].foreground();
+    let all_done = || holds(committed().values().sum::<i64>() == all, committed());
+    wait_until("the other one has read everything", 2 * SOON, all_done);
+    kill(frozen.pid(), Signal::SIGCONT).expect("it runs");
+    wait_until("each has its partition", SOON, || {
+        let shares: Vec<_> =
+            homes.iter().map(|home| home.try_status().map(|status| status.partitions)).collect::<Result<_, _>>()?;
+        holds(shares == [1, 1] && homes[0].log().contains("the group revoked partitions"), shares)
+    });
+    all_done().expect("the group was not moved back");
+    frozen.terminate();
+    other.terminate();
+    all_done().expect("the group was not moved back");
+    homes
+}
+
+#[test]
+fn who_wakes_up_past_a_gap_moves_the_group_nowhere() {
+    assert_who_wakes_up_past_a_gap_moves_nothing("live");
+}
+
+#[test]
+fn who_wakes_up_past_a_gap_publishes_nothing_of_the_next_owner() {
+    let homes = assert_who_wakes_up_past_a_gap_moves_nothing("sealed");
+    let mut lines: Vec<_> = homes.iter().flat_map(Home::events).flat_map(|file| file.lines).collect();
+    let all = lines.len();
+    lines.sort();
+    lines.dedup();
+    assert_eq!(lines.len(), all, "lines that are there twice");
+}
+
 /// A service with 300 records done, of a log that then has offsets 500 to 600 only: it could not read on meanwhile.
 fn assert_retention_is_noticed(policy: &str, check: impl FnOnce(&Topic, &Home, Service, Vec<Record>)) {
     let topic = Topic::create("retention", 1);

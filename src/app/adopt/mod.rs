@@ -91,6 +91,11 @@ fn take_over(
     let settled = settle(&other.config, theirs, &asker, progress)?;
     let files = files(&other.config.sink.dir, found)?;
     fault::point("adopt.settled");
+    if config.kafka.assignment == Assignment::Group {
+        // An entry of ours that may be taken back is not to be all that is left of a record that they have had since.
+        let state = ours.gauges.durable().state.clone();
+        settle_in_group(ours, &Asker::new(config, config.rpc.timeout)?, &state, progress)?;
+    }
     let (entries, known_entries) = entries::take(ours, theirs, progress)?;
     let positions = match other.config.kafka.assignment {
         Assignment::Group => positions::commit(&other.config, &asker, &settled, progress)?,

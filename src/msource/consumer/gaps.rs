@@ -146,9 +146,9 @@ impl Consumer {
         }
         let slot = &self.slots[number];
         if !self.parts.tracker.is_current(&partition, slot.epoch) {
-            // Whether the group has taken what was hidden is not known, or the partition is lost: whoever has it next, in the
-            // next generation, goes on from what the group has, and finds the gap there.
-            self.read_again_after(number, RETRY);
+            // Whether the group has taken what was hidden is not known, or the partition is lost. If those files are taken
+            // back, it stands before them and not behind the gap: whoever has it next goes on from what the group has, and
+            // finds the gap there.
             return Ok(());
         }
         let position =
@@ -160,6 +160,7 @@ impl Consumer {
         if !self.wait(&answered)? {
             return Ok(());
         }
+        crate::fault::point("gap.noted");
         let epoch = self.parts.tracker.begin(partition, to);
         let slot = &mut self.slots[number];
         (slot.epoch, slot.next, slot.from, slot.leader_epoch) = (epoch, to, to, -1);

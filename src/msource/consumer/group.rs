@@ -8,7 +8,8 @@ use crossbeam_channel::bounded;
 use super::seals::Rejoin;
 use super::watchdog::Old;
 use super::{
-    Code, Consumer, Error, Failed, InFlight, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Said, Slot,
+    Code, Consumer, Error, Failed, InFlight, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Reassigned,
+    Said, Slot,
 };
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
@@ -70,7 +71,7 @@ impl Consumer {
 
     /// Gives partitions back: finished, checkpointed and committed, unless they were lost already.
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        let lost = self.client.assignment_lost();
+        let lost = self.client.assignment_lost() || self.reassigned == Reassigned::Yes;
         tracing::info!(count = partitions.len(), lost, "the group revoked partitions");
         self.pending.retain(|partition| !partitions.contains(partition));
         let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
@@ -201,6 +202,7 @@ impl Consumer {
         self.unanswered_since = None;
         self.commit_in_flight = InFlight::No;
         self.rejoin = Rejoin::No;
+        self.reassigned = Reassigned::No;
         self.watchdog.excuse();
         self.check_left()?;
         let new = Client::new(&self.parts.properties).map_err(Error::Client)?;

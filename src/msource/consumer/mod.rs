@@ -313,6 +313,16 @@ enum InFlight {
     Yes,
 }
 
+/// Whether partitions were assigned again of our own accord.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reassigned {
+    No,
+    /// Since the queue was last seen empty. A revocation that comes now may be older than that: librdkafka takes the
+    /// assignment for our answer to it, forgets that the old one is lost, and joins the next generation. What we
+    /// commit may carry that one then, in which the partitions are another's.
+    Yes,
+}
+
 /// Whether a warning was given.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Said {
@@ -352,6 +362,7 @@ pub struct Consumer {
     /// The seal that the group is asked to take.
     asked: Option<seals::Asked>,
     rejoin: seals::Rejoin,
+    reassigned: Reassigned,
     /// Partitions that are being given up, for which the group is asked no longer than we are a member.
     leaving: Vec<TopicPartition>,
     /// When to ask again about what is hidden of partitions that are not ours.
@@ -405,6 +416,7 @@ impl Consumer {
             unanswered_since: None,
             asked: None,
             rejoin: seals::Rejoin::No,
+            reassigned: Reassigned::No,
             leaving: Vec::new(),
             look_at: now,
             found: HashMap::new(),
@@ -472,6 +484,9 @@ impl Consumer {
             if !batch.is_empty() {
                 self.client.consume(&mut batch, BATCH - 1, Duration::ZERO);
             }
+        }
+        if batch.len() < BATCH && !self.client.has_event() {
+            self.reassigned = Reassigned::No;
         }
         let routed = self.route(&mut batch);
         batch.clear();

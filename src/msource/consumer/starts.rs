@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 
 use super::topics::is_other;
-use super::{Code, Consumer, Error, Fetch, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Slot, Told};
+use super::{Code, Consumer, Error, Fetch, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Reassigned, Slot, Told};
 use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
@@ -149,6 +149,9 @@ impl Consumer {
                 Decision::Continue => {
                     let here = local.get(partition);
                     let (next, leader_epoch) = here.map_or((0, -1), |here| (here.next, here.leader_epoch));
+                    if let Some(None) = group.get(partition) {
+                        tracing::warn!(%partition, offset = next, "the group has no offset of this partition: going on where this instance stood; what another one has read since is repeated");
+                    }
                     // Noted once more, it changes nothing here and is committed.
                     let position = at(next, leader_epoch);
                     let frame = self.is_unknown(here, group.get(partition)).then(|| Frame::Start(position.clone()));
@@ -383,6 +386,7 @@ impl Consumer {
             // taken before a seek has worked, which alone drops what was fetched before it.
             let again: Vec<_> = self.slots.iter().filter(|slot| due(slot)).map(Slot::assignment).collect();
             self.assign_again(&again);
+            self.reassigned = Reassigned::Yes;
             sought = self.client.seek(&places, REQUEST_TIMEOUT);
         }
         let again = match &sought {

@@ -253,6 +253,11 @@ impl Client {
         self.shared.events.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
+    /// Whether an event waits.
+    pub fn has_event(&self) -> bool {
+        !self.shared.events.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Why this client can do nothing any more and has to be made anew, if so.
     pub fn fatal_error(&self) -> Option<KafkaError> {
         let mut message = [0 as c_char; 512];
