@@ -35,14 +35,19 @@ use crate::msource::store::StoreError;
 use crate::record::Filter;
 
 mod checkpoint;
+mod durable;
+mod parts;
+mod queue;
 pub mod recovery;
 mod refit;
 mod seal;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-pub use writer::{Delivery, Parts, spawn};
+pub use parts::Parts;
+pub use writer::{Delivery, spawn};
 
 /// Why delivery cannot go on.
 #[derive(Debug, thiserror::Error)]
