@@ -27,10 +27,10 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use super::writer::{Delivery, answer};
-use super::{CommitPoint, Error, SealRequest, Verdict};
+use super::{CommitPoint, Error, Prepared, SealRequest, Verdict};
 use crate::config::Visibility;
 use crate::fault;
-use crate::msink::file::{Group, Now, RotateReason};
+use crate::msink::file::{Group, HiddenGone, Now, RotateReason};
 use crate::msink::manifest::{self, Manifest, Range, Source};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, Frame, Growth, Position, Seal, SealedFile, SealedOffsets, SealedRange};
@@ -61,6 +61,12 @@ enum Step {
     SetAside {
         number: u64,
         partition: TopicPartition,
+    },
+    /// Whether it is whole, or else it is refused.
+    Check {
+        number: u64,
+        partition: TopicPartition,
+        reply: Sender<Prepared>,
     },
     /// `seal` is `None` for what was not prepared.
     Refuse {
@@ -219,6 +225,11 @@ impl Delivery {
         self.seal.steps.push_back((Step::Refuse { seal: None, partition }, reply));
     }
 
+    /// Looks soon whether a prepared range is whole.
+    pub(super) fn check_prepared(&mut self, number: u64, partition: TopicPartition, reply: Sender<Prepared>) {
+        self.seal.steps.push_back((Step::Check { number, partition, reply }, None));
+    }
+
     /// Goes on with what can be done now.
     pub(super) fn drive_seals(&mut self) -> Result<(), Error> {
         // Everything here needs the state to itself: no block half-written, no checkpoint under way.
@@ -332,6 +343,7 @@ impl Delivery {
     fn step(&mut self, step: &Step) -> Result<io::Result<()>, Error> {
         match step {
             Step::Publish { number, group } => self.publish(*number, group),
+            Step::Check { number, partition, reply } => self.check(*number, partition, reply),
             Step::SetAside { number, partition } => self.set_aside(*number, partition),
             Step::Refuse { seal, partition } => self.refuse(*seal, partition).map(Ok),
             Step::Remove(names) => Ok(names.iter().try_for_each(|name| self.sink.remove_hidden(name))),
@@ -393,6 +405,34 @@ impl Delivery {
             self.sink.publish_manifest(&name, &manifest(None).to_json())?;
         }
         Ok(())
+    }
+
+    /// Tells whether a prepared range is whole; it is refused when it is not.
+    fn check(
+        &mut self,
+        number: u64,
+        partition: &TopicPartition,
+        reply: &Sender<Prepared>,
+    ) -> Result<io::Result<()>, Error> {
+        let range = self.range(number, &Some(partition.clone()));
+        let mut prepared = if range.is_some() { Prepared::Whole } else { Prepared::Gone };
+        for SealedFile { name, inode, bytes, .. } in range.into_iter().flat_map(|range| range.files) {
+            let visibility = Visibility::Sealed;
+            let file = FileState { name, inode, length: bytes, visibility, ..FileState::default() };
+            match self.sink.check_hidden(&file) {
+                Ok(()) => {}
+                Err(error) if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<HiddenGone>) => {
+                    tracing::error!(%partition, number, %error, "what was prepared is not whole any more");
+                    self.refuse(Some(number), partition)?;
+                    prepared = Prepared::Gone;
+                    break;
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        // Who asked may have given up waiting.
+        let _ = reply.send(prepared);
+        Ok(Ok(()))
     }
 
     /// Keeps files out of the way of which nobody can say whether they stand for records that another owner wrote too.

@@ -172,6 +172,10 @@ impl Delivery {
                 // When that leaves nothing to be carried out, nobody else would go on with what waits behind the seal.
                 self.advance()
             }
+            Inbox::Check { number, partition, reply } => {
+                self.check_prepared(number, partition, reply);
+                Ok(())
+            }
             Inbox::Refuse { partition, reply } => {
                 self.refused(partition, reply);
                 Ok(())

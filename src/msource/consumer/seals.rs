@@ -15,7 +15,7 @@ use super::group::is_member;
 use super::watchdog::Old;
 use super::{Code, Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
 use crate::config::{Assignment, Visibility};
-use crate::delivery::{Inbox, SealRequest, Verdict};
+use crate::delivery::{Inbox, Prepared, SealRequest, Verdict};
 use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Held, Hidden, settle};
@@ -33,12 +33,11 @@ pub(super) struct Asked {
     number: u64,
     /// What it has not taken yet.
     open: Vec<Position>,
-    sent: Sent,
     again: Instant,
 }
 
 /// Whether an error is a broker's answer, or says that nothing was sent. librdkafka's own errors are below zero.
-fn is_answer(error: &KafkaError) -> bool {
+pub(super) fn is_answer(error: &KafkaError) -> bool {
     error.code as i32 > 0 || matches!(error.code, Code::WaitingForCoordinator | Code::NoOffset)
 }
 
@@ -49,27 +48,19 @@ pub(super) enum Rejoin {
     Due,
 }
 
-/// Whether a commit may be on its way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    No,
-    Yes,
-}
-
 impl Consumer {
     /// Takes up a request and sends it, again if need be.
     pub(super) fn serve_seals(&mut self) -> Result<(), Error> {
         if self.asked.is_none() {
             let Ok(SealRequest { number, positions }) = self.parts.seals.try_recv() else { return Ok(()) };
-            self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
+            self.asked = Some(Asked { number, open: positions, again: Instant::now() });
         }
         let Some(mut asked) = self.asked.take() else { return Ok(()) };
         let lost = self.rejoin == Rejoin::Due || self.client.assignment_lost();
         let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
         for position in gone {
-            let verdict = if asked.sent == Sent::No { Verdict::Refused } else { Verdict::Open };
-            self.let_go(asked.number, position.partition, verdict)?;
+            self.let_go(asked.number, position.partition)?;
         }
         if ours.is_empty() {
             return Ok(());
@@ -81,7 +72,6 @@ impl Consumer {
             self.asked = Some(asked);
             return Ok(());
         }
-        asked.sent = Sent::Yes;
         asked.open = self.commit_seal(asked.number, ours)?;
         if !asked.open.is_empty() {
             asked.again = Instant::now() + RETRY / 4;
@@ -103,7 +93,7 @@ impl Consumer {
                 Ok(()) => self.tell(number, position.partition, Verdict::Committed)?,
                 // librdkafka does not take a partition for lost that it is giving up. What came behind the seal ends with it.
                 Err(error) if self.leaving.contains(&position.partition) && !is_member(&error) => {
-                    self.let_go(number, position.partition, Verdict::Open)?;
+                    self.let_go(number, position.partition)?;
                 }
                 Err(error) if is_answer(&error) => {
                     self.said_unanswered(&position.partition, number, &error);
@@ -111,14 +101,14 @@ impl Consumer {
                 }
                 Err(error) => {
                     unknown = Some(error);
-                    self.let_go(number, position.partition, Verdict::Open)?;
+                    self.let_go(number, position.partition)?;
                 }
             }
         }
         if let Some(error) = unknown {
             tracing::warn!(number, %error, "it is not known whether the group took these offsets: joining it anew to find out");
             for position in refused.drain(..) {
-                self.let_go(number, position.partition, Verdict::Open)?;
+                self.let_go(number, position.partition)?;
             }
             self.rejoin = Rejoin::Due;
         }
@@ -146,11 +136,11 @@ impl Consumer {
         Ok(())
     }
 
-    /// Tells what became of a partition that is not ours any more, or not for certain. Its assignment ends first: what came
+    /// Leaves a range prepared whose partition is not ours any more, or not for certain. Its assignment ends first: what came
     /// behind the seal must not be written before the seal is decided.
-    fn let_go(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
+    fn let_go(&self, number: u64, partition: TopicPartition) -> Result<(), Error> {
         self.parts.tracker.end(&partition);
-        self.tell(number, partition, verdict)
+        self.tell(number, partition, Verdict::Open)
     }
 
     fn tell(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
@@ -162,18 +152,18 @@ impl Consumer {
     }
 
     /// Waits for an answer of the delivery, which may need the group's word before it can give it.
-    pub(super) fn answered(&mut self, answered: &Receiver<()>, patience: Duration) -> Result<bool, Error> {
+    pub(super) fn answered<T>(&mut self, answered: &Receiver<T>, patience: Duration) -> Result<Option<T>, Error> {
         let deadline = Instant::now() + patience;
         loop {
             self.serve_seals()?;
             let left = deadline.saturating_duration_since(Instant::now()).min(IDLE_WAIT);
             let requests = if self.asked.is_none() { self.parts.seals.clone() } else { crossbeam_channel::never() };
             select_biased! {
-                recv(answered) -> answer => return answer.map(|()| true).map_err(|_| Error::Closed),
+                recv(answered) -> answer => return answer.map(Some).map_err(|_| Error::Closed),
                 recv(requests) -> request => if let Ok(SealRequest { number, positions }) = request {
-                    self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
+                    self.asked = Some(Asked { number, open: positions, again: Instant::now() });
                 },
-                default(left) => if Instant::now() >= deadline { return Ok(false) },
+                default(left) => if Instant::now() >= deadline { return Ok(None) },
             }
         }
     }
@@ -231,8 +221,9 @@ impl Consumer {
                 tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
                 let (reply, answered) = bounded(1);
                 self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
-                self.until_stopped(&answered)
+                self.until_stopped(&answered).map(|_| true)
             }
+            Hidden::Again(number, position) => self.ask_again(number, position, group),
         }
     }
 
@@ -245,16 +236,33 @@ impl Consumer {
     pub(super) fn refuse(&mut self, partition: TopicPartition) -> Result<bool, Error> {
         let (reply, answered) = bounded(1);
         self.send(Inbox::Refuse { partition, reply: Some(reply) })?;
-        self.until_stopped(&answered)
+        self.until_stopped(&answered).map(|_| true)
     }
 
-    fn until_stopped(&mut self, done: &Receiver<()>) -> Result<bool, Error> {
-        while !self.answered(done, IDLE_WAIT)? {
-            if self.parts.desk.stopping() {
-                break;
+    /// Has the group take what it was asked to take in an assignment before this one. Until it does, it is judged again.
+    fn ask_again(&mut self, number: u64, position: Position, group: Option<&GroupOffset>) -> Result<bool, Error> {
+        let (reply, answered) = bounded(1);
+        self.send(Inbox::Check { number, partition: position.partition.clone(), reply })?;
+        let prepared = self.until_stopped(&answered)?;
+        if prepared == Some(Prepared::Whole) && self.rejoin == Rejoin::No && !self.client.assignment_lost() {
+            let metadata = group.map_or("", |group| group.metadata.as_str());
+            self.carry_on(&position.partition, metadata);
+            tracing::info!(partition = %position.partition, number, "the group has not taken a prepared range yet: asking again");
+            if !self.commit_seal(number, vec![position])?.is_empty() {
+                self.retry_at = Instant::now() + RETRY;
             }
         }
         Ok(true)
+    }
+
+    /// Waits until it is answered; `None` when the service stops before.
+    pub(super) fn until_stopped<T>(&mut self, done: &Receiver<T>) -> Result<Option<T>, Error> {
+        loop {
+            let answer = self.answered(done, IDLE_WAIT)?;
+            if answer.is_some() || self.parts.desk.stopping() {
+                return Ok(answer);
+            }
+        }
     }
 
     /// Asks about what is hidden of partitions that are not ours, from time to time.

@@ -8,6 +8,14 @@ use crate::msource::native::GroupOffset;
 /// A commit after which a member is told that its assignment is lost, since none was taken.
 pub(super) const FENCED: u32 = 3;
 
+/// What a member learns of one partition's commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Told {
+    Taken,
+    Refused,
+    Unknown,
+}
+
 /// What becomes of one commit request.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Answer {
@@ -72,9 +80,9 @@ impl Group {
         current
     }
 
-    pub(super) fn deliver(&mut self, of: impl Fn(usize) -> bool) {
-        let (arrived, late): (Vec<_>, Vec<_>) = self.late.drain(..).partition(|(home, _)| of(*home));
-        self.late = late;
+    /// Lets what is on its way arrive.
+    pub(super) fn deliver(&mut self) {
+        let arrived = std::mem::take(&mut self.late);
         for (home, commits) in arrived {
             for sent in commits {
                 self.take(home, &sent);
@@ -82,28 +90,26 @@ impl Group {
         }
     }
 
-    /// Takes a request; returns which partitions' offsets were acknowledged.
-    pub(super) fn commit(&mut self, home: usize, commits: Vec<Sent>) -> Vec<bool> {
-        // One connection: what was sent earlier does not come later.
-        self.deliver(|of| of == home);
+    /// Takes a request; returns what is told of each partition.
+    pub(super) fn commit(&mut self, home: usize, commits: Vec<Sent>) -> Vec<Told> {
+        let told = |taken| if taken { Told::Taken } else { Told::Refused };
         match self.answers.pop_front().unwrap_or(Answer::Taken) {
-            Answer::Taken => commits.iter().map(|sent| self.take(home, sent)).collect(),
+            Answer::Taken => commits.iter().map(|sent| told(self.take(home, sent))).collect(),
             Answer::Part => {
-                let part = |(index, sent): (usize, &Sent)| index % 2 == 0 && self.take(home, sent);
+                let part = |(index, sent): (usize, &Sent)| told(index % 2 == 0 && self.take(home, sent));
                 commits.iter().enumerate().map(part).collect()
             }
-            answer => {
-                let none = vec![false; commits.len()];
-                match answer {
-                    Answer::Lost => {
-                        for sent in &commits {
-                            self.take(home, sent);
-                        }
-                    }
-                    Answer::Late => self.late.push((home, commits)),
-                    _ => {}
+            Answer::Refused => vec![Told::Refused; commits.len()],
+            Answer::Lost => {
+                for sent in &commits {
+                    self.take(home, sent);
                 }
-                none
+                vec![Told::Unknown; commits.len()]
+            }
+            Answer::Late => {
+                let told = vec![Told::Unknown; commits.len()];
+                self.late.push((home, commits));
+                told
             }
         }
     }

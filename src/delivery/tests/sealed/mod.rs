@@ -17,7 +17,7 @@ use self::world::World;
 use super::home::{Home, Work};
 use super::model::{Fate, PATIENCE, fate, line, wait_until};
 use super::*;
-use crate::delivery::{CommitPoint, Finish, Inbox};
+use crate::delivery::{CommitPoint, Finish, Inbox, Prepared};
 use crate::msource::journal::{Mark, MoveCause};
 
 mod found;
@@ -70,6 +70,7 @@ fn a_barrier_behind_a_refusal_is_answered_when_what_is_durable_tells_of_it() {
         let before = run.work.ticket;
         run.work.inbox.send(Inbox::Checkpoint { before, finish: Finish::No, reply: first.0 }).unwrap();
         run.release(0);
+        run.work.inbox.send(Inbox::Refuse { partition: partition(0), reply: None }).unwrap();
         run.work.inbox.send(Inbox::Checkpoint { before, finish: Finish::No, reply: second.0 }).unwrap();
         wait_until("everything is taken in while a checkpoint is being made", || run.work.inbox.is_empty());
     }
@@ -149,4 +150,70 @@ fn a_commit_whose_answer_was_lost_is_published_after_others_have_committed() {
         Step::On(2, Act::Seal(u32::MAX)),
         Step::On(0, Act::Turn),
     ]);
+}
+
+/// A home whose range was prepared, and refused by the group once before it was killed; with the number of its seal.
+fn prepared() -> (World, u64) {
+    let mut world = grown();
+    world.group.answers.push_back(Answer::Refused);
+    assert!(!world.barrier(0, Finish::Hidden(vec![partition(0)]), 1), "the group does not take it");
+    world.end(0);
+    world.start(0);
+    let state = world.run(0).work.state();
+    let (mark, _) = state.prepared(&partition(0)).next().expect("a prepared range");
+    (world, mark.number)
+}
+
+#[test]
+fn what_was_prepared_and_not_taken_is_committed_in_the_next_assignment() {
+    let (mut world, number) = prepared();
+    world.resolve(0);
+    world.settled(0);
+    let state = world.run(0).work.state();
+    assert_eq!((state.partitions[&partition(0)].next, state.seals.len()), (20, 0), "nothing is read again");
+    let committed = world.group.at(0).committed.clone().expect("a commit");
+    assert_eq!((committed.offset, committed.metadata), (20, format!("h0/1/{number}/id")));
+    world.check();
+}
+
+#[test]
+fn what_was_prepared_and_is_not_whole_any_more_is_refused_before_it_is_committed() {
+    let (mut world, number) = prepared();
+    let hidden = fs::read_dir(world.homes[0].data()).unwrap().map(|entry| entry.unwrap().path());
+    fs::remove_file(hidden.into_iter().next().expect("a hidden file")).unwrap();
+    let (reply, answered) = bounded(1);
+    world.run(0).work.inbox.send(Inbox::Check { number, partition: partition(0), reply }).unwrap();
+    assert_eq!(world.wait(0, &answered, u32::MAX), Some(Prepared::Gone));
+    world.settled(0);
+    let state = world.run(0).work.state();
+    assert_eq!((state.partitions[&partition(0)].next, state.seals.len()), (0, 0), "all of it is read again");
+    world.check();
+}
+
+#[test]
+fn what_waits_behind_a_seal_whose_answer_was_lost_is_dropped_and_the_others_go_on() {
+    let mut world = grown();
+    world.give(1, 0);
+    world.resolve(0);
+    world.group.answers.push_back(Answer::Lost);
+    let answered = world.run(0).work.checkpoint(Finish::Hidden(vec![partition(0)]));
+    let run = world.run(0);
+    wait_until("the group is asked", || !run.seals.is_empty());
+    world.block(0, 0, 7);
+    world.block(0, 1, 5);
+    let run = world.run(0);
+    run.work.send(0);
+    assert_eq!(run.work.gauges.counts().in_flight, 12, "nothing is written while the group is asked");
+    assert!(world.wait(0, &answered, u32::MAX).is_some());
+    world.settled(0);
+    let run = world.run(0);
+    assert_eq!((run.work.gauges.counts().in_flight, run.work.budget.used()), (0, 0));
+    let state = run.work.state();
+    let next = |number| state.partitions[&partition(number)].next;
+    assert_eq!((next(0), next(1), state.seals.len()), (20, 5, 1), "what was prepared stays as it is");
+    world.rejoin(0);
+    world.resolve(0);
+    world.settled(0);
+    assert_eq!(world.run(0).work.state().seals.len(), 0, "the group tells that it took it");
+    world.check();
 }

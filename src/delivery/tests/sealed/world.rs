@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, unbounded};
 
-use super::group::{FENCED, Group, Sent};
+use super::group::{FENCED, Group, Sent, Told};
 use super::*;
-use crate::delivery::{CommitPoint, Finish, Inbox, SealRequest, Verdict};
+use crate::delivery::{CommitPoint, Finish, Inbox, Prepared, SealRequest, Verdict};
 use crate::msource::assignment::{Decision, Held, Hidden, Known, Owner, decide, settle};
 use crate::msource::journal::Mark;
 use crate::msource::native::GroupOffset;
@@ -16,13 +16,21 @@ use crate::msource::native::GroupOffset;
 struct Asked {
     number: u64,
     open: Vec<Position>,
-    sent: bool,
+}
+
+/// What became of the judgement of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Judged {
+    Same,
+    Changed,
+    /// The group is to be asked again.
+    Waits,
 }
 
 /// A home that runs: its delivery, and what its consumer knows.
 pub(super) struct Run {
     pub(super) work: Work,
-    seals: Receiver<SealRequest>,
+    pub(super) seals: Receiver<SealRequest>,
     pub(super) pending: BTreeSet<i32>,
     /// The generation in which each partition was given to it.
     pub(super) generations: BTreeMap<i32, u64>,
@@ -31,16 +39,26 @@ pub(super) struct Run {
     /// Commits in a row of which one was fenced, and whether the member knows that its assignment is lost.
     pub(super) fenced: u32,
     pub(super) lost: bool,
+    /// Whether an answer was lost, so that it joins the group anew.
+    rejoin: bool,
     /// Commits sent.
     sends: u32,
 }
 
 impl Run {
-    /// Ends assignments, as [`Consumer::release`](crate::msource::consumer) does.
+    /// Ends an assignment.
     pub(super) fn release(&mut self, number: i32) {
         self.work.tracker.end(&partition(number));
-        self.work.inbox.send(Inbox::Refuse { partition: partition(number), reply: None }).unwrap();
         self.work.slots.remove(&number);
+    }
+
+    /// Tells the delivery what became of a range. That of an assignment which is over ends first.
+    fn tell(&self, seal: u64, position: &Position, verdict: Verdict) {
+        let partition = position.partition.clone();
+        if verdict != Verdict::Committed {
+            self.work.tracker.end(&partition);
+        }
+        self.work.inbox.send(Inbox::Decided { number: seal, partition, verdict, reply: None }).unwrap();
     }
 }
 
@@ -71,12 +89,29 @@ impl World {
         }
         let (requests, seals) = unbounded();
         self.start_with(home, CommitPoint::Group(requests), seals);
+        self.join(home);
+    }
+
+    /// A member joins, which is a generation of its own.
+    fn join(&mut self, home: usize) {
         for number in 0..PARTITIONS {
             if self.group.at(number).owner == home {
-                // It joins again, which is a generation of its own.
                 self.group.assign(number, home);
                 self.given(number, home);
             }
+        }
+    }
+
+    /// Joins the group anew when an answer was lost.
+    pub(super) fn rejoin(&mut self, home: usize) {
+        let run = self.run(home);
+        if std::mem::take(&mut run.rejoin) {
+            for number in 0..PARTITIONS {
+                run.release(number);
+            }
+            run.pending.clear();
+            (run.lost, run.fenced) = (false, 0);
+            self.join(home);
         }
     }
 
@@ -90,6 +125,7 @@ impl World {
             asked: None,
             fenced: 0,
             lost: false,
+            rejoin: false,
             sends: 0,
         });
     }
@@ -115,7 +151,7 @@ impl World {
         Sent { partition: number, generation: run.generations[&number], offset }
     }
 
-    pub(super) fn commit(&mut self, home: usize, at: &[Position], seal: u64) -> Vec<bool> {
+    pub(super) fn commit(&mut self, home: usize, at: &[Position], seal: u64) -> Vec<Told> {
         let commits: Vec<_> = at.iter().map(|at| self.sent(home, at, seal)).collect();
         let current = commits.iter().all(|sent| self.group.is_current(home, sent));
         let answers = self.group.commit(home, commits);
@@ -131,47 +167,51 @@ impl World {
         let run = self.run(home);
         if run.asked.is_none() {
             let Ok(SealRequest { number, positions }) = run.seals.try_recv() else { return };
-            run.asked = Some(Asked { number, open: positions, sent: false });
+            run.asked = Some(Asked { number, open: positions });
         }
         let Some(mut asked) = run.asked.take() else { return };
         let (number, partition_of) = (asked.number, |position: &Position| position.partition.partition);
-        let is_ours = |position: &Position| !run.lost && run.work.slots.contains_key(&partition_of(position));
+        let lost = run.lost || run.rejoin;
+        let is_ours = |position: &Position| !lost && run.work.slots.contains_key(&partition_of(position));
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
-        let tell = |run: &Run, position: &Position, verdict| {
-            let partition = position.partition.clone();
-            run.work.inbox.send(Inbox::Decided { number, partition, verdict, reply: None }).unwrap();
-        };
         for position in gone {
-            tell(run, &position, if asked.sent { Verdict::Open } else { Verdict::Refused });
+            run.tell(number, &position, Verdict::Open);
         }
         if ours.is_empty() {
             return;
         }
-        asked.sent = true;
-        let answers = self.commit(home, &ours, number);
+        asked.open = self.commit_seal(home, number, ours);
+        self.run(home).asked = Some(asked).filter(|asked| !asked.open.is_empty());
+    }
+
+    /// Commits; returns what was refused.
+    fn commit_seal(&mut self, home: usize, number: u64, positions: Vec<Position>) -> Vec<Position> {
+        let answers = self.commit(home, &positions, number);
         let run = self.run(home);
-        for (position, taken) in ours.into_iter().zip(answers) {
-            if taken {
-                tell(run, &position, Verdict::Committed);
-            } else {
-                asked.open.push(position);
+        run.rejoin |= answers.contains(&Told::Unknown);
+        let mut refused = Vec::new();
+        for (position, answer) in positions.into_iter().zip(answers) {
+            match answer {
+                Told::Taken => run.tell(number, &position, Verdict::Committed),
+                Told::Refused if !run.rejoin => refused.push(position),
+                Told::Refused | Told::Unknown => run.tell(number, &position, Verdict::Open),
             }
         }
-        run.asked = Some(asked).filter(|asked| !asked.open.is_empty());
+        refused
     }
 
     /// Waits for an answer of the delivery, which may need the group's word; gives up after so many commits.
     #[track_caller]
-    pub(super) fn wait(&mut self, home: usize, answered: &Receiver<()>, commits: u32) -> bool {
+    pub(super) fn wait<T>(&mut self, home: usize, answered: &Receiver<T>, commits: u32) -> Option<T> {
         let deadline = Instant::now() + PATIENCE;
         let until = self.run(home).sends.saturating_add(commits);
         loop {
             self.serve(home);
-            if answered.recv_timeout(Duration::from_millis(1)).is_ok() {
-                return true;
+            if let Ok(answer) = answered.recv_timeout(Duration::from_millis(1)) {
+                return Some(answer);
             }
             if self.run(home).sends >= until {
-                return false;
+                return None;
             }
             if let Ok(outcome) = self.run(home).work.ended.try_recv() {
                 panic!("the delivery ended: {outcome:?}");
@@ -183,27 +223,50 @@ impl World {
     #[track_caller]
     pub(super) fn barrier(&mut self, home: usize, finish: Finish, commits: u32) -> bool {
         let answered = self.run(home).work.checkpoint(finish);
-        self.wait(home, &answered, commits)
+        self.wait(home, &answered, commits).is_some()
     }
 
     pub(super) fn settled(&mut self, home: usize) {
         self.barrier(home, Finish::No, u32::MAX);
     }
 
-    pub(super) fn judge(&mut self, home: usize, state: &State, number: i32, held: Held) -> bool {
+    pub(super) fn judge(&mut self, home: usize, state: &State, number: i32, held: Held) -> Judged {
         let (reply, answered) = bounded(1);
         let committed = self.group.at(number).committed.as_ref();
         let partition = partition(number);
         let message = match settle(state, &partition, committed, held, Visibility::Sealed) {
-            Hidden::Stays => return false,
+            Hidden::Stays => return Judged::Same,
             Hidden::Refused => Inbox::Refuse { partition, reply: Some(reply) },
             Hidden::Decided(number, verdict) => {
                 assert_ne!(verdict, Verdict::Undecided, "the group always tells");
                 Inbox::Decided { number, partition, verdict, reply: Some(reply) }
             }
+            Hidden::Again(seal, position) => return self.ask_again(home, seal, position),
         };
         self.run(home).work.inbox.send(message).unwrap();
-        self.wait(home, &answered, u32::MAX)
+        self.wait(home, &answered, u32::MAX);
+        Judged::Changed
+    }
+
+    /// Has the group take what was prepared in an assignment before this one.
+    fn ask_again(&mut self, home: usize, seal: u64, position: Position) -> Judged {
+        let (reply, answered) = bounded(1);
+        let check = Inbox::Check { number: seal, partition: position.partition.clone(), reply };
+        self.run(home).work.inbox.send(check).unwrap();
+        assert_eq!(self.wait(home, &answered, u32::MAX), Some(Prepared::Whole), "nobody touches the files");
+        if self.run(home).rejoin {
+            return Judged::Waits;
+        }
+        self.carry_on(home, position.partition.partition);
+        let refused = self.commit_seal(home, seal, vec![position]);
+        if refused.is_empty() && !self.run(home).rejoin { Judged::Changed } else { Judged::Waits }
+    }
+
+    /// Remembers the owners before us, to be carried on.
+    fn carry_on(&mut self, home: usize, number: i32) {
+        let found = self.group.at(number).committed.as_ref();
+        let carried = Owner::carried(found.map_or("", |found| &found.metadata), (&self.homes[home].name, 1));
+        self.run(home).previous.insert(number, carried);
     }
 
     /// Asks about what is hidden of partitions that are not ours.
@@ -226,10 +289,12 @@ impl World {
             let pending = self.run(home).pending.clone();
             let hidden: Vec<_> =
                 pending.iter().copied().filter(|number| state.is_hidden(&partition(*number))).collect();
-            let changed = hidden
-                .into_iter()
-                .fold(false, |changed, number| changed | self.judge(home, &state, number, Held::ByUs));
-            if changed {
+            let judged: Vec<_> =
+                hidden.into_iter().map(|number| self.judge(home, &state, number, Held::ByUs)).collect();
+            if judged.contains(&Judged::Waits) {
+                return;
+            }
+            if judged.contains(&Judged::Changed) {
                 continue;
             }
             for number in pending {
@@ -245,8 +310,7 @@ impl World {
         let found = self.group.at(number).committed.clone();
         let owner: Option<Owner> = found.as_ref().and_then(|found| found.metadata.parse().ok());
         let name = self.homes[home].name.clone();
-        let metadata = found.as_ref().map_or("", |found| &found.metadata);
-        self.run(home).previous.insert(number, Owner::carried(metadata, (&name, 1)));
+        self.carry_on(home, number);
         let local = state.partitions.get(&partition(number));
         let decision = decide(&Known {
             home: (&name, 1),
@@ -274,7 +338,9 @@ impl World {
         if let Some(frame) = frame {
             self.note(home, frame);
             if found_at != Some(at.next) {
-                if !self.commit(home, std::slice::from_ref(&at), 0)[0] {
+                let told = self.commit(home, std::slice::from_ref(&at), 0)[0];
+                self.run(home).rejoin |= told == Told::Unknown;
+                if told != Told::Taken {
                     return false;
                 }
                 mark = Some(Mark { home: name, incarnation: 1, number: 0 });
