@@ -133,6 +133,9 @@ fn offsets_that_are_set_in_a_group_take_back_what_is_hidden() {
     let service = home.foreground();
     wait_durable(&home, &produced);
     service.kill();
+    let refused = home.mtga(["set_offset", &topic.name, "latest"]).code(1);
+    assert!(refused.stderr.contains("records from offset 0 on are in hidden files"), "{}", refused.stderr);
+    assert_ne!(events::hidden(&home.path("data")), Vec::<PathBuf>::new(), "they are still there");
     home.mtga(["set_offset", &topic.name, "earliest"]).success();
     assert_eq!(events::hidden(&home.path("data")), Vec::<PathBuf>::new(), "nothing of it is left");
     rotate(&mut home, "1s", "200ms");

@@ -36,7 +36,40 @@ pub(super) struct Asked {
     again: Instant,
 }
 
-/// Whether an error is a broker's answer, or says that nothing was sent. librdkafka's own errors are below zero.
+/// What an answer to the commit of a seal leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Taken,
+    /// It is sent again while the partition is ours, and that is told when it lasts.
+    Again,
+    /// It stays prepared: we are no member any more, and were giving the partition up.
+    LetGo,
+    /// It may have arrived, or may arrive later: the group is joined anew to find out.
+    Unknown,
+}
+
+/// Whether the partition of a seal is being given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    No,
+    Yes,
+}
+
+impl Outcome {
+    fn of(answer: Result<(), &KafkaError>, leaving: Leaving) -> Self {
+        match answer {
+            Ok(()) => Self::Taken,
+            // librdkafka does not take a partition for lost that it is giving up.
+            Err(error) if leaving == Leaving::Yes && !is_member(error) => Self::LetGo,
+            Err(error) if is_answer(error) => Self::Again,
+            Err(_) => Self::Unknown,
+        }
+    }
+}
+
+/// Whether an error is a broker's answer, or says that nothing was sent. librdkafka's own errors are below zero, and so is a
+/// broker's that it does not know. What a coordinator in trouble has not taken may be in its log all the same: sent again, it
+/// says the same.
 pub(super) fn is_answer(error: &KafkaError) -> bool {
     error.code as i32 > 0 || matches!(error.code, Code::WaitingForCoordinator | Code::NoOffset)
 }
@@ -89,18 +122,18 @@ impl Consumer {
         let answers = answers.unwrap_or_else(|error| vec![Err(error); positions.len()]);
         let (mut refused, mut unknown) = (Vec::new(), None);
         for (position, answer) in positions.into_iter().zip(answers) {
-            match answer {
-                Ok(()) => self.tell(number, position.partition, Verdict::Committed)?,
-                // librdkafka does not take a partition for lost that it is giving up. What came behind the seal ends with it.
-                Err(error) if self.leaving.contains(&position.partition) && !is_member(&error) => {
-                    self.let_go(number, position.partition)?;
-                }
-                Err(error) if is_answer(&error) => {
+            let leaving = if self.leaving.contains(&position.partition) { Leaving::Yes } else { Leaving::No };
+            match (Outcome::of(answer.as_ref().copied(), leaving), answer) {
+                (Outcome::Taken, _) => self.tell(number, position.partition, Verdict::Committed)?,
+                (Outcome::Again, Err(error)) => {
                     self.said_unanswered(&position.partition, number, &error);
                     refused.push(position);
                 }
-                Err(error) => {
-                    unknown = Some(error);
+                (outcome, answer) => {
+                    if outcome == Outcome::Unknown {
+                        unknown = answer.err();
+                    }
+                    // What came behind the seal ends with it.
                     self.let_go(number, position.partition)?;
                 }
             }
@@ -305,5 +338,52 @@ impl Consumer {
         let frame = Frame::Base { partition: partition.clone(), mark };
         self.send(Inbox::Note { ticket, frame, reply })?;
         self.until_stopped(&answered).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_to_a_commit_leads_to_one_of_four_ends() {
+        use Outcome::{Again, LetGo, Unknown};
+        // In the middle of an assignment, and while the partition is given up.
+        let table = [
+            // The assignment is over, or about to be: librdkafka tells when.
+            (Code::IllegalGeneration, Again, Again),
+            (Code::RebalanceInProgress, Again, Again),
+            (Code::StaleMemberEpoch, Again, Again),
+            (Code::UnknownMemberId, Again, LetGo),
+            (Code::FencedInstanceId, Again, LetGo),
+            (Code::FencedMemberEpoch, Again, LetGo),
+            // The coordinator is not there, or not yet.
+            (Code::CoordinatorLoadInProgress, Again, Again),
+            (Code::CoordinatorNotAvailable, Again, Again),
+            (Code::NotCoordinator, Again, Again),
+            (Code::RequestTimedOut, Again, Again),
+            // These last until somebody changes the brokers.
+            (Code::OffsetMetadataTooLarge, Again, Again),
+            (Code::InvalidCommitOffsetSize, Again, Again),
+            (Code::GroupAuthorizationFailed, Again, Again),
+            (Code::TopicAuthorizationFailed, Again, Again),
+            (Code::UnknownTopicOrPartition, Again, Again),
+            // Nothing was sent.
+            (Code::WaitingForCoordinator, Again, Again),
+            (Code::NoOffset, Again, Again),
+            // It may have been sent.
+            (Code::OperationTimedOut, Unknown, Unknown),
+            (Code::TimedOutQueue, Unknown, Unknown),
+            (Code::BrokerTransportFailure, Unknown, Unknown),
+            (Code::PurgeInflight, Unknown, Unknown),
+            (Code::Fatal, Unknown, Unknown),
+            (Code::Unknown, Unknown, Unknown),
+        ];
+        for (code, here, leaving) in table {
+            let error = KafkaError { code, text: String::new() };
+            let tell = |leaving| Outcome::of(Err(&error), leaving);
+            assert_eq!((tell(Leaving::No), tell(Leaving::Yes)), (here, leaving), "{code:?}");
+        }
+        assert_eq!(Outcome::of(Ok(()), Leaving::Yes), Outcome::Taken);
     }
 }
