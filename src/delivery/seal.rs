@@ -2,7 +2,8 @@
 //!
 //! A *seal* takes every hidden file of some partitions at once:
 //!
-//! 1. *prepare*: the files are synced (an ordinary checkpoint), `Prepared` is appended to the journal and synced;
+//! 1. *prepare*: the files are synced (an ordinary checkpoint while blocks are written on, then one of the little that came
+//!    meanwhile), `Prepared` is appended to the journal and synced;
 //! 2. *commit*: the thread that serves the group commits the offsets with the seal's number beside them;
 //! 3. *publish*: each file gets its name, its manifest is put beside it, `Published` is appended and synced.
 //!
@@ -39,8 +40,9 @@ use crate::msource::store::Walk;
 /// What is at work, and what comes next.
 #[derive(Debug, Default)]
 pub(super) struct Sealing {
-    /// The groups whose files are taken next.
+    /// The groups whose files are taken next, and how far that is.
     wanted: BTreeMap<Group, RotateReason>,
+    stage: Stage,
     /// The seal that the group was asked about, and the partitions of it that are not decided.
     asked: Option<(u64, BTreeSet<TopicPartition>)>,
     /// What is decided, and to be carried out.
@@ -49,6 +51,18 @@ pub(super) struct Sealing {
     answers: Vec<Sender<()>>,
     /// Since when, and until when, each group got blocks that are not published.
     grown: BTreeMap<Group, (Instant, Instant)>,
+}
+
+/// How far what is wanted has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is done for it.
+    #[default]
+    Wanted,
+    /// A checkpoint syncs most of it, while blocks are written on.
+    Synced,
+    /// Nothing further is taken: the rest is little.
+    Ready,
 }
 
 /// A decision that is to be carried out.
@@ -80,7 +94,12 @@ enum Step {
 impl Sealing {
     /// Whether blocks must wait.
     pub(super) fn is_busy(&self) -> bool {
-        !self.wanted.is_empty() || self.asked.is_some() || !self.steps.is_empty()
+        self.stage == Stage::Ready || self.asked.is_some() || !self.steps.is_empty()
+    }
+
+    /// Whether most of what is wanted was synced, or is being.
+    pub(super) fn is_synced(&self) -> bool {
+        self.stage == Stage::Synced
     }
 
     /// Whether a decision is still to be carried out: what is durable does not tell of it yet.
@@ -90,7 +109,7 @@ impl Sealing {
 
     /// Whether anything is to be done or answered.
     pub(super) fn has_work(&self) -> bool {
-        self.is_busy() || !self.answers.is_empty()
+        self.is_busy() || !self.wanted.is_empty() || !self.answers.is_empty()
     }
 
     /// Whether files are to be removed of which only the journal's last frames tell: no checkpoint may cover those before.
@@ -230,10 +249,14 @@ impl Delivery {
         self.seal.steps.push_back((Step::Check { number, partition, reply }, None));
     }
 
+    /// Whether a step can be taken: each needs the state to itself, no block half-written, no checkpoint under way.
+    pub(super) fn has_state(&self) -> bool {
+        !self.is_halfway() && !self.in_checkpoint && !self.is_stalled()
+    }
+
     /// Goes on with what can be done now.
     pub(super) fn drive_seals(&mut self) -> Result<(), Error> {
-        // Everything here needs the state to itself: no block half-written, no checkpoint under way.
-        while !self.is_halfway() && !self.in_checkpoint && !self.is_stalled() {
+        while self.has_state() {
             if let Some((step, reply)) = self.seal.steps.pop_front() {
                 match self.step(&step)? {
                     Ok(()) => reply.iter().for_each(answer),
@@ -248,7 +271,13 @@ impl Delivery {
             } else if self.seal.asked.is_some() {
                 break;
             } else if !self.seal.wanted.is_empty() {
-                self.prepare()?;
+                if self.seal.stage == Stage::Wanted && self.dirty {
+                    self.seal.stage = Stage::Synced;
+                    self.checkpoint()?;
+                } else {
+                    self.seal.stage = Stage::Ready;
+                    self.prepare()?;
+                }
             } else {
                 for reply in std::mem::take(&mut self.seal.answers) {
                     self.answer_after_checkpoint(reply)?;
@@ -270,6 +299,7 @@ impl Delivery {
         self.checkpoint_now()?;
         fault::point("seal.synced");
         let wanted = std::mem::take(&mut self.seal.wanted);
+        self.seal.stage = Stage::Wanted;
         let seal = self.seal_of(&wanted);
         if seal.ranges.is_empty() {
             return Ok(());

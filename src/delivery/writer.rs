@@ -217,7 +217,9 @@ impl Delivery {
             }
         }
         self.keep_bound()?;
-        if self.dirty && now >= self.last_checkpoint + self.interval {
+        // What is synced for a seal is followed by the seal, and not by another checkpoint.
+        let is_next = self.seal.is_synced() && self.has_state();
+        if self.dirty && !is_next && now >= self.last_checkpoint + self.interval {
             self.checkpoint()?;
         }
         if now >= self.last_prune + PRUNE_INTERVAL {

@@ -252,13 +252,17 @@ fn rejects_of_what_is_refused_leave_the_queue_and_come_back_with_their_records()
     let service = home.foreground();
     wait_durable(&home, &produced);
     service.kill();
-    for path in events::hidden(&home.path("data")) {
-        fs::remove_file(path).expect("a file");
-    }
+    let harm = |home: &Home| {
+        for path in events::hidden(&home.path("data")) {
+            fs::remove_file(path).expect("a file");
+        }
+    };
+    harm(&home);
     rotate(&mut home, "1s", "200ms");
     home.killed_at("refuse.noted");
     home.killed_at("seal.prepared");
     // What was prepared is refused too, with other entries.
+    harm(&home);
     home.killed_at("refuse.noted");
     produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 300, 100));
     assert_published(&home, &produced);

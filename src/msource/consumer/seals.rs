@@ -5,7 +5,7 @@
 //! carries our offsets. What the group refuses while the partition is ours is sent again until it is taken. An answer that
 //! is *not known* (none in time, a connection that was cut) is neither: the request may still arrive, after other commits
 //! even. So the client is given up with it and joins anew. In that later generation no request of before is taken any more,
-//! and the group's own word counts.
+//! and the group's own word counts. Where it has not moved, the same commit is sent again.
 
 use std::time::{Duration, Instant};
 

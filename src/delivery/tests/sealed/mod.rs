@@ -217,3 +217,25 @@ fn what_waits_behind_a_seal_whose_answer_was_lost_is_dropped_and_the_others_go_o
     assert_eq!(world.run(0).work.state().seals.len(), 0, "the group tells that it took it");
     world.check();
 }
+
+#[test]
+fn blocks_are_written_on_while_what_is_to_be_published_is_synced() {
+    let mut world = grown();
+    let store = Arc::clone(&world.homes[0].store);
+    let answered = {
+        let _busy = store.0.lock().unwrap();
+        world.block(0, 0, 5);
+        let answered = world.run(0).work.checkpoint(Finish::Hidden(vec![partition(0)]));
+        let work = &mut world.run(0).work;
+        wait_until("it is asked for", || work.inbox.is_empty());
+        work.block(0, 5);
+        work.send(0);
+        wait_until("what came behind it is written", || work.gauges.counts().in_flight == 0);
+        answered
+    };
+    assert!(world.wait(0, &answered, u32::MAX).is_some());
+    world.settled(0);
+    assert_eq!(world.group.at(0).committed.as_ref().map(|found| found.offset), Some(30), "it is published with it");
+    drop(store);
+    world.check();
+}
