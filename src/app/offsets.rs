@@ -3,18 +3,18 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 
 use super::home::failed;
 use super::pipeline::Pipeline;
 use crate::cli::{Moved, OffsetTarget, Selection};
 use crate::config::{Assignment, Config, Start};
 use crate::control::{Failure, FailureKind, PartitionOffsets};
-use crate::delivery::Inbox;
+use crate::delivery::{Finish, Inbox, Verdict};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Held, Known, Owner, decide, judge};
 use crate::msource::consumer::topic_names;
-use crate::msource::journal::{Frame, Mark, MoveCause, Position, State};
+use crate::msource::journal::{Frame, Mark, MoveCause, Position, SealedOffsets, State};
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
 use crate::msource::properties;
 
@@ -230,8 +230,13 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
         };
         moved.push(standing);
     }
+    let wait = |answered: &Receiver<()>| in_time(pipeline, answered, config.rpc.timeout);
     if config.kafka.assignment == Assignment::Group {
-        settle_hidden(pipeline, &state, &moved)?;
+        moved.iter().try_for_each(|standing| refuse_to_skip(&state, standing))?;
+        for Standing { partition, group, .. } in &moved {
+            // While the group still tells: after the move it can't be known any more.
+            settle(pipeline, &state, partition, group.as_ref(), &wait)?;
+        }
     }
     let commits = commits(pipeline, &moved);
     // In a group other instances go by the group's offsets, so the group comes first: what it refuses is not moved here.
@@ -245,17 +250,37 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
         }
         tracing::warn!(%error, "the group was not told");
     }
-    note(pipeline, &moved)?;
+    note(pipeline, &moved, &wait)?;
     let after = moved.iter().map(Standing::row).collect();
     Ok(Moved { before, after })
 }
 
-/// Decides about what the partitions have hidden, while the group still tells: after the move it can't be known any more.
-fn settle_hidden(pipeline: &Pipeline, state: &State, moved: &[Standing]) -> Result<(), Failure> {
-    for Standing { partition, group, .. } in moved {
-        settle(pipeline, state, partition, group.as_ref(), &|_| {})?;
+/// How an answer of the delivery is waited for.
+type Wait<'a> = &'a dyn Fn(&Receiver<()>) -> Result<(), Failure>;
+
+/// Waits for an answer of the delivery, which a disk that fails can hold up.
+fn in_time(pipeline: &Pipeline, answered: &Receiver<()>, patience: Duration) -> Result<(), Failure> {
+    answered.recv_timeout(patience).map_err(|_| {
+        let reason = pipeline.gauges.stalled().unwrap_or_else(|| "nothing was saved in time".into());
+        Failure::new(FailureKind::TimedOut, format!("{reason}; set the offset again when that works"))
+    })
+}
+
+/// Refuses a place past records that are hidden here and would be taken back: nobody would read them again.
+fn refuse_to_skip(state: &State, standing: &Standing) -> Result<(), Failure> {
+    let Standing { partition, group, current, .. } = standing;
+    let Some(here) = state.partitions.get(partition) else { return Ok(()) };
+    let goes = |(mark, offsets): &(Mark, &SealedOffsets)| {
+        judge(mark, (offsets.growth.from, here.mark.as_ref()), group.as_ref(), Held::ByUs) == Verdict::Refused
+    };
+    let prepared = state.prepared(partition).filter(goes).map(|(_, offsets)| offsets.growth.from);
+    match prepared.chain(here.growth.as_ref().map(|growth| growth.from)).min() {
+        Some(from) if from < *current => Err(failed(format!(
+            "{partition}: records from offset {from} on are in hidden files that are not committed, and would be lost; \
+             nothing was moved: start and stop the service, which publishes them, or give them up by moving to {from} first"
+        ))),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Decides about what a partition that can be nobody's has hidden, by what the group has of it: what was prepared is
@@ -265,7 +290,7 @@ pub(super) fn settle(
     state: &State,
     partition: &TopicPartition,
     group: Option<&GroupOffset>,
-    progress: &dyn Fn(&str),
+    wait: Wait<'_>,
 ) -> Result<(), Failure> {
     let Some(here) = state.partitions.get(partition) else { return Ok(()) };
     for (mark, offsets) in state.prepared(partition) {
@@ -275,17 +300,17 @@ pub(super) fn settle(
         let (reply, answered) = bounded(1);
         let decided = Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) };
         pipeline.inbox.send(decided).map_err(failed)?;
-        pipeline.wait(&answered, progress)?;
+        wait(&answered)?;
     }
     // Also without growth: files that were made for it may be there.
-    refuse(pipeline, partition, progress)
+    refuse(pipeline, partition, wait)
 }
 
 /// Takes back what a partition has hidden and not prepared.
-pub(super) fn refuse(pipeline: &Pipeline, partition: &TopicPartition, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+pub(super) fn refuse(pipeline: &Pipeline, partition: &TopicPartition, wait: Wait<'_>) -> Result<(), Failure> {
     let (reply, answered) = bounded(1);
     pipeline.inbox.send(Inbox::Refuse { partition: partition.clone(), reply: Some(reply) }).map_err(failed)?;
-    pipeline.wait(&answered, progress)
+    wait(&answered)
 }
 
 /// Commits, patiently: the group keeps a static member that has stopped until its session ends, and takes no offsets from
@@ -332,7 +357,7 @@ fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
 }
 
 /// Makes the moves durable here.
-fn note(pipeline: &Pipeline, moved: &[Standing]) -> Result<(), Failure> {
+fn note(pipeline: &Pipeline, moved: &[Standing], wait: Wait<'_>) -> Result<(), Failure> {
     for Standing { partition, topic_id, current, .. } in moved {
         let position =
             Position { partition: partition.clone(), topic_id: topic_id.clone(), next: *current, leader_epoch: -1 };
@@ -340,7 +365,10 @@ fn note(pipeline: &Pipeline, moved: &[Standing]) -> Result<(), Failure> {
         let ticket = pipeline.tickets.take();
         let frame = Frame::Move { to: position, cause: MoveCause::Operator };
         pipeline.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(failed)?;
-        answered.recv().map_err(failed)?;
+        wait(&answered)?;
     }
-    pipeline.barrier(&|_| {})
+    let (reply, answered) = bounded(1);
+    let before = pipeline.tickets.next();
+    pipeline.inbox.send(Inbox::Checkpoint { before, finish: Finish::No, reply }).map_err(failed)?;
+    wait(&answered)
 }

@@ -35,14 +35,19 @@ use crate::msource::store::StoreError;
 use crate::record::Filter;
 
 mod checkpoint;
+mod durable;
+mod parts;
+mod queue;
 pub mod recovery;
 mod refit;
 mod seal;
+mod stall;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-pub use writer::{Delivery, Parts, spawn};
+pub use parts::Parts;
+pub use writer::{Delivery, spawn};
 
 /// Why delivery cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -152,6 +157,16 @@ pub enum Inbox {
         /// Gets the answer.
         reply: Option<Sender<()>>,
     },
+    /// Asks whether the files of a range that was prepared are still what was written, so that its offsets may be committed.
+    /// When they are not, the range is refused.
+    Check {
+        /// The seal.
+        number: u64,
+        /// Which range of it.
+        partition: TopicPartition,
+        /// Gets the answer.
+        reply: Sender<Prepared>,
+    },
     /// Takes back what a partition has grown by since its last commit: another owner reads it again. The answer comes when
     /// that is done.
     Refuse {
@@ -194,6 +209,15 @@ pub enum Verdict {
     Undecided,
     /// It may still do either; the partition is not ours for now.
     Open,
+}
+
+/// What is left of a range that was prepared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prepared {
+    /// All of it.
+    Whole,
+    /// Somebody touched its files, or it is decided: it can't be committed.
+    Gone,
 }
 
 /// What the group is asked to take, so that files can be published.

@@ -2,7 +2,8 @@
 //!
 //! A *seal* takes every hidden file of some partitions at once:
 //!
-//! 1. *prepare*: the files are synced (an ordinary checkpoint), `Prepared` is appended to the journal and synced;
+//! 1. *prepare*: the files are synced (an ordinary checkpoint while blocks are written on, then one of the little that came
+//!    meanwhile), `Prepared` is appended to the journal and synced;
 //! 2. *commit*: the thread that serves the group commits the offsets with the seal's number beside them;
 //! 3. *publish*: each file gets its name, its manifest is put beside it, `Published` is appended and synced.
 //!
@@ -27,10 +28,10 @@ use std::time::Instant;
 use crossbeam_channel::Sender;
 
 use super::writer::{Delivery, answer};
-use super::{CommitPoint, Error, SealRequest, Verdict};
+use super::{CommitPoint, Error, Prepared, SealRequest, Verdict};
 use crate::config::Visibility;
 use crate::fault;
-use crate::msink::file::{Group, Now, RotateReason};
+use crate::msink::file::{Group, HiddenGone, Now, RotateReason};
 use crate::msink::manifest::{self, Manifest, Range, Source};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, Frame, Growth, Position, Seal, SealedFile, SealedOffsets, SealedRange};
@@ -39,8 +40,9 @@ use crate::msource::store::Walk;
 /// What is at work, and what comes next.
 #[derive(Debug, Default)]
 pub(super) struct Sealing {
-    /// The groups whose files are taken next.
+    /// The groups whose files are taken next, and how far that is.
     wanted: BTreeMap<Group, RotateReason>,
+    stage: Stage,
     /// The seal that the group was asked about, and the partitions of it that are not decided.
     asked: Option<(u64, BTreeSet<TopicPartition>)>,
     /// What is decided, and to be carried out.
@@ -49,6 +51,18 @@ pub(super) struct Sealing {
     answers: Vec<Sender<()>>,
     /// Since when, and until when, each group got blocks that are not published.
     grown: BTreeMap<Group, (Instant, Instant)>,
+}
+
+/// How far what is wanted has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Stage {
+    /// Nothing is done for it.
+    #[default]
+    Wanted,
+    /// A checkpoint syncs most of it, while blocks are written on.
+    Synced,
+    /// Nothing further is taken: the rest is little.
+    Ready,
 }
 
 /// A decision that is to be carried out.
@@ -62,6 +76,12 @@ enum Step {
         number: u64,
         partition: TopicPartition,
     },
+    /// Whether it is whole, or else it is refused.
+    Check {
+        number: u64,
+        partition: TopicPartition,
+        reply: Sender<Prepared>,
+    },
     /// `seal` is `None` for what was not prepared.
     Refuse {
         seal: Option<u64>,
@@ -74,7 +94,12 @@ enum Step {
 impl Sealing {
     /// Whether blocks must wait.
     pub(super) fn is_busy(&self) -> bool {
-        !self.wanted.is_empty() || self.asked.is_some() || !self.steps.is_empty()
+        self.stage == Stage::Ready || self.asked.is_some() || !self.steps.is_empty()
+    }
+
+    /// Whether most of what is wanted was synced, or is being.
+    pub(super) fn is_synced(&self) -> bool {
+        self.stage == Stage::Synced
     }
 
     /// Whether a decision is still to be carried out: what is durable does not tell of it yet.
@@ -84,7 +109,7 @@ impl Sealing {
 
     /// Whether anything is to be done or answered.
     pub(super) fn has_work(&self) -> bool {
-        self.is_busy() || !self.answers.is_empty()
+        self.is_busy() || !self.wanted.is_empty() || !self.answers.is_empty()
     }
 
     /// Whether files are to be removed of which only the journal's last frames tell: no checkpoint may cover those before.
@@ -219,10 +244,19 @@ impl Delivery {
         self.seal.steps.push_back((Step::Refuse { seal: None, partition }, reply));
     }
 
+    /// Looks soon whether a prepared range is whole.
+    pub(super) fn check_prepared(&mut self, number: u64, partition: TopicPartition, reply: Sender<Prepared>) {
+        self.seal.steps.push_back((Step::Check { number, partition, reply }, None));
+    }
+
+    /// Whether a step can be taken: each needs the state to itself, no block half-written, no checkpoint under way.
+    pub(super) fn has_state(&self) -> bool {
+        !self.is_halfway() && !self.in_checkpoint && !self.is_stalled()
+    }
+
     /// Goes on with what can be done now.
     pub(super) fn drive_seals(&mut self) -> Result<(), Error> {
-        // Everything here needs the state to itself: no block half-written, no checkpoint under way.
-        while !self.is_halfway() && !self.in_checkpoint && !self.is_stalled() {
+        while self.has_state() {
             if let Some((step, reply)) = self.seal.steps.pop_front() {
                 match self.step(&step)? {
                     Ok(()) => reply.iter().for_each(answer),
@@ -237,7 +271,13 @@ impl Delivery {
             } else if self.seal.asked.is_some() {
                 break;
             } else if !self.seal.wanted.is_empty() {
-                self.prepare()?;
+                if self.seal.stage == Stage::Wanted && self.dirty {
+                    self.seal.stage = Stage::Synced;
+                    self.checkpoint()?;
+                } else {
+                    self.seal.stage = Stage::Ready;
+                    self.prepare()?;
+                }
             } else {
                 for reply in std::mem::take(&mut self.seal.answers) {
                     self.answer_after_checkpoint(reply)?;
@@ -259,6 +299,7 @@ impl Delivery {
         self.checkpoint_now()?;
         fault::point("seal.synced");
         let wanted = std::mem::take(&mut self.seal.wanted);
+        self.seal.stage = Stage::Wanted;
         let seal = self.seal_of(&wanted);
         if seal.ranges.is_empty() {
             return Ok(());
@@ -332,6 +373,7 @@ impl Delivery {
     fn step(&mut self, step: &Step) -> Result<io::Result<()>, Error> {
         match step {
             Step::Publish { number, group } => self.publish(*number, group),
+            Step::Check { number, partition, reply } => self.check(*number, partition, reply),
             Step::SetAside { number, partition } => self.set_aside(*number, partition),
             Step::Refuse { seal, partition } => self.refuse(*seal, partition).map(Ok),
             Step::Remove(names) => Ok(names.iter().try_for_each(|name| self.sink.remove_hidden(name))),
@@ -393,6 +435,34 @@ impl Delivery {
             self.sink.publish_manifest(&name, &manifest(None).to_json())?;
         }
         Ok(())
+    }
+
+    /// Tells whether a prepared range is whole; it is refused when it is not.
+    fn check(
+        &mut self,
+        number: u64,
+        partition: &TopicPartition,
+        reply: &Sender<Prepared>,
+    ) -> Result<io::Result<()>, Error> {
+        let range = self.range(number, &Some(partition.clone()));
+        let mut prepared = if range.is_some() { Prepared::Whole } else { Prepared::Gone };
+        for SealedFile { name, inode, bytes, .. } in range.into_iter().flat_map(|range| range.files) {
+            let visibility = Visibility::Sealed;
+            let file = FileState { name, inode, length: bytes, visibility, ..FileState::default() };
+            match self.sink.check_hidden(&file) {
+                Ok(()) => {}
+                Err(error) if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<HiddenGone>) => {
+                    tracing::error!(%partition, number, %error, "what was prepared is not whole any more");
+                    self.refuse(Some(number), partition)?;
+                    prepared = Prepared::Gone;
+                    break;
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        // Who asked may have given up waiting.
+        let _ = reply.send(prepared);
+        Ok(Ok(()))
     }
 
     /// Keeps files out of the way of which nobody can say whether they stand for records that another owner wrote too.

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::TopicPartition;
-use super::journal::{Growth, Mark, MoveCause, PartitionState, State};
+use super::journal::{Growth, Mark, MoveCause, PartitionState, Position, SealedOffsets, State};
 use super::native::GroupOffset;
 use crate::config::Visibility;
 use crate::delivery::Verdict;
@@ -137,13 +137,31 @@ pub fn may_grow(partition: &PartitionState, growth: &Growth, group: Option<&Grou
     group.offset == growth.from && found.map(|owner| owner.mark) == partition.mark
 }
 
+/// Whether a prepared range that the group has not taken may be committed now. The same commit, should one of before arrive
+/// after all, says the same.
+fn may_ask(
+    state: &State,
+    prepared: &Mark,
+    range: &SealedOffsets,
+    group: Option<&GroupOffset>,
+    visibility: Visibility,
+) -> bool {
+    // What another incarnation prepared may be in a copy of this home, too.
+    let is_ours = visibility == Visibility::Sealed && prepared.incarnation == state.incarnation;
+    let stands = |here: &&PartitionState| here.next == range.to.next && here.topic_id == range.to.topic_id;
+    let here = state.partitions.get(&range.to.partition).filter(stands);
+    is_ours && here.is_some_and(|here| may_grow(here, &range.growth, group))
+}
+
 /// What becomes of what a partition has hidden.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hidden {
     /// There is nothing, or it goes on, or it waits.
     Stays,
     /// The group's word on the range that was prepared.
     Decided(u64, Verdict),
+    /// Nobody has committed since this seal was prepared, which ends here: the group is asked once more.
+    Again(u64, Position),
     /// What was not prepared is taken back.
     Refused,
 }
@@ -165,6 +183,9 @@ pub fn settle(
                 if mark.incarnation != state.incarnation && !state.former.contains(&mark.incarnation) =>
             {
                 Hidden::Decided(mark.number, Verdict::Undecided)
+            }
+            Verdict::Refused if held == Held::ByUs && may_ask(state, &mark, offsets, group, visibility) => {
+                Hidden::Again(mark.number, offsets.to.clone())
             }
             verdict => Hidden::Decided(mark.number, verdict),
         };
@@ -265,7 +286,7 @@ pub fn decide(known: &Known<'_>) -> Decision {
 
 #[cfg(test)]
 mod tests {
-    use super::super::journal::{Frame, Position, Seal, SealedOffsets, SealedRange};
+    use super::super::journal::{Frame, Seal, SealedRange};
     use super::*;
 
     const ID: &str = "aaaaaaaaaaaaaaaaaaaaaa";
@@ -454,6 +475,37 @@ mod tests {
         let mut state = state.clone();
         state.apply(&Frame::Published { number: 9, partition: Some(partition()) });
         assert_eq!(state.partitions[&partition()].mark, Some(mark("me", 9)));
+    }
+
+    #[test]
+    fn a_prepared_range_is_asked_for_again_only_where_everything_is_as_it_was() {
+        let to = Position { partition: partition(), topic_id: ID.into(), next: 40, leader_epoch: -1 };
+        let growth = Growth { from: 30, ..Growth::default() };
+        let range = SealedRange { offsets: Some(SealedOffsets { growth, to: to.clone() }), files: Vec::new() };
+        let seal = Seal { number: 9, incarnation: 1, ranges: vec![range] };
+        let here = PartitionState { mark: Some(mark("x", 4)), ..local(40, ID) };
+        let state = State {
+            home: "me".into(),
+            incarnation: 1,
+            partitions: [(partition(), here.clone())].into(),
+            seals: [(9, seal)].into(),
+            ..State::default()
+        };
+        let tell = |state: &State, offset, metadata: &str, held, visibility| {
+            settle(state, &partition(), Some(&group(offset, metadata)), held, visibility)
+        };
+        let (base, refused) = (format!("x/1/4/{ID}"), Hidden::Decided(9, Verdict::Refused));
+        let ours = |state: &State, offset| tell(state, offset, &base, Held::ByUs, Visibility::Sealed);
+        assert_eq!(ours(&state, 30), Hidden::Again(9, to));
+        assert_eq!(tell(&state, 30, &base, Held::NotByUs, Visibility::Sealed), Hidden::Stays);
+        assert_eq!(tell(&state, 30, &base, Held::ByUs, Visibility::Live), refused, "nothing is hidden any more");
+        assert_eq!(ours(&state, 31), refused, "somebody moved the offset");
+        let other = format!("y/1/2/{ID} x/1/4");
+        assert_eq!(tell(&state, 30, &other, Held::ByUs, Visibility::Sealed), refused, "another has committed");
+        let moved = PartitionState { next: 50, ..here.clone() };
+        assert_eq!(ours(&State { partitions: [(partition(), moved)].into(), ..state.clone() }, 30), refused);
+        let later = State { incarnation: 2, former: vec![1], ..state };
+        assert_eq!(ours(&later, 30), refused, "a copy may have the same range");
     }
 
     #[test]

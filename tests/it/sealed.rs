@@ -14,17 +14,6 @@ fn sealed(topic: &Topic) -> Home {
     home
 }
 
-/// Hidden files below the event directory.
-fn hidden(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
-        if entry.file_name().to_string_lossy().starts_with('.') {
-            found.push(entry.path());
-        }
-    }
-    found
-}
-
 /// Every manifest has its file, every file its manifest, and the ranges fit together.
 fn assert_verified(home: &Home) {
     let done = home.mtga(["--json", "verify"]).code(0);
@@ -36,7 +25,7 @@ fn assert_verified(home: &Home) {
 fn wait_seen(home: &Home, produced: &[Record]) {
     home.wait_done(produced);
     wait_until("everything is published", SOON, || {
-        let hidden = hidden(&home.path("data"));
+        let hidden = events::hidden(&home.path("data"));
         holds(hidden.is_empty(), hidden)
     });
 }
@@ -76,9 +65,9 @@ fn nothing_is_seen_before_it_is_complete_and_a_stop_publishes_it() {
     let produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 3000);
     home.wait_done(&produced);
     assert_eq!(events::paths(&home.path("data")), Vec::<PathBuf>::new());
-    assert_eq!(hidden(&home.path("data")).len(), 2, "a file for each partition");
+    assert_eq!(events::hidden(&home.path("data")).len(), 2, "a file for each partition");
     service.terminate();
-    assert_eq!(hidden(&home.path("data")), Vec::<PathBuf>::new());
+    assert_eq!(events::hidden(&home.path("data")), Vec::<PathBuf>::new());
     home.assert_exactly(&produced);
     assert_verified(&home);
 }
@@ -137,18 +126,14 @@ fn mtga_lines(tool: &str, path: &Path) -> usize {
     text.lines().count()
 }
 
-/// Kills the service again and again under load, each time after it has taken something more.
-fn assert_exactly_once_through_kills(kills: u64, configure: impl Fn(&mut Home)) {
-    let topic = Topic::create("sealkill", 4);
+/// Lets something happen to a home under load, starts it, and demands that everything is published once.
+fn assert_exactly_once_under_load(configure: impl Fn(&mut Home), happen: impl FnOnce(&Home)) {
+    let topic = Topic::create("sealload", 4);
     let mut home = sealed(&topic);
     configure(&mut home);
     let tail = Tail::follow(&home.path("data"));
     let load = topic.load(Codec::Snappy, Mix::Dirty);
-    for kill in 1..=kills {
-        let service = home.foreground();
-        home.wait_written(kill * 1713);
-        service.kill();
-    }
+    happen(&home);
     let produced = load.stop();
     let service = home.foreground();
     wait_seen(&home, &produced);
@@ -156,6 +141,17 @@ fn assert_exactly_once_through_kills(kills: u64, configure: impl Fn(&mut Home)) 
     home.assert_exactly(&produced);
     assert_verified(&home);
     tail.assert_nothing_was_taken_back();
+}
+
+/// Kills the service again and again under load, each time after it has taken something more.
+fn assert_exactly_once_through_kills(kills: u64, configure: impl Fn(&mut Home)) {
+    assert_exactly_once_under_load(configure, |home| {
+        for kill in 1..=kills {
+            let service = home.foreground();
+            home.wait_written(kill * 1713);
+            service.kill();
+        }
+    });
 }
 
 #[test]
@@ -173,7 +169,7 @@ fn kill_9_in_a_group_publishes_every_record_once() {
 }
 
 /// The steps of publication, in their order.
-const STEPS: [&str; 9] = [
+pub(crate) const STEPS: [&str; 9] = [
     "seal.synced",
     "seal.prepared",
     "seal.commit",
@@ -185,29 +181,23 @@ const STEPS: [&str; 9] = [
     "publish.noted",
 ];
 
+/// Those of a service without a group.
+pub(crate) fn steps_alone() -> Vec<&'static str> {
+    STEPS.into_iter().filter(|step| !matches!(*step, "seal.commit" | "seal.answered")).collect()
+}
+
 /// Kills the service between each two steps, three times at different seals.
 fn assert_exactly_once_through_every_step(configure: impl Fn(&mut Home), steps: &[&str]) {
-    let topic = Topic::create("steps", 3);
-    let mut home = sealed(&topic);
-    configure(&mut home);
-    let tail = Tail::follow(&home.path("data"));
-    let load = topic.load(Codec::Snappy, Mix::Dirty);
-    for (index, step) in steps.iter().enumerate() {
-        home.killed_at(&format!("{step}:{}", 1 + index % 3));
-    }
-    let produced = load.stop();
-    let service = home.foreground();
-    wait_seen(&home, &produced);
-    service.terminate();
-    home.assert_exactly(&produced);
-    assert_verified(&home);
-    tail.assert_nothing_was_taken_back();
+    assert_exactly_once_under_load(configure, |home| {
+        for (index, step) in steps.iter().enumerate() {
+            home.killed_at(&format!("{step}:{}", 1 + index % 3));
+        }
+    });
 }
 
 #[test]
 fn a_kill_between_any_two_steps_of_publication_publishes_every_record_once() {
-    let steps: Vec<_> = STEPS.into_iter().filter(|step| !matches!(*step, "seal.commit" | "seal.answered")).collect();
-    assert_exactly_once_through_every_step(|_| (), &steps);
+    assert_exactly_once_through_every_step(|_| (), &steps_alone());
 }
 
 #[test]

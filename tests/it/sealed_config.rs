@@ -133,6 +133,9 @@ fn offsets_that_are_set_in_a_group_take_back_what_is_hidden() {
     let service = home.foreground();
     wait_durable(&home, &produced);
     service.kill();
+    let refused = home.mtga(["set_offset", &topic.name, "latest"]).code(1);
+    assert!(refused.stderr.contains("records from offset 0 on are in hidden files"), "{}", refused.stderr);
+    assert_ne!(events::hidden(&home.path("data")), Vec::<PathBuf>::new(), "they are still there");
     home.mtga(["set_offset", &topic.name, "earliest"]).success();
     assert_eq!(events::hidden(&home.path("data")), Vec::<PathBuf>::new(), "nothing of it is left");
     rotate(&mut home, "1s", "200ms");
@@ -249,13 +252,17 @@ fn rejects_of_what_is_refused_leave_the_queue_and_come_back_with_their_records()
     let service = home.foreground();
     wait_durable(&home, &produced);
     service.kill();
-    for path in events::hidden(&home.path("data")) {
-        fs::remove_file(path).expect("a file");
-    }
+    let harm = |home: &Home| {
+        for path in events::hidden(&home.path("data")) {
+            fs::remove_file(path).expect("a file");
+        }
+    };
+    harm(&home);
     rotate(&mut home, "1s", "200ms");
     home.killed_at("refuse.noted");
     home.killed_at("seal.prepared");
     // What was prepared is refused too, with other entries.
+    harm(&home);
     home.killed_at("refuse.noted");
     produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 300, 100));
     assert_published(&home, &produced);

@@ -125,7 +125,7 @@ fn settle(config: &Config, theirs: &Pipeline, asker: &Asker, progress: &dyn Fn(&
     let state = theirs.gauges.durable().state.clone();
     let left: Vec<_> = state.files.values().filter_map(FileState::partition).collect();
     for partition in left {
-        offsets::refuse(theirs, &partition, progress)?;
+        offsets::refuse(theirs, &partition, &|answered| theirs.wait(answered, progress))?;
     }
     // What the journal publishes by itself may have begun while the first one was answered.
     finish(theirs, Finish::No, progress)?;
@@ -146,7 +146,7 @@ fn settle_in_group(theirs: &Pipeline, asker: &Asker, state: &State, progress: &d
     let partitions: Vec<_> = state.partitions.keys().filter(is_hidden).cloned().collect();
     let group = asker.group_offsets(&partitions)?;
     for (partition, group) in partitions.iter().zip(group) {
-        offsets::settle(theirs, state, partition, group.as_ref(), progress)?;
+        offsets::settle(theirs, state, partition, group.as_ref(), &|answered| theirs.wait(answered, progress))?;
     }
     Ok(())
 }
@@ -161,7 +161,7 @@ fn settle_alone(config: &Config, theirs: &Pipeline, state: &State, progress: &dy
             Some(growth) if hides && state.is_whole(partition, growth) => {
                 theirs.tracker.begin(partition.clone(), here.next);
             }
-            Some(_) => offsets::refuse(theirs, partition, progress)?,
+            Some(_) => offsets::refuse(theirs, partition, &|answered| theirs.wait(answered, progress))?,
         }
     }
     Ok(())

@@ -13,6 +13,8 @@ use crate::msink::dir::EventDir;
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Block, BlockSource, Contents, FileIntent, Frame, Piece, Position, QueueEntry, State};
 
+mod home;
+mod model;
 mod pipeline;
 mod recovery;
 mod sealed;

@@ -157,7 +157,7 @@ impl Consumer {
         let ticket = self.parts.tickets.take();
         let note = Inbox::Note { ticket, frame: Frame::Move { to: position, cause }, reply };
         self.parts.inbox.send(note).map_err(|_| Error::Closed)?;
-        if !self.wait(&answered)? {
+        if self.until_stopped(&answered)?.is_none() {
             return Ok(());
         }
         crate::fault::point("gap.noted");

@@ -185,7 +185,7 @@ impl Consumer {
         let (reply, answered) = bounded(1);
         let before = self.parts.tickets.next();
         self.parts.inbox.send(Inbox::Checkpoint { before, finish, reply }).map_err(|_| Error::Closed)?;
-        self.answered(&answered, deadline)
+        Ok(self.answered(&answered, deadline)?.is_some())
     }
 
     /// Makes the client anew at once. What was taken from it and not sent on is dropped, and read again.
@@ -320,6 +320,12 @@ impl Consumer {
                 wanted(slot, durable.next).then(|| self.commit_of(&at, state.number))
             })
             .collect()
+    }
+
+    /// Remembers the owners before us, to be carried on in every commit, of what stands beside the group's offset.
+    pub(super) fn carry_on(&mut self, partition: &TopicPartition, metadata: &str) {
+        let carried = Owner::carried(metadata, (&self.parts.home.0, self.parts.home.1));
+        self.previous.insert(partition.clone(), carried);
     }
 
     /// Our own mark with this number.

@@ -5,7 +5,7 @@
 //! carries our offsets. What the group refuses while the partition is ours is sent again until it is taken. An answer that
 //! is *not known* (none in time, a connection that was cut) is neither: the request may still arrive, after other commits
 //! even. So the client is given up with it and joins anew. In that later generation no request of before is taken any more,
-//! and the group's own word counts.
+//! and the group's own word counts. Where it has not moved, the same commit is sent again.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use super::group::is_member;
 use super::watchdog::Old;
 use super::{Code, Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
 use crate::config::{Assignment, Visibility};
-use crate::delivery::{Inbox, SealRequest, Verdict};
+use crate::delivery::{Inbox, Prepared, SealRequest, Verdict};
 use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Held, Hidden, settle};
@@ -33,12 +33,44 @@ pub(super) struct Asked {
     number: u64,
     /// What it has not taken yet.
     open: Vec<Position>,
-    sent: Sent,
     again: Instant,
 }
 
-/// Whether an error is a broker's answer, or says that nothing was sent. librdkafka's own errors are below zero.
-fn is_answer(error: &KafkaError) -> bool {
+/// What an answer to the commit of a seal leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Taken,
+    /// It is sent again while the partition is ours, and that is told when it lasts.
+    Again,
+    /// It stays prepared: we are no member any more, and were giving the partition up.
+    LetGo,
+    /// It may have arrived, or may arrive later: the group is joined anew to find out.
+    Unknown,
+}
+
+/// Whether the partition of a seal is being given up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaving {
+    No,
+    Yes,
+}
+
+impl Outcome {
+    fn of(answer: Result<(), &KafkaError>, leaving: Leaving) -> Self {
+        match answer {
+            Ok(()) => Self::Taken,
+            // librdkafka does not take a partition for lost that it is giving up.
+            Err(error) if leaving == Leaving::Yes && !is_member(error) => Self::LetGo,
+            Err(error) if is_answer(error) => Self::Again,
+            Err(_) => Self::Unknown,
+        }
+    }
+}
+
+/// Whether an error is a broker's answer, or says that nothing was sent. librdkafka's own errors are below zero, and so is a
+/// broker's that it does not know. What a coordinator in trouble has not taken may be in its log all the same: sent again, it
+/// says the same.
+pub(super) fn is_answer(error: &KafkaError) -> bool {
     error.code as i32 > 0 || matches!(error.code, Code::WaitingForCoordinator | Code::NoOffset)
 }
 
@@ -49,30 +81,20 @@ pub(super) enum Rejoin {
     Due,
 }
 
-/// Whether a commit may be on its way.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    No,
-    Yes,
-}
-
 impl Consumer {
     /// Takes up a request and sends it, again if need be.
     pub(super) fn serve_seals(&mut self) -> Result<(), Error> {
         if self.asked.is_none() {
             let Ok(SealRequest { number, positions }) = self.parts.seals.try_recv() else { return Ok(()) };
-            self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
+            self.asked = Some(Asked { number, open: positions, again: Instant::now() });
         }
         let Some(mut asked) = self.asked.take() else { return Ok(()) };
         let lost = self.rejoin == Rejoin::Due || self.client.assignment_lost();
         let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
         for position in gone {
-            let verdict = match asked.sent {
-                _ if self.gone_topics.contains(&position.topic_id) => Verdict::Undecided,
-                Sent::No => Verdict::Refused,
-                Sent::Yes => Verdict::Open,
-            };
+            let is_gone = self.gone_topics.contains(&position.topic_id);
+            let verdict = if is_gone { Verdict::Undecided } else { Verdict::Open };
             self.let_go(asked.number, position.partition, verdict)?;
         }
         if ours.is_empty() {
@@ -85,7 +107,6 @@ impl Consumer {
             self.asked = Some(asked);
             return Ok(());
         }
-        asked.sent = Sent::Yes;
         asked.open = self.commit_seal(asked.number, ours)?;
         if !asked.open.is_empty() {
             asked.again = Instant::now() + RETRY / 4;
@@ -103,18 +124,18 @@ impl Consumer {
         let answers = answers.unwrap_or_else(|error| vec![Err(error); positions.len()]);
         let (mut refused, mut unknown) = (Vec::new(), None);
         for (position, answer) in positions.into_iter().zip(answers) {
-            match answer {
-                Ok(()) => self.tell(number, position.partition, Verdict::Committed)?,
-                // librdkafka does not take a partition for lost that it is giving up. What came behind the seal ends with it.
-                Err(error) if self.leaving.contains(&position.partition) && !is_member(&error) => {
-                    self.let_go(number, position.partition, Verdict::Open)?;
-                }
-                Err(error) if is_answer(&error) => {
+            let leaving = if self.leaving.contains(&position.partition) { Leaving::Yes } else { Leaving::No };
+            match (Outcome::of(answer.as_ref().copied(), leaving), answer) {
+                (Outcome::Taken, _) => self.tell(number, position.partition, Verdict::Committed)?,
+                (Outcome::Again, Err(error)) => {
                     self.said_unanswered(&position.partition, number, &error);
                     refused.push(position);
                 }
-                Err(error) => {
-                    unknown = Some(error);
+                (outcome, answer) => {
+                    if outcome == Outcome::Unknown {
+                        unknown = answer.err();
+                    }
+                    // What came behind the seal ends with it.
                     self.let_go(number, position.partition, Verdict::Open)?;
                 }
             }
@@ -150,7 +171,8 @@ impl Consumer {
         Ok(())
     }
 
-    /// Tells what became of a partition that is not ours any more, or not for certain. Its assignment ends first: what came
+    /// Leaves a range prepared whose partition is not ours any more, or not for certain, or of whose topic nobody can
+    /// tell. Its assignment ends first: what came
     /// behind the seal must not be written before the seal is decided.
     fn let_go(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
         self.parts.tracker.end(&partition);
@@ -166,18 +188,18 @@ impl Consumer {
     }
 
     /// Waits for an answer of the delivery, which may need the group's word before it can give it.
-    pub(super) fn answered(&mut self, answered: &Receiver<()>, patience: Duration) -> Result<bool, Error> {
+    pub(super) fn answered<T>(&mut self, answered: &Receiver<T>, patience: Duration) -> Result<Option<T>, Error> {
         let deadline = Instant::now() + patience;
         loop {
             self.serve_seals()?;
             let left = deadline.saturating_duration_since(Instant::now()).min(IDLE_WAIT);
             let requests = if self.asked.is_none() { self.parts.seals.clone() } else { crossbeam_channel::never() };
             select_biased! {
-                recv(answered) -> answer => return answer.map(|()| true).map_err(|_| Error::Closed),
+                recv(answered) -> answer => return answer.map(Some).map_err(|_| Error::Closed),
                 recv(requests) -> request => if let Ok(SealRequest { number, positions }) = request {
-                    self.asked = Some(Asked { number, open: positions, sent: Sent::No, again: Instant::now() });
+                    self.asked = Some(Asked { number, open: positions, again: Instant::now() });
                 },
-                default(left) => if Instant::now() >= deadline { return Ok(false) },
+                default(left) => if Instant::now() >= deadline { return Ok(None) },
             }
         }
     }
@@ -235,8 +257,9 @@ impl Consumer {
                 tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
                 let (reply, answered) = bounded(1);
                 self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
-                self.until_stopped(&answered)
+                self.until_stopped(&answered).map(|_| true)
             }
+            Hidden::Again(number, position) => self.ask_again(number, position, group),
         }
     }
 
@@ -249,16 +272,33 @@ impl Consumer {
     pub(super) fn refuse(&mut self, partition: TopicPartition) -> Result<bool, Error> {
         let (reply, answered) = bounded(1);
         self.send(Inbox::Refuse { partition, reply: Some(reply) })?;
-        self.until_stopped(&answered)
+        self.until_stopped(&answered).map(|_| true)
     }
 
-    fn until_stopped(&mut self, done: &Receiver<()>) -> Result<bool, Error> {
-        while !self.answered(done, IDLE_WAIT)? {
-            if self.parts.desk.stopping() {
-                break;
+    /// Has the group take what it was asked to take in an assignment before this one. Until it does, it is judged again.
+    fn ask_again(&mut self, number: u64, position: Position, group: Option<&GroupOffset>) -> Result<bool, Error> {
+        let (reply, answered) = bounded(1);
+        self.send(Inbox::Check { number, partition: position.partition.clone(), reply })?;
+        let prepared = self.until_stopped(&answered)?;
+        if prepared == Some(Prepared::Whole) && self.rejoin == Rejoin::No && !self.client.assignment_lost() {
+            let metadata = group.map_or("", |group| group.metadata.as_str());
+            self.carry_on(&position.partition, metadata);
+            tracing::info!(partition = %position.partition, number, "the group has not taken a prepared range yet: asking again");
+            if !self.commit_seal(number, vec![position])?.is_empty() {
+                self.retry_at = Instant::now() + RETRY;
             }
         }
         Ok(true)
+    }
+
+    /// Waits until it is answered; `None` when the service stops before.
+    pub(super) fn until_stopped<T>(&mut self, done: &Receiver<T>) -> Result<Option<T>, Error> {
+        loop {
+            let answer = self.answered(done, IDLE_WAIT)?;
+            if answer.is_some() || self.parts.desk.stopping() {
+                return Ok(answer);
+            }
+        }
     }
 
     /// Asks about what is hidden of partitions that are not ours, from time to time.
@@ -304,5 +344,52 @@ impl Consumer {
         let frame = Frame::Base { partition: partition.clone(), mark };
         self.send(Inbox::Note { ticket, frame, reply })?;
         self.until_stopped(&answered).map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_answer_to_a_commit_leads_to_one_of_four_ends() {
+        use Outcome::{Again, LetGo, Unknown};
+        // In the middle of an assignment, and while the partition is given up.
+        let table = [
+            // The assignment is over, or about to be: librdkafka tells when.
+            (Code::IllegalGeneration, Again, Again),
+            (Code::RebalanceInProgress, Again, Again),
+            (Code::StaleMemberEpoch, Again, Again),
+            (Code::UnknownMemberId, Again, LetGo),
+            (Code::FencedInstanceId, Again, LetGo),
+            (Code::FencedMemberEpoch, Again, LetGo),
+            // The coordinator is not there, or not yet.
+            (Code::CoordinatorLoadInProgress, Again, Again),
+            (Code::CoordinatorNotAvailable, Again, Again),
+            (Code::NotCoordinator, Again, Again),
+            (Code::RequestTimedOut, Again, Again),
+            // These last until somebody changes the brokers.
+            (Code::OffsetMetadataTooLarge, Again, Again),
+            (Code::InvalidCommitOffsetSize, Again, Again),
+            (Code::GroupAuthorizationFailed, Again, Again),
+            (Code::TopicAuthorizationFailed, Again, Again),
+            (Code::UnknownTopicOrPartition, Again, Again),
+            // Nothing was sent.
+            (Code::WaitingForCoordinator, Again, Again),
+            (Code::NoOffset, Again, Again),
+            // It may have been sent.
+            (Code::OperationTimedOut, Unknown, Unknown),
+            (Code::TimedOutQueue, Unknown, Unknown),
+            (Code::BrokerTransportFailure, Unknown, Unknown),
+            (Code::PurgeInflight, Unknown, Unknown),
+            (Code::Fatal, Unknown, Unknown),
+            (Code::Unknown, Unknown, Unknown),
+        ];
+        for (code, here, leaving) in table {
+            let error = KafkaError { code, text: String::new() };
+            let tell = |leaving| Outcome::of(Err(&error), leaving);
+            assert_eq!((tell(Leaving::No), tell(Leaving::Yes)), (here, leaving), "{code:?}");
+        }
+        assert_eq!(Outcome::of(Ok(()), Leaving::Yes), Outcome::Taken);
     }
 }

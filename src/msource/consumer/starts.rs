@@ -4,10 +4,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded};
+use crossbeam_channel::bounded;
 
+use super::seals::{Rejoin, is_answer};
 use super::topics::is_other;
-use super::{Code, Consumer, Error, Fetch, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Reassigned, Slot, Told};
+use super::{Code, Consumer, Error, Fetch, PATIENCE, REQUEST_TIMEOUT, RETRY, Reassigned, Slot, Told};
 use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
@@ -119,7 +120,7 @@ impl Consumer {
         let group = self.group_offsets(&infos)?;
         for (partition, offset) in &group {
             let metadata = offset.as_ref().map_or("", |offset| offset.metadata.as_str());
-            self.previous.insert(partition.clone(), Owner::carried(metadata, (&self.parts.home.0, self.parts.home.1)));
+            self.carry_on(partition, metadata);
         }
         let known = |topic: &str| {
             local.keys().any(|partition| &*partition.topic == topic)
@@ -251,7 +252,7 @@ impl Consumer {
             }
         }
         for answered in answers {
-            if !self.wait(&answered)? {
+            if self.until_stopped(&answered)?.is_none() {
                 return Ok(Vec::new());
             }
         }
@@ -263,6 +264,10 @@ impl Consumer {
                 .commit(&fresh, REQUEST_TIMEOUT)
                 .and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
             if let Err(error) = acknowledged {
+                if self.hides() && !is_answer(&error) {
+                    // It could arrive after the commit of a seal, and take that back.
+                    self.rejoin = Rejoin::Due;
+                }
                 self.retry_at = Instant::now() + RETRY;
                 self.in_trouble(format!("the group did not take the starts: {error}"));
                 return Ok(Vec::new());
@@ -337,16 +342,6 @@ impl Consumer {
         self.pause_new();
         self.trouble = None;
         self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
-    }
-
-    /// Waits until a note is durable, which a full disk may hold up; false when the service is told to stop meanwhile.
-    pub(super) fn wait(&mut self, answered: &Receiver<()>) -> Result<bool, Error> {
-        while !self.answered(answered, IDLE_WAIT)? {
-            if self.parts.desk.stopping() {
-                return Ok(false);
-            }
-        }
-        Ok(true)
     }
 
     /// Reads these partitions from where they stand, after they were paused: by us, or by librdkafka, which pauses what we keep
