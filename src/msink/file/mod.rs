@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::FileKey;
-use super::dir::EventDir;
+use super::dir::{EventDir, blames_name};
 use super::name::NameTemplate;
 use crate::config::{self, Compression, Visibility};
 use crate::fault;
@@ -232,6 +232,21 @@ impl FileSink {
     /// while the directory is gone: open files would still take lines, but nobody would find them.
     pub fn target(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<(u64, u64)> {
         self.dir.check()?;
+        self.find(key, now, ledger).map_err(|error| self.blame(error, now))
+    }
+
+    /// An error that is the fault of one name, unless it comes of a directory that all names have.
+    fn blame(&self, error: io::Error, now: Now) -> io::Error {
+        let dirs = self.template.fixed_dirs(now.wall);
+        match self.dir.is_taken(&format!("{dirs}_")) {
+            Err(found) if blames_name(&error) => {
+                io::Error::other(format!("cannot use the directory `{dirs}`: {found}"))
+            }
+            _ => error,
+        }
+    }
+
+    fn find(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<(u64, u64)> {
         if self.visibility == Visibility::Live
             && let Some(reason) = self.active.get(key).and_then(|active| self.due(active, key, now))
         {

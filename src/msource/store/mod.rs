@@ -376,3 +376,19 @@ pub fn set_aside(path: &Path, now: i64) -> io::Result<PathBuf> {
     }
     Ok(aside)
 }
+
+/// Removes all but the newest `keep` of the stores that were set aside; returns their paths.
+pub fn forget_old(path: &Path, keep: usize) -> io::Result<Vec<PathBuf>> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Vec::new()) };
+    let prefix = format!("{}.damaged-", name.display());
+    let mut aside = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let since = path.file_name().and_then(|name| name.to_str()?.strip_prefix(&prefix)?.parse::<i64>().ok());
+        aside.extend(since.map(|since| (since, path)));
+    }
+    aside.sort();
+    aside.truncate(aside.len().saturating_sub(keep));
+    aside.iter().try_for_each(|(_, path)| fs::remove_dir_all(path))?;
+    Ok(aside.into_iter().map(|(_, path)| path).collect())
+}
