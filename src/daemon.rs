@@ -25,6 +25,8 @@ use crate::control::{Failure, FailureKind, State};
 
 /// How long a starting service waits for those that only look whether the lock is held.
 const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+/// How long a process that was killed is waited for: it may take a while to give back its memory, and its lock after that.
+const DEATH_PATIENCE: Duration = Duration::from_secs(5);
 /// Interval between two looks at a lock.
 const LOCK_PACE: Duration = Duration::from_millis(20);
 
@@ -57,6 +59,34 @@ pub fn holder(home: &Path) -> Result<Holder, Failure> {
         Err(TryLockError::WouldBlock) => Ok(Holder::Process(read_pid(&mut file))),
         Err(TryLockError::Error(e)) => Err(trouble(e)),
     }
+}
+
+/// Looks who runs on a home; waits some seconds for one that was killed and still holds the lock.
+pub fn living(home: &Path) -> Result<Holder, Failure> {
+    let deadline = Instant::now() + DEATH_PATIENCE;
+    loop {
+        match holder(home)? {
+            Holder::Process(Some(pid)) if is_dying(pid) && Instant::now() < deadline => std::thread::sleep(LOCK_PACE),
+            found => return Ok(found),
+        }
+    }
+}
+
+/// Whether a process is dead, ends, or has SIGKILL on its way.
+fn is_dying(pid: u32) -> bool {
+    const PF_EXITING: u64 = 0x4;
+    const SIGKILL: u64 = 1 << 8;
+    let read = |name: &str| fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let (Ok(stat), Ok(status)) = (read("stat"), read("status")) else {
+        // Without /proc nothing can be told.
+        return Path::new("/proc/self/stat").try_exists().unwrap_or(false);
+    };
+    // The name may have anything in it, so fields count from its last parenthesis: the state, and six further the flags.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let flags = fields.get(6).and_then(|flags| flags.parse().ok()).unwrap_or(0);
+    let pending = status.lines().find_map(|line| line.strip_prefix("ShdPnd:"));
+    let pending = pending.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    matches!(fields.first(), Some(&("Z" | "X"))) || flags & PF_EXITING != 0 || pending & SIGKILL != 0
 }
 
 fn read_pid(file: &mut File) -> Option<u32> {
@@ -96,13 +126,13 @@ impl PidFile {
     /// Locks the home and writes our process id. Refuses with [`FailureKind::CannotCreate`] when another process has it.
     pub fn acquire(home: &Path) -> Result<Self, Failure> {
         let path = pid_path(home);
-        let deadline = Instant::now() + LOCK_PATIENCE;
-        let mut taken = Self::lock(path, deadline)?;
+        let mut taken = Self::lock(path)?;
         taken.write_pid().map_err(|e| cannot_create(&taken.path, &e))?;
         Ok(taken)
     }
 
-    fn lock(path: PathBuf, deadline: Instant) -> Result<Self, Failure> {
+    fn lock(path: PathBuf) -> Result<Self, Failure> {
+        let since = Instant::now();
         let trouble = |e: io::Error| cannot_create(&path, &e);
         if let Some(parent) = path.parent() {
             DirBuilder::new().recursive(true).mode(0o750).create(parent).map_err(trouble)?;
@@ -116,8 +146,14 @@ impl PidFile {
                 Ok(()) if is_at(&file, &path) => return Ok(Self { file, path }),
                 Ok(()) => {}
                 Err(TryLockError::Error(e)) => return Err(trouble(e)),
-                Err(TryLockError::WouldBlock) if Instant::now() < deadline => std::thread::sleep(LOCK_PACE),
-                Err(TryLockError::WouldBlock) => return Err(already_running(read_pid(&mut file))),
+                Err(TryLockError::WouldBlock) => {
+                    let pid = read_pid(&mut file);
+                    let patience = if pid.is_some_and(is_dying) { DEATH_PATIENCE } else { LOCK_PATIENCE };
+                    if since.elapsed() >= patience {
+                        return Err(already_running(pid));
+                    }
+                    std::thread::sleep(LOCK_PACE);
+                }
             }
         }
     }
@@ -332,6 +368,30 @@ mod tests {
             drop(looking);
             started.recv().unwrap().unwrap();
         });
+    }
+
+    #[test]
+    fn a_process_that_was_killed_and_still_holds_the_lock_is_waited_for() {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join("tmp")).unwrap();
+        let mut killed = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        assert!(!is_dying(killed.id()));
+        killed.kill().unwrap();
+        // It stays a zombie until it is waited for.
+        assert!(is_dying(killed.id()));
+        fs::write(pid_path(home.path()), format!("{}\n", killed.id())).unwrap();
+        let held = File::open(pid_path(home.path())).unwrap();
+        held.lock().unwrap();
+        let (sender, ended) = mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| sender.send(living(home.path())).unwrap());
+            let patience = LOCK_PATIENCE + Duration::from_millis(200);
+            assert!(ended.recv_timeout(patience).is_err(), "it is waited for, longer than for one that only looks");
+            drop(held);
+            assert_eq!(ended.recv().unwrap().unwrap(), Holder::Nobody);
+        });
+        killed.wait().unwrap();
+        assert!(is_dying(killed.id()), "gone");
     }
 
     #[test]

@@ -213,6 +213,15 @@ pub(super) fn behind(opened: &Opened) -> StoreChange {
     change
 }
 
+/// Why a stopped home cannot be read, and what to do: those who only look mend nothing.
+fn unreadable(error: &StoreError) -> Failure {
+    let text = chain(error);
+    failed(match error {
+        StoreError::Damaged(..) => format!("{text}; `mtga start` sets it aside and rebuilds it from the journal"),
+        _ => text,
+    })
+}
+
 /// A stopped home, to be read: the store with what the journal has beyond it.
 pub(super) struct View {
     pub(super) state: State,
@@ -229,9 +238,9 @@ impl View {
         }
         let store = open_store(&places.sled, STORE_PATIENCE).map_err(|error| match &error {
             StoreError::Locked(_) => Failure::new(FailureKind::Unavailable, chain(&error)),
-            _ => failed(chain(&error)),
+            _ => unreadable(&error),
         })?;
-        let kept = store.state().map_err(|error| failed(chain(&error)))?;
+        let kept = store.state().map_err(|error| unreadable(&error))?;
         let number = kept.as_ref().map_or(0, |state| state.number);
         let mut contents = rebuild::read_journal(&places)?;
         rebuild::reunite(&mut contents, kept);
@@ -273,7 +282,7 @@ impl View {
                 }
                 walk
             })
-            .map_err(|error| failed(chain(&error)))?;
+            .map_err(|error| unreadable(&error))?;
         for (key, newer) in overlay {
             if let (Some(newer), Walk::On) = (newer, walk) {
                 walk = each(*key, newer.clone());

@@ -11,10 +11,11 @@ use super::pipeline::{Pipeline, engine, keep};
 use crate::cli::Place;
 use crate::config::Config;
 use crate::control::{
-    ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Retried, Service, State,
-    Status,
+    ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Removed, Retried, Service,
+    State, Status,
 };
 use crate::delivery::Gauges;
+use crate::fault::point;
 use crate::logging::LevelHandle;
 use crate::msource::consumer::Desk;
 use crate::record::Reason;
@@ -196,6 +197,7 @@ impl Service for Live {
             last_checkpoint_seconds: None,
             last_checkpoint_block: 0,
             gap_records: 0,
+            removed: Removed::default(),
             client_restarts: 0,
             clients_left: 0,
         };
@@ -212,6 +214,7 @@ impl Service for Live {
         status.failure_queue_records = durable.state.totals.queue_records;
         status.failure_queue_bytes = durable.state.totals.queue_bytes;
         status.gap_records = durable.state.totals.gaps;
+        status.removed = Removed::from(&durable.state.totals);
         status.last_checkpoint_block = durable.state.number;
         status.last_checkpoint_seconds = Some(durable.at.elapsed().as_secs_f64());
         Ok(status)
@@ -246,8 +249,10 @@ impl Service for Live {
         // Everything else of the configuration needs a restart: only the two settings files and the level are taken over.
         let engine = engine(&self.config)?;
         keep(&engine, &Places::of(&self.config).recipes)?;
+        point("reload.kept");
         let changed = engine.fingerprint != self.desk.engine().fingerprint;
         self.desk.set_engine(engine);
+        point("reload.set");
         self.log.set(loaded.config.log.level);
         let line = if changed { "the new settings are in force" } else { "the settings are unchanged" };
         tracing::info!(changed, level = ?loaded.config.log.level, "reloaded");

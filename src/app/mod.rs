@@ -17,10 +17,11 @@ use crate::cli::{
 use crate::config::{self, Config};
 use crate::control::server::Server;
 use crate::control::{
-    ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Retried, Service, State,
-    Status,
+    ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Removed, Retried, Service,
+    State, Status,
 };
 use crate::msource::consumer::Desk;
+use crate::msource::journal::Totals;
 use crate::record::{Discard, Reason};
 use crate::transform::{Record, Scratch};
 
@@ -124,6 +125,12 @@ impl Backend for App {
     }
 }
 
+impl From<&Totals> for Removed {
+    fn from(totals: &Totals) -> Self {
+        Self { cleared: totals.cleared, dropped: totals.dropped, lost: totals.lost }
+    }
+}
+
 /// A service that does not run.
 struct Stopped {
     config: Config,
@@ -166,6 +173,7 @@ impl Service for Stopped {
             last_checkpoint_seconds: None,
             last_checkpoint_block: view.state.number,
             gap_records: totals.gaps,
+            removed: Removed::from(totals),
             client_restarts: 0,
             clients_left: 0,
         })

@@ -179,7 +179,10 @@ impl Ready {
         journal.prune(config.store.history, SystemTime::now()).map_err(|error| {
             Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
         })?;
-        if let Err(error) = home::prune_recipes(&places, &mut state, &desk.engine().fingerprint) {
+        // Not when it begins again: a reload may have kept a recipe just now that is not in force yet.
+        if opening == Opening::First
+            && let Err(error) = home::prune_recipes(&places, &mut state, &desk.engine().fingerprint)
+        {
             tracing::warn!(%error, "cannot remove recipes that nothing needs any more");
         }
         Ok(Self { store: Arc::new(store), journal, journal_dir: places.journal, dir, state })

@@ -45,7 +45,7 @@ impl Context<'_> {
     }
 
     fn refuse_second(&self) -> Result<(), Failure> {
-        match daemon::holder(&self.place.home)? {
+        match daemon::living(&self.place.home)? {
             Holder::Nobody => Ok(()),
             Holder::Process(pid) => Err(daemon::already_running(pid)),
         }

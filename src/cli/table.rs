@@ -8,7 +8,7 @@ use cli_table::format::{Border, HorizontalLine, Separator, VerticalLine};
 use cli_table::{Cell, CellStruct, Table};
 
 use super::{AdoptedFile, AdoptedPosition, Adoption, Fault, FileOutcome, PositionOutcome, Summary, Verification};
-use crate::control::{FailureEntry, PartitionOffsets, State, Status};
+use crate::control::{FailureEntry, PartitionOffsets, Removed, State, Status};
 use crate::record::{Filter, Reason};
 
 /// Columns of the head of a payload: what the other columns leave of 80.
@@ -89,6 +89,10 @@ pub(super) fn status(status: &Status) -> String {
     rows.extend(status.pid.map(|pid| ("Pid", pid.to_string())));
     rows.extend(status.uptime_seconds.map(|seconds| ("Uptime", duration(seconds))));
     rows.push(("Version", clean(&status.version)));
+    if status.pid.is_some() && status.home_id.is_empty() {
+        // It has not opened its store yet, which may take long: that nothing is known must not look like nothing there.
+        return draw(&["Status", ""], rows.into_iter().map(status_row));
+    }
     rows.push(("Home id", clean(&status.home_id)));
     if status.pid.is_some() {
         let (consumed, written) = (status.consumed_per_second, status.written_per_second);
@@ -112,11 +116,17 @@ pub(super) fn status(status: &Status) -> String {
     }
     let queue = (status.failure_queue_records, bytes(status.failure_queue_bytes));
     rows.push(("Failure queue", format!("{} records, {}", queue.0, queue.1)));
+    let Removed { cleared, dropped, lost } = status.removed;
+    rows.push(("Removed from it", format!("{cleared} cleared, {dropped} dropped for room, {lost} lost")));
     rows.push(("Open files", status.open_files.to_string()));
     let block = status.last_checkpoint_block;
     let checkpoint = status.last_checkpoint_seconds.map(|ago| format!("{ago:.1} s ago, block {block}"));
     rows.push(("Last checkpoint", checkpoint.unwrap_or_else(|| "none yet".to_owned())));
-    draw(&["Status", ""], rows.into_iter().map(|(name, value)| vec![name.to_owned(), wrap(&value, VALUE_WIDTH)]))
+    draw(&["Status", ""], rows.into_iter().map(status_row))
+}
+
+fn status_row((name, value): (&str, String)) -> Vec<String> {
+    vec![name.to_owned(), wrap(&value, VALUE_WIDTH)]
 }
 
 /// The table of `verify`, when there are faults, and what was looked at.
@@ -370,11 +380,20 @@ mod tests {
 | In flight        | 3                                                 |
 | Lost before read | 0                                                 |
 | Failure queue    | 4 records, 4.9 KiB                                |
+| Removed from it  | 3 cleared, 0 dropped for room, 0 lost             |
 | Open files       | 2                                                 |
 | Last checkpoint  | 0.4 s ago, block 77                               |
 '------------------'---------------------------------------------------'
 ";
         assert_eq!(status(&running), expected);
+    }
+
+    #[test]
+    fn the_status_of_a_service_that_has_not_opened_its_store_shows_no_zeros() {
+        let mut starting = testing::status();
+        (starting.state, starting.home_id) = (State::Starting, String::new());
+        let shown = status(&starting);
+        assert!(shown.contains("| Pid ") && !shown.contains("| Failure queue"), "{shown}");
     }
 
     #[test]

@@ -106,7 +106,8 @@ pub struct Status {
     pub version: String,
     /// Seconds since the start; `None` when stopped.
     pub uptime_seconds: Option<u64>,
-    /// The identity of this home in the journal and in the group's metadata.
+    /// The identity of this home in the journal and in the group's metadata; empty while the store is not open yet, when
+    /// nothing below it is known.
     pub home_id: String,
     /// Records a second over the last ten seconds: consumed.
     pub consumed_per_second: f64,
@@ -130,12 +131,26 @@ pub struct Status {
     pub last_checkpoint_block: u64,
     /// Records lost to retention or truncation before they were read.
     pub gap_records: u64,
+    /// Entries that left the failure queue without an outcome, over the store's life.
+    #[serde(default)]
+    pub removed: Removed,
     /// How often, since the start, the Kafka client stood still and was made anew.
     #[serde(default)]
     pub client_restarts: u64,
     /// How many Kafka clients that were replaced have not ended yet.
     #[serde(default)]
     pub clients_left: u64,
+}
+
+/// Entries that left the failure queue and became nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Removed {
+    /// Cleared by an operator.
+    pub cleared: u64,
+    /// The oldest, dropped for room (`failure_queue.when_full: drop_oldest`).
+    pub dropped: u64,
+    /// Lost with a damaged store.
+    pub lost: u64,
 }
 
 /// Counts of records. `consumed + retried = written + filtered + rejected + in_flight`.

@@ -59,6 +59,7 @@ pub(crate) fn status() -> Status {
         last_checkpoint_seconds: Some(0.42),
         last_checkpoint_block: 77,
         gap_records: 0,
+        removed: Removed { cleared: 3, dropped: 0, lost: 0 },
         client_restarts: 0,
         clients_left: 0,
     }

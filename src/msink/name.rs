@@ -168,6 +168,16 @@ impl NameTemplate {
         }
     }
 
+    /// The directories that every name begins with, whatever the record: empty, or with `/` at the end.
+    pub fn fixed_dirs(&self, now_seconds: i64) -> String {
+        let of_record = |part: &Part| !matches!(part, Part::Text(_) | Part::Time(_));
+        let fixed = self.parts.iter().position(of_record).unwrap_or(self.parts.len());
+        let fixed = Self { parts: self.parts[..fixed].to_vec(), ..self.clone() };
+        let mut dirs = fixed.fill(&FileKey::default(), now_seconds, None);
+        dirs.truncate(dirs.rfind('/').map_or(0, |last| last + 1));
+        dirs
+    }
+
     fn fill(&self, key: &FileKey, now_seconds: i64, seq: Option<u64>) -> String {
         let mut name = String::with_capacity(64);
         for part in &self.parts {
@@ -315,6 +325,19 @@ mod tests {
 
     fn log(name: &str) -> FileKey {
         FileKey { log_name: Some(name.into()), ..FileKey::default() }
+    }
+
+    #[test]
+    fn fixed_directories_are_those_before_the_first_value_of_a_record() {
+        for (text, dirs) in [
+            ("{seq}.log", ""),
+            ("{log_name}/x.{seq}.log", ""),
+            ("events/{log_name}/x.{seq}.log", "events/"),
+            ("{app_id}/%Y/of-{log_name}/{seq}.log", "24/2020/"),
+            ("a/b/{seq}/{log_name}", "a/b/"),
+        ] {
+            assert_eq!(template(text).fixed_dirs(NOW), dirs, "{text}");
+        }
     }
 
     #[test]

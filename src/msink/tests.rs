@@ -9,7 +9,7 @@ use std::{fs, io};
 use tempfile::TempDir;
 
 use super::FileKey;
-use super::dir::EventDir;
+use super::dir::{EventDir, blames_name};
 use super::file::{FileSink, Ledger, Now, RotateReason};
 use super::name::NameTemplate;
 use crate::config;
@@ -252,6 +252,21 @@ fn a_file_that_cannot_be_created_is_intended_once() {
     fs::remove_file(world.path("a")).unwrap();
     assert_eq!(sink.target(&key("a"), world.now, &mut world.notes).unwrap(), (0, 0));
     assert_eq!(world.notes.0, ["intend 0 a/00.0", "made 0"]);
+}
+
+#[test]
+fn a_stranger_in_place_of_a_directory_of_all_names_is_the_fault_of_no_record() {
+    let mut world = World::new(10);
+    drop(world.sink);
+    world.sink = World::sink(&world.config, "all/{log_name}/x.{seq}", &BTreeMap::new(), world.now);
+    world.append("b", "b1\n");
+    fs::write(world.path("all/a"), "a stranger's").unwrap();
+    assert!(blames_name(&world.target("a").unwrap_err()));
+    fs::rename(world.path("all"), world.path("moved")).unwrap();
+    fs::write(world.path("all"), "a stranger's").unwrap();
+    let error = world.target("a").unwrap_err();
+    assert!(!blames_name(&error), "{error}");
+    assert!(error.to_string().starts_with("cannot use the directory `all/`: "), "{error}");
 }
 
 #[test]

@@ -61,7 +61,14 @@ fn survives(purpose: &str, end: fn(&Home), happens: impl Fn(&Home), said: &str) 
 
 #[test]
 fn a_damaged_store_is_rebuilt_with_nothing_missing() {
-    survives("damaged", Home::stop, confuse, "the store is damaged: rebuilding it");
+    let looked_at = |home: &Home| {
+        confuse(home);
+        let told = home.mtga(["failure_queue_count"]);
+        let told = told.code(1).stderr;
+        assert!(told.contains("`mtga start` sets it aside"), "{told}");
+        home.mtga(["status"]).code(3);
+    };
+    survives("damaged", Home::stop, looked_at, "the store is damaged: rebuilding it");
 }
 
 #[test]

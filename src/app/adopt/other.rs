@@ -89,7 +89,7 @@ impl Other {
 
     /// Keeps everybody else from the home, as far as this host goes.
     pub(super) fn lock(&self) -> Result<PidFile, Failure> {
-        if let Holder::Process(pid) = daemon::holder(&self.dir)? {
+        if let Holder::Process(pid) = daemon::living(&self.dir)? {
             let who = pid.map_or_else(|| "a process".to_owned(), |pid| format!("pid {pid}"));
             let text = format!("{who} runs on {}: a home whose instance lives is not adopted", self.dir.display());
             return Err(Failure::new(FailureKind::CannotCreate, text));

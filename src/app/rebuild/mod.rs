@@ -24,10 +24,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::home::{Broken, Opening, Places, chain, failed};
 use crate::msource::consumer::now_millis;
 use crate::msource::journal::{self, BlockSource, Contents, Frame, MoveCause, Place, QueueChange, QueueEntry, State};
-use crate::msource::store::{Found, SledStore, Store, StoreChange, StoreError, Walk, salvage, set_aside};
+use crate::msource::store::{Found, SledStore, Store, StoreChange, StoreError, Walk, forget_old, salvage, set_aside};
 
 /// Entries that go into a store together.
 const CHUNK: usize = 1000;
+
+/// Damaged stores that are kept for whoever wants to look at them, the newest ones.
+const KEPT_DAMAGED: usize = 3;
 
 /// Bytes that go into a store together.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -117,6 +120,11 @@ pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) 
     crate::fault::point("store_aside");
     put_in_place(&fresh, &places.sled)?;
     tracing::warn!(aside = %aside.display(), readable, "the store is rebuilt; the damaged one was set aside");
+    match forget_old(&places.sled, KEPT_DAMAGED) {
+        Ok(gone) if gone.is_empty() => {}
+        Ok(gone) => tracing::warn!(?gone, kept = KEPT_DAMAGED, "removed the oldest damaged stores"),
+        Err(error) => tracing::warn!(%error, "cannot remove the oldest damaged stores"),
+    }
     let store = SledStore::open(&places.sled, patience)?;
     let state = store.state()?;
     let queued = Queued::count(&store)?;

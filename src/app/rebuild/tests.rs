@@ -228,6 +228,17 @@ fn damage(random: &mut Random, dir: &Path) -> String {
     format!("{}: {what}", path.display())
 }
 
+/// Damages a part of a copy in sixty ways, and has each looked at.
+fn each_damage(whole: &Path, part: impl Fn(&Places) -> &PathBuf, mut look: impl FnMut(&Places, &str)) {
+    for seed in 0..60 {
+        let places = places(&whole.with_extension(seed.to_string()));
+        copy(whole, &places.root);
+        let what = damage(&mut Random(seed), part(&places));
+        look(&places, &what);
+        fs::remove_dir_all(&places.root).unwrap();
+    }
+}
+
 #[test]
 fn a_home_that_nothing_happened_to_opens_as_it_is() {
     let scratch = TempDir::new().unwrap();
@@ -242,14 +253,14 @@ fn whatever_happens_to_the_store_all_comes_back_while_the_journal_has_it() {
     let scratch = TempDir::new().unwrap();
     let whole = scratch.path().join("whole");
     world(&whole, 0);
-    for seed in 0..60 {
-        let root = scratch.path().join(seed.to_string());
-        copy(&whole, &root);
-        let what = damage(&mut Random(seed), &places(&root).sled);
-        assert_is(&reopen(&places(&root)), LAST, &what);
-        assert_is(&reopen(&places(&root)), LAST, &format!("{what}, opened again"));
-        fs::remove_dir_all(&root).unwrap();
-    }
+    each_damage(
+        &whole,
+        |places| &places.sled,
+        |places, what| {
+            assert_is(&reopen(places), LAST, what);
+            assert_is(&reopen(places), LAST, &format!("{what}, opened again"));
+        },
+    );
     let root = scratch.path().join("none");
     copy(&whole, &root);
     fs::remove_dir_all(places(&root).sled).unwrap();
@@ -261,15 +272,15 @@ fn whatever_happens_to_the_journal_the_home_stands_where_the_store_or_a_later_bl
     let scratch = TempDir::new().unwrap();
     let whole = scratch.path().join("whole");
     world(&whole, 0);
-    for seed in 0..60 {
-        let root = scratch.path().join(seed.to_string());
-        copy(&whole, &root);
-        let what = damage(&mut Random(seed), &places(&root).journal);
-        let found = reopen(&places(&root));
-        assert!((SAVED..=LAST).contains(&found.0.number), "{what}: {}", found.0.number);
-        assert_is(&found, found.0.number, &what);
-        fs::remove_dir_all(&root).unwrap();
-    }
+    each_damage(
+        &whole,
+        |places| &places.journal,
+        |places, what| {
+            let found = reopen(places);
+            assert!((SAVED..=LAST).contains(&found.0.number), "{what}: {}", found.0.number);
+            assert_is(&found, found.0.number, what);
+        },
+    );
 }
 
 #[test]
@@ -279,19 +290,19 @@ fn without_old_segments_what_can_be_read_of_the_store_is_kept_and_the_rest_count
     world(&whole, 290);
     let (state, expected) = model(LAST);
     let mut kept = 0;
-    for seed in 0..60 {
-        let root = scratch.path().join(seed.to_string());
-        copy(&whole, &root);
-        let what = damage(&mut Random(seed), &places(&root).sled);
-        let (found, entries) = reopen(&places(&root));
-        assert_eq!((found.number, &found.partitions), (LAST, &state.partitions), "{what}");
-        assert_eq!(found.totals.queue_records, entries.len() as u64, "{what}");
-        // sled may come back as it was some time ago; what left the queue since then cannot be told.
-        assert_eq!(found.totals.lost, expected.len().saturating_sub(entries.len()) as u64, "{what}");
-        assert!(entries.values().all(|found| found.value == entry(found.offset as u64).value), "{what}");
-        kept += u64::from(found.totals.lost == 0);
-        fs::remove_dir_all(&root).unwrap();
-    }
+    each_damage(
+        &whole,
+        |places| &places.sled,
+        |places, what| {
+            let (found, entries) = reopen(places);
+            assert_eq!((found.number, &found.partitions), (LAST, &state.partitions), "{what}");
+            assert_eq!(found.totals.queue_records, entries.len() as u64, "{what}");
+            // sled may come back as it was some time ago; what left the queue since then cannot be told.
+            assert_eq!(found.totals.lost, expected.len().saturating_sub(entries.len()) as u64, "{what}");
+            assert!(entries.values().all(|found| found.value == entry(found.offset as u64).value), "{what}");
+            kept += u64::from(found.totals.lost == 0);
+        },
+    );
     assert!(kept > 0, "some damage takes nothing");
 }
 
@@ -330,6 +341,23 @@ fn a_copy_is_another_incarnation_and_no_two_are_the_same() {
     seen.push(moved.incarnation);
     seen.dedup();
     assert_eq!(seen.len(), 3, "{seen:?}");
+}
+
+#[test]
+fn of_the_stores_that_were_set_aside_the_newest_are_kept() {
+    let scratch = TempDir::new().unwrap();
+    let places = world(&scratch.path().join("store"), 0);
+    for since in [1, 2, 10, 11] {
+        fs::create_dir_all(places.sled.with_extension(format!("damaged-{since}")).join("blobs")).unwrap();
+    }
+    fs::write(places.sled.join("snap.0000000000ffffff"), [7; 100]).unwrap();
+    assert_is(&reopen(&places), LAST, "rebuilt");
+    let is_there = |since: u32| places.sled.with_extension(format!("damaged-{since}")).try_exists().unwrap();
+    assert_eq!([1, 2, 10, 11].map(is_there), [false, false, true, true]);
+    let aside = fs::read_dir(&places.root).unwrap().filter(|entry| {
+        entry.as_ref().is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("sled.damaged-"))
+    });
+    assert_eq!(aside.count(), KEPT_DAMAGED);
 }
 
 #[test]

@@ -9,21 +9,27 @@
 //! **Damage.** sled is known to answer it with panics: reading turns them into [`StoreError::Damaged`]. [`salvage`] reads what
 //! can be read of a damaged store.
 //!
-//! **Format.** One tree: `state` holds the [`State`], `q` and the entry's key (u64, big-endian) hold a [`QueueEntry`]; each
-//! value is a version byte and postcard's encoding.
+//! **Format.** One tree: `state` holds the [`State`]; `q` and a key (u64, big-endian) hold a row: the entries of the failure
+//! queue from that key on, in order, all below the next row's. Each value is a version byte and postcard's encoding, of a row
+//! that of key and [`QueueEntry`] in turn. What costs sled time, memory and room is the number of values, not their size: one
+//! value for each entry made a million of them take gigabytes.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Sender, bounded};
 use serde::Serialize;
-use serde::de::DeserializeOwned;
 
 use super::journal::{QueueEntry, State};
+
+mod salvage;
+#[cfg(test)]
+mod tests;
+
+pub use salvage::{Found, salvage};
 
 /// Why the store did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +93,10 @@ pub enum Walk {
 }
 
 const STATE: &[u8] = b"state";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+
+/// A row of this length gets no further entry. sled keeps sixteen in a page, which it writes anew now and then.
+const ROW_BYTES: usize = 8 << 10;
 
 /// Room that is left on the disk beyond a change: sled, which writes whole segments of half a megabyte and some of them at
 /// a time of its own, is damaged by a write that fails.
@@ -133,33 +142,131 @@ impl SledStore {
             .map_err(|error| self.error(error))
     }
 
-    /// Refuses a change for which there may be too little room.
-    fn check_room(&self, change: &StoreChange) -> Result<(), StoreError> {
+    /// Refuses a change of so many bytes when there may be too little room.
+    fn check_room(&self, bytes: u64) -> Result<(), StoreError> {
         let failed = |error: nix::errno::Errno| StoreError::Io(self.path.clone(), error.into());
         let disk = nix::sys::statvfs::statvfs(&self.path).map_err(failed)?;
         let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-        // An entry is written once, and may be moved once when its page is.
-        let wanted = RESERVE_BYTES + 2 * change.insert.iter().map(|(_, entry)| entry.size()).sum::<u64>();
+        // A value is written once, and may be moved once when its page is.
+        let wanted = RESERVE_BYTES + 2 * bytes;
         if free >= wanted { Ok(()) } else { Err(StoreError::NoRoom { path: self.path.clone(), free, wanted }) }
+    }
+
+    /// The last row that begins at this key or before it.
+    fn row_before(&self, key: u64) -> Result<Option<Row>, StoreError> {
+        let found = self.reading(|| self.db.range(queue_key(0)..=queue_key(key)).next_back().transpose())?;
+        found.map(|(key, value)| self.row(&key, &value)).transpose()
+    }
+
+    /// Where the first row behind this key begins.
+    fn next_row(&self, key: u64) -> Result<Option<u64>, StoreError> {
+        let found = self.reading(|| self.db.range(queue_key(key)..=queue_key(u64::MAX)).next().transpose())?;
+        found.map(|(key, _)| self.row_key(&key)).transpose()
+    }
+
+    fn row_key(&self, key: &[u8]) -> Result<u64, StoreError> {
+        let number = key.strip_prefix(b"q").and_then(|number| number.try_into().ok());
+        number.map(u64::from_be_bytes).ok_or_else(|| self.damaged("a key of the failure queue is none"))
+    }
+
+    fn row(&self, key: &[u8], value: &[u8]) -> Result<Row, StoreError> {
+        let mut row = Row { start: self.row_key(key)?, entries: Vec::new() };
+        let mut rest = self.body(value)?;
+        while !rest.is_empty() {
+            let (entry, behind) = postcard::take_from_bytes(rest).map_err(|error| self.damaged(error))?;
+            row.entries.push(entry);
+            rest = behind;
+        }
+        Ok(row)
+    }
+
+    /// Adds the rows that a change touches, as they are after it.
+    fn add_rows(&self, change: &StoreChange, to: &mut Values) -> Result<(), StoreError> {
+        let mut changes: BTreeMap<u64, Option<&QueueEntry>> = change.remove.iter().map(|key| (*key, None)).collect();
+        changes.extend(change.insert.iter().map(|(key, entry)| (*key, Some(entry))));
+        let mut changes = changes.into_iter().peekable();
+        while let Some(&(first, _)) = changes.peek() {
+            if let Some(row) = self.row_before(first)?
+                && let Some(last) = row.last().filter(|last| *last >= first)
+            {
+                let mut entries: BTreeMap<_, _> = row.entries.into_iter().collect();
+                while let Some((key, entry)) = changes.next_if(|(key, _)| *key <= last) {
+                    match entry {
+                        Some(entry) => entries.insert(key, entry.clone()),
+                        None => entries.remove(&key),
+                    };
+                }
+                if entries.is_empty() {
+                    to.batch.remove(&queue_key(row.start));
+                    continue;
+                }
+                let left = entries.iter().try_fold(vec![VERSION], |row, entry| self.append(row, &entry))?;
+                to.put(&queue_key(row.start), left);
+            } else {
+                // New ones, up to where the next row begins.
+                let end = self.next_row(first)?;
+                let mut row: Option<(u64, Vec<u8>)> = None;
+                while let Some((key, entry)) = changes.next_if(|(key, _)| end.is_none_or(|end| *key < end)) {
+                    let Some(entry) = entry else { continue };
+                    if let Some((start, full)) = row.take_if(|(_, bytes)| bytes.len() >= ROW_BYTES) {
+                        to.put(&queue_key(start), full);
+                    }
+                    let (start, bytes) = row.take().unwrap_or_else(|| (key, vec![VERSION]));
+                    row = Some((start, self.append(bytes, &(key, entry))?));
+                }
+                if let Some((start, bytes)) = row {
+                    to.put(&queue_key(start), bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&self, bytes: Vec<u8>, value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
+        postcard::to_extend(value, bytes).map_err(|error| self.damaged(error))
+    }
+
+    fn damaged(&self, what: impl std::fmt::Display) -> StoreError {
+        StoreError::Damaged(self.path.clone(), what.to_string())
     }
 
     fn error(&self, error: sled::Error) -> StoreError {
         failure(&self.path, error)
     }
 
-    fn decode<T: DeserializeOwned>(&self, value: &[u8]) -> Result<T, StoreError> {
+    /// What is behind the version of a value.
+    fn body<'a>(&self, value: &'a [u8]) -> Result<&'a [u8], StoreError> {
         match value.split_first() {
-            Some((&VERSION, body)) => {
-                postcard::from_bytes(body).map_err(|error| StoreError::Damaged(self.path.clone(), error.to_string()))
-            }
+            Some((&VERSION, body)) => Ok(body),
             Some((&version, _)) if version > VERSION => Err(StoreError::Newer(version)),
-            _ => Err(StoreError::Damaged(self.path.clone(), "a value has no version".into())),
+            _ => Err(self.damaged("a value has no version")),
         }
     }
+}
 
-    fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, StoreError> {
-        postcard::to_extend(value, vec![VERSION])
-            .map_err(|error| StoreError::Damaged(self.path.clone(), error.to_string()))
+/// See the format.
+struct Row {
+    start: u64,
+    entries: Vec<(u64, QueueEntry)>,
+}
+
+/// What a change writes.
+#[derive(Default)]
+struct Values {
+    batch: sled::Batch,
+    bytes: u64,
+}
+
+impl Values {
+    fn put(&mut self, key: &[u8], value: Vec<u8>) {
+        self.bytes += value.len() as u64;
+        self.batch.insert(key, value);
+    }
+}
+
+impl Row {
+    fn last(&self) -> Option<u64> {
+        self.entries.last().map(|(key, _)| *key)
     }
 }
 
@@ -194,34 +301,31 @@ fn queue_key(key: u64) -> [u8; 9] {
 
 impl Store for SledStore {
     fn state(&self) -> Result<Option<State>, StoreError> {
-        let value = self.reading(|| self.db.get(STATE))?;
-        value.map(|value| self.decode(&value)).transpose()
+        let Some(value) = self.reading(|| self.db.get(STATE))? else { return Ok(None) };
+        postcard::from_bytes(self.body(&value)?).map_err(|error| self.damaged(error)).map(Some)
     }
 
     fn apply(&self, change: &StoreChange) -> Result<(), StoreError> {
-        self.check_room(change)?;
-        let mut batch = sled::Batch::default();
-        for key in &change.remove {
-            batch.remove(&queue_key(*key));
-        }
-        for (key, entry) in &change.insert {
-            batch.insert(&queue_key(*key), self.encode(entry)?);
-        }
-        batch.insert(STATE, self.encode(&change.state)?);
-        self.db.apply_batch(batch).map_err(|error| self.error(error))
+        let mut values = Values::default();
+        self.add_rows(change, &mut values)?;
+        values.put(STATE, self.append(vec![VERSION], &change.state)?);
+        self.check_room(values.bytes)?;
+        self.db.apply_batch(values.batch).map_err(|error| self.error(error))
     }
 
     fn entry(&self, key: u64) -> Result<Option<QueueEntry>, StoreError> {
-        let value = self.reading(|| self.db.get(queue_key(key)))?;
-        value.map(|value| self.decode(&value)).transpose()
+        let row = self.row_before(key)?;
+        Ok(row.and_then(|row| row.entries.into_iter().find(|(found, _)| *found == key)).map(|(_, entry)| entry))
     }
 
     fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), StoreError> {
-        let mut entries = self.db.range(queue_key(from)..=queue_key(u64::MAX));
-        while let Some((key, value)) = self.reading(|| entries.next().transpose())? {
-            let Some(key) = key.get(1..).and_then(|key| key.try_into().ok()).map(u64::from_be_bytes) else { continue };
-            if each(key, self.decode(&value)?) == Walk::Stop {
-                break;
+        let start = self.row_before(from)?.map_or(from, |row| row.start);
+        let mut rows = self.db.range(queue_key(start)..=queue_key(u64::MAX));
+        while let Some((key, value)) = self.reading(|| rows.next().transpose())? {
+            for (key, entry) in self.row(&key, &value)?.entries {
+                if key >= from && each(key, entry) == Walk::Stop {
+                    return Ok(());
+                }
             }
         }
         Ok(())
@@ -255,95 +359,6 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// What [`salvage`] finds.
-#[derive(Debug)]
-pub enum Found {
-    /// The state, if it can be read: first of all.
-    State(Option<State>),
-    /// An entry; in the order of their keys.
-    Entry(u64, QueueEntry),
-}
-
-/// How long a damaged store is waited for that gives nothing.
-const SALVAGE_PATIENCE: Duration = Duration::from_secs(20);
-
-/// Failures after which no more is looked for.
-const SALVAGE_FAILURES: u32 = 1000;
-
-/// Reads what can be read of a damaged store. sled may panic or hang over it, so it works on a thread of its own, which is
-/// left alone when it gives nothing any more.
-pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
-    let (found, finds) = bounded(1000);
-    let path = path.to_owned();
-    let read = move || {
-        let store = open_damaged(&path);
-        let state = store.as_ref().and_then(|store| store.state().ok().flatten());
-        if found.send(Found::State(state)).is_ok()
-            && let Some(store) = store
-        {
-            store.send_readable(&found);
-        }
-    };
-    let spawned = thread::Builder::new().name("salvage".into()).spawn(read);
-    spawned.map_err(|error| StoreError::Io(PathBuf::from("a thread"), error))?;
-    while let Ok(found) = finds.recv_timeout(SALVAGE_PATIENCE) {
-        each(found)?;
-    }
-    Ok(())
-}
-
-/// Opens a damaged store, at last without what sled can make anew from its log.
-fn open_damaged(path: &Path) -> Option<SledStore> {
-    for without in [None, Some("snap."), Some("conf")] {
-        if let Some(prefix) = without {
-            for entry in fs::read_dir(path).ok()?.flatten() {
-                if entry.file_name().to_string_lossy().starts_with(prefix) {
-                    let mut aside = std::ffi::OsString::from("damaged-");
-                    aside.push(entry.file_name());
-                    fs::rename(entry.path(), path.join(aside)).ok()?;
-                }
-            }
-        }
-        if let Ok(store) = SledStore::open(path, Duration::ZERO) {
-            return Some(store);
-        }
-    }
-    None
-}
-
-impl SledStore {
-    /// Sends every entry that can be read. Where reading fails it goes on ever further behind, and then looks for the first
-    /// readable entry before that.
-    fn send_readable(&self, found: &Sender<Found>) {
-        let (mut from, mut step) = (0_u64, 0_u64);
-        for _ in 0..SALVAGE_FAILURES {
-            if step > 0 && self.is_readable(from) {
-                let mut bad = from - step;
-                while from - bad > 1 {
-                    let middle = bad + (from - bad) / 2;
-                    *(if self.is_readable(middle) { &mut from } else { &mut bad }) = middle;
-                }
-                step = 0;
-            }
-            let mut next = from;
-            let read = self.entries(from, &mut |key, entry| {
-                next = key.saturating_add(1);
-                if found.send(Found::Entry(key, entry)).is_ok() { Walk::On } else { Walk::Stop }
-            });
-            if read.is_ok() {
-                return;
-            }
-            step = if next > from { 1 } else { (step * 2).max(1) };
-            let Some(behind) = next.checked_add(step) else { return };
-            from = behind;
-        }
-    }
-
-    fn is_readable(&self, key: u64) -> bool {
-        self.entries(key, &mut |_, _| Walk::Stop).is_ok()
-    }
-}
-
 /// Moves a store that cannot be opened out of the way, so that it can be rebuilt; returns where it is now.
 pub fn set_aside(path: &Path, now: i64) -> io::Result<PathBuf> {
     let mut aside = path.to_owned();
@@ -360,4 +375,20 @@ pub fn set_aside(path: &Path, now: i64) -> io::Result<PathBuf> {
         File::open(parent)?.sync_all()?;
     }
     Ok(aside)
+}
+
+/// Removes all but the newest `keep` of the stores that were set aside; returns their paths.
+pub fn forget_old(path: &Path, keep: usize) -> io::Result<Vec<PathBuf>> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Vec::new()) };
+    let prefix = format!("{}.damaged-", name.display());
+    let mut aside = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        let since = path.file_name().and_then(|name| name.to_str()?.strip_prefix(&prefix)?.parse::<i64>().ok());
+        aside.extend(since.map(|since| (since, path)));
+    }
+    aside.sort();
+    aside.truncate(aside.len().saturating_sub(keep));
+    aside.iter().try_for_each(|(_, path)| fs::remove_dir_all(path))?;
+    Ok(aside.into_iter().map(|(_, path)| path).collect())
 }

@@ -8,8 +8,8 @@
 //! **Not here.** When lines are durable and what that means for offsets is the delivery's business: it takes the files
 //! that have unsynced lines with [`FileSink::take_dirty`].
 //!
-//! **Hidden files** (`sealed`) have a dot before their name until [`FileSink::publish`]. They are not finished one by one: all
-//! of a partition are taken out together with [`FileSink::take`], when [`FileSink::due_groups`] says so.
+//! **Hidden files** (`sealed`) have a dot before their name until they are published. They are not finished one by one: all of a
+//! partition are taken out together ([`hidden`]).
 //!
 //! **Rotation** of live files is judged by [`FileSink::rotate_due`], which a timer calls: size, age, idle, a changed name.
 
@@ -21,13 +21,15 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::FileKey;
-use super::dir::EventDir;
-use super::manifest;
-use super::name::{NameTemplate, hidden};
+use super::dir::{EventDir, blames_name};
+use super::name::NameTemplate;
 use crate::config::{self, Compression, Visibility};
 use crate::fault;
-use crate::msource::TopicPartition;
-use crate::msource::journal::{FileIntent, FileState, SealedFile};
+use crate::msource::journal::{FileIntent, FileState};
+
+mod hidden;
+
+pub use hidden::{Group, HiddenGone};
 
 /// Who keeps account of files; the delivery's journal.
 pub trait Ledger {
@@ -55,14 +57,6 @@ impl SyncFailed {
         io::Error::other(Self { what: what.to_owned(), source })
     }
 }
-
-/// A hidden file is not as it was left: what its partition has grown by is not whole any more. Comes inside an [`io::Error`].
-#[derive(Debug, thiserror::Error)]
-#[error("somebody removed, replaced or shortened the hidden file {0}")]
-pub struct HiddenGone(pub String);
-
-/// Whose hidden files are published together: a partition's, or (`None`) those of retries.
-pub type Group = Option<TopicPartition>;
 
 /// Why a file was finished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -238,6 +232,21 @@ impl FileSink {
     /// while the directory is gone: open files would still take lines, but nobody would find them.
     pub fn target(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<(u64, u64)> {
         self.dir.check()?;
+        self.find(key, now, ledger).map_err(|error| self.blame(error, now))
+    }
+
+    /// An error that is the fault of one name, unless it comes of a directory that all names have.
+    fn blame(&self, error: io::Error, now: Now) -> io::Error {
+        let dirs = self.template.fixed_dirs(now.wall);
+        match self.dir.is_taken(&format!("{dirs}_")) {
+            Err(found) if blames_name(&error) => {
+                io::Error::other(format!("cannot use the directory `{dirs}`: {found}"))
+            }
+            _ => error,
+        }
+    }
+
+    fn find(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<(u64, u64)> {
         if self.visibility == Visibility::Live
             && let Some(reason) = self.active.get(key).and_then(|active| self.due(active, key, now))
         {
@@ -309,127 +318,15 @@ impl FileSink {
         Ok(count)
     }
 
-    /// A live file that is gone costs its lines. A hidden one was promised to be published as a whole.
-    fn refuse_foreign(&self, key: &FileKey) -> io::Result<()> {
-        match self.active.get(key) {
-            Some(active) if self.visibility == Visibility::Sealed => {
-                Err(io::Error::other(HiddenGone(active.path.clone())))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The groups with a hidden file that is due. That it got no line lately is no reason: others of its group may have.
-    pub fn due_groups(&self, now: Now) -> BTreeMap<Group, RotateReason> {
-        let due = |(key, active): (&FileKey, &Active)| match self.due(active, key, now)? {
-            RotateReason::Idle => None,
-            reason => Some((key.partition(), reason)),
-        };
-        self.active.iter().filter_map(due).collect()
-    }
-
     /// Whether a file of this length is to be finished.
     pub fn is_over(&self, length: u64) -> bool {
         length >= self.rotate.size
-    }
-
-    /// Takes hidden files with lines out: they get no further ones. Returns the id and group of each.
-    pub fn take(&mut self, wanted: &BTreeMap<Group, RotateReason>) -> Vec<(Group, u64)> {
-        let (mut taken, complete): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.complete).into_iter().partition(|(group, _)| wanted.contains_key(group));
-        self.complete = complete;
-        let is_wanted =
-            |(key, active): &(&FileKey, &Active)| active.length > 0 && wanted.contains_key(&key.partition());
-        let keys: Vec<_> = self.active.iter().filter(is_wanted).map(|(key, _)| key.clone()).collect();
-        for key in keys {
-            let group = key.partition();
-            if let (Some(active), Some(&reason)) = (self.forget(&key), wanted.get(&group)) {
-                tracing::info!(file = active.path, bytes = active.length, reason = reason.name(), "finished a file");
-                self.rotated[reason as usize] += 1;
-                taken.push((group, active.id));
-            }
-        }
-        taken
-    }
-
-    /// Forgets the hidden files of a partition, which are about to be removed, and one that was about to be created.
-    pub fn forget_partition(&mut self, partition: &TopicPartition) {
-        let keys: Vec<_> =
-            self.active.keys().filter(|key| key.partition().as_ref() == Some(partition)).cloned().collect();
-        for key in keys {
-            self.forget(&key);
-        }
-        self.complete.retain(|(group, _)| group.as_ref() != Some(partition));
-        // The ledger forgets it too: a file under its id would belong to nobody.
-        self.intended.take_if(|intent| intent.key.partition().as_ref() == Some(partition));
     }
 
     fn forget(&mut self, key: &FileKey) -> Option<Active> {
         let active = self.active.remove(key)?;
         self.keys.remove(&active.id);
         Some(active)
-    }
-
-    /// Gives a hidden file its name, durably, and puts its manifest beside it. May be repeated after any interruption.
-    pub fn publish(&self, file: &SealedFile, manifest: &[u8]) -> io::Result<()> {
-        let path = hidden(&file.name);
-        if self.dir.is_taken(&path)? {
-            self.dir.rename(&path, &file.name).map_err(|error| {
-                let text = format!("cannot give {path} its name, is there another {}? {error}", file.name);
-                io::Error::new(error.kind(), text)
-            })?;
-        } else if !self.dir.is_taken(&file.name)? {
-            // A collector may have been faster than the restart after a crash; nobody else should have.
-            tracing::error!(file = file.name, lines = file.lines, "a hidden file was removed before it was published");
-        }
-        fault::point("publish.renamed");
-        self.publish_manifest(&manifest::name_for(&file.name), manifest)
-    }
-
-    /// Writes a manifest under its own name, whole or not at all.
-    pub fn publish_manifest(&self, name: &str, manifest: &[u8]) -> io::Result<()> {
-        if self.dir.is_taken(name)? {
-            // An attempt before this one may have come to its end in memory only.
-            return self.dir.sync(name);
-        }
-        let path = hidden(name);
-        self.dir.remove(&path)?;
-        let (file, _) = self.dir.create(&path, self.permissions)?;
-        file.write_all_at(manifest, 0)?;
-        file.sync_all().map_err(|error| SyncFailed::io("a manifest", error))?;
-        fault::point("publish.manifest");
-        self.dir.rename(&path, name)
-    }
-
-    /// Sets a hidden file aside that nobody can decide about; returns its new name.
-    pub fn set_aside(&self, file: &SealedFile) -> io::Result<String> {
-        let path = hidden(&file.name);
-        let aside = format!("{path}.undecided");
-        if self.dir.is_taken(&path)? {
-            self.dir.rename(&path, &aside)?;
-        } else if self.dir.is_taken(&aside)? {
-            self.dir.sync(&aside)?;
-        }
-        Ok(aside)
-    }
-
-    /// Fails with [`HiddenGone`] when a hidden file is not at its place any more, or shorter than it was left.
-    pub fn check_hidden(&self, file: &FileState) -> io::Result<()> {
-        let path = file.path();
-        match self.dir.open_existing(&path) {
-            Ok((found, inode)) if inode == file.inode && found.metadata()?.len() >= file.length => Ok(()),
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => {
-                // What is wrong with the whole directory passes, and is waited for.
-                self.dir.check()?;
-                Err(io::Error::other(HiddenGone(path)))
-            }
-        }
-    }
-
-    /// Removes a hidden file.
-    pub fn remove_hidden(&self, name: &str) -> io::Result<()> {
-        self.dir.remove(&hidden(name))
     }
 
     /// Finishes every file that is due.
