@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use uuid::Uuid;
 
-use super::rebuild::{self, Checked, Damage};
+use super::rebuild::{self, Checked, Damage, Lies};
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};
 use crate::delivery::Cure;
@@ -46,6 +46,7 @@ impl Places {
 pub(super) struct Opened {
     pub(super) checked: Checked,
     pub(super) contents: Contents,
+    pub(super) lies: Lies,
 }
 
 /// Whether the home was in use by this process before.
@@ -166,9 +167,9 @@ pub(super) fn open(places: &Places, opening: Opening) -> Result<Opened, Broken> 
         tracing::error!(journal = %places.journal.display(), number = state.number, "the journal is gone, or lost its end: going on with what the store has");
     }
     rebuild::catch_up(places, &mut checked, &state)?;
-    rebuild::recognise(places, &mut state, damage)?;
+    let lies = rebuild::recognise(places, &mut state, damage)?;
     contents.state = Some(state);
-    Ok(Opened { checked, contents })
+    Ok(Opened { checked, contents, lies })
 }
 
 /// Removes kept recipes that neither the journal nor the one in force needs. For a moment when nothing is in flight.
@@ -236,7 +237,8 @@ impl View {
         if !places.root.try_exists().map_err(failed)? {
             return Ok(Self { state: State::default(), store: None, overlay: BTreeMap::new() });
         }
-        let store = open_store(&places.sled, STORE_PATIENCE).map_err(|error| match &error {
+        // Under its name an empty one would be made, and taken for the store at the next start.
+        let store = open_store(&rebuild::present(&places)?, STORE_PATIENCE).map_err(|error| match &error {
             StoreError::Locked(_) => Failure::new(FailureKind::Unavailable, chain(&error)),
             _ => unreadable(&error),
         })?;

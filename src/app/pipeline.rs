@@ -12,7 +12,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use super::adopt;
 use super::home::{self, Broken, Opening, Places, chain, failed};
 use super::queue::Turns;
-use super::rebuild;
+use super::rebuild::{self, Lies};
 use super::retry;
 use crate::block::RawBlock;
 use crate::config::{Assignment, Config, Mode, Visibility, WhenFull};
@@ -144,8 +144,9 @@ impl Ready {
         keep(&desk.engine(), &places.recipes)?;
         let mut change = home::behind(&opened);
         let dir = event_dir(config, opening)?;
-        if feed == Feed::Adopted {
-            adopt::take_copies(&mut opened.contents, &dir).map_err(failed)?;
+        if feed == Feed::Adopted || opened.lies == Lies::Elsewhere {
+            adopt::take_copies(&mut opened.contents, &dir)
+                .map_err(|error| Broken::disk("cannot look at the event files", &error))?;
         }
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
         let mut source =

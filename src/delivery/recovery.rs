@@ -24,7 +24,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::Cure;
 use super::refit::{Behind, refit};
@@ -34,6 +34,9 @@ use crate::msink::dir::{EventDir, blames_name};
 use crate::msink::name::hidden;
 use crate::msource::journal::{Block, BlockSource, Contents, FileState, Frame, Piece, QueueEntry, State};
 use crate::msource::store::{StoreChange, StoreError};
+
+/// Files that are open at once: a service may have far more unfinished ones than a process may open.
+const OPEN_MAX: usize = 100;
 
 /// Makes the lines of a block again.
 pub trait Regenerate {
@@ -103,6 +106,7 @@ pub fn recover(
         durable,
         last_ends: last_ends(&contents.tail),
         opened: BTreeMap::new(),
+        open: 0,
         names: BTreeMap::new(),
         ends: BTreeMap::new(),
         overflow: BTreeMap::new(),
@@ -145,6 +149,8 @@ fn last_ends(tail: &[Frame]) -> BTreeMap<u64, u64> {
 enum Found {
     /// As it was left.
     File(File),
+    /// The same, closed after a sync to make room for others. Its inode.
+    Closed(u64),
     /// Removed, replaced or shortened by somebody.
     Foreign,
 }
@@ -157,6 +163,8 @@ struct Work<'a> {
     /// Where the last piece of each file ended before the crash.
     last_ends: BTreeMap<u64, u64>,
     opened: BTreeMap<u64, Found>,
+    /// How many of them are open now.
+    open: usize,
     /// Names of the files that were looked for: one that has ended is not in the state any more.
     names: BTreeMap<u64, String>,
     /// Where each file ends by the blocks that were gone through.
@@ -170,20 +178,57 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Opens a file once.
+    /// Opens a file, and judges it once.
     fn file(&mut self, id: u64) -> Result<Option<&File>, RecoveryError> {
-        if !self.opened.contains_key(&id) {
+        let closed = match self.opened.get(&id) {
+            Some(Found::File(_) | Found::Foreign) => None,
+            Some(Found::Closed(inode)) => Some(Some(*inode)),
+            None => Some(None),
+        };
+        if let Some(known) = closed {
+            self.make_room()?;
             if let Some(state) = self.state.files.get(&id) {
                 let path = state.path();
                 self.names.insert(id, path);
             }
-            let found = self.find(id)?;
+            let found = known.map_or_else(|| self.find(id), |inode| self.find_again(id, inode))?;
+            self.open += usize::from(matches!(found, Found::File(_)));
             self.opened.insert(id, found);
         }
         Ok(match self.opened.get(&id) {
             Some(Found::File(file)) => Some(file),
             _ => None,
         })
+    }
+
+    /// Closes what is open while that is too much. It is synced first: nobody would do it later.
+    fn make_room(&mut self) -> Result<(), RecoveryError> {
+        if self.open < OPEN_MAX {
+            return Ok(());
+        }
+        self.sync()?;
+        for (id, found) in &mut self.opened {
+            if let Found::File(file) = found {
+                let metadata = file.metadata().map_err(|error| RecoveryError::File(format!("file {id}"), error))?;
+                *found = Found::Closed(metadata.ino());
+            }
+        }
+        self.open = 0;
+        Ok(())
+    }
+
+    fn find_again(&self, id: u64, known: u64) -> Result<Found, RecoveryError> {
+        let name = self.name(id);
+        match self.dir.open_existing(&name) {
+            Ok((file, inode)) if inode == known => Ok(Found::File(file)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound && !blames_name(&error) => {
+                Err(RecoveryError::File(name, error))
+            }
+            _ => {
+                tracing::error!(file = name, "somebody removed or replaced this file; its last lines are gone with it");
+                Ok(Found::Foreign)
+            }
+        }
     }
 
     fn find(&self, id: u64) -> Result<Found, RecoveryError> {

@@ -4,6 +4,7 @@
 //! was cut short here belong here.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -199,6 +200,10 @@ impl Regenerate for Rereader<'_> {
     fn lines(&mut self, block: &Block) -> Result<Regenerated, RecoveryError> {
         let engine = match self.engine(&block.recipe) {
             Ok(engine) => engine,
+            // The disk fails: that passes, a gap does not.
+            Err(RecipeError::Read(path, error)) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(RecoveryError::File(format!("blocks without their recipe {path}"), error));
+            }
             Err(error) => return Ok(Regenerated::Gone(error.to_string())),
         };
         let (source, records) = match &block.source {
@@ -225,5 +230,44 @@ impl Regenerate for Rereader<'_> {
         let records = without_file(records, block);
         let done = self.worker.run(RawBlock { ticket: 0, source, records, engine, now: now_millis(), cost: 0 });
         Ok(Regenerated::Lines(done.pieces.into_iter().map(|lines| lines.bytes).collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::msource::store::SledStore;
+
+    struct Impatient;
+
+    impl Wait for Impatient {
+        fn go_on(&mut self, _: Option<&str>) -> bool {
+            false
+        }
+    }
+
+    #[test]
+    fn a_recipe_that_cannot_be_read_for_now_makes_no_gap() {
+        let scratch = tempfile::TempDir::new().unwrap();
+        let store = SledStore::open(&scratch.path().join("sled"), Duration::ZERO).unwrap();
+        // A directory in the place of the file gives an I/O error whoever asks.
+        fs::create_dir(scratch.path().join("r.json")).unwrap();
+        let mut wait = Impatient;
+        let mut source = Rereader::new(BTreeMap::new(), scratch.path().to_owned(), &store, &mut wait);
+        let block = |recipe: &str| Block {
+            number: 1,
+            source: BlockSource::Queue(Vec::new()),
+            recipe: recipe.into(),
+            pieces: Vec::new(),
+            records: 0,
+            filtered: [0; 3],
+            rejects: Vec::new(),
+        };
+        let error = source.lines(&block("r")).unwrap_err();
+        assert_eq!(error.cure(), crate::delivery::Cure::Again, "{error}");
+        let gone = source.lines(&block("none")).unwrap();
+        assert!(matches!(gone, Regenerated::Gone(_)), "{gone:?}");
     }
 }

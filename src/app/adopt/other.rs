@@ -16,7 +16,7 @@ use crate::cli::Place;
 use crate::config::{self, Config};
 use crate::control::{Failure, FailureKind};
 use crate::daemon::{self, Holder, PidFile};
-use crate::msink::dir::EventDir;
+use crate::msink::dir::{EventDir, blames_name};
 use crate::msource::journal::{Contents, Frame};
 
 /// Name of the marker below `store.path`: a JSON object on one line, see [`Marker`].
@@ -252,7 +252,7 @@ pub(in crate::app) fn take_copies(contents: &mut Contents, dir: &EventDir) -> io
         match dir.open_existing(&name) {
             Ok((_, inode)) if inode == known => return Ok(()),
             Ok((_, inode)) => drop(inodes.insert(id, inode)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound || blames_name(&error) => {}
             Err(error) => return Err(error),
         }
     }

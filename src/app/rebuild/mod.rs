@@ -18,7 +18,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::home::{Broken, Opening, Places, chain, failed};
@@ -98,11 +98,7 @@ fn check(path: &Path, patience: Duration) -> Result<Checked, StoreError> {
 /// Opens the store; a damaged one is rebuilt, from itself and from the journal.
 pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) -> Result<Checked, Broken> {
     let fresh = places.sled.with_extension("new");
-    let is_there = |path: &Path| {
-        path.try_exists().map_err(|error| Broken::disk(format_args!("cannot look at {}", path.display()), &error))
-    };
-    if !is_there(&places.sled)? && is_there(&fresh)? {
-        // Killed after it was whole, before it had its name.
+    if present(places)? == fresh {
         put_in_place(&fresh, &places.sled)?;
     }
     let why = match check(&places.sled, patience) {
@@ -129,6 +125,15 @@ pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) 
     let state = store.state()?;
     let queued = Queued::count(&store)?;
     Ok(Checked { store, state, queued })
+}
+
+/// Where the store is: under its name, or, when a rebuild was killed after it was whole and before it had that, beside it.
+pub(super) fn present(places: &Places) -> Result<PathBuf, Broken> {
+    let fresh = places.sled.with_extension("new");
+    let is_there = |path: &Path| {
+        path.try_exists().map_err(|error| Broken::disk(format_args!("cannot look at {}", path.display()), &error))
+    };
+    Ok(if !is_there(&places.sled)? && is_there(&fresh)? { fresh } else { places.sled.clone() })
 }
 
 fn remove_all(path: &Path) -> io::Result<()> {
@@ -373,8 +378,17 @@ pub(super) fn rise(state: &mut State, cause: Cause) {
     tracing::warn!(former, incarnation = state.incarnation, ?cause, "this home goes on as another incarnation");
 }
 
+/// Whether a store is where it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lies {
+    /// As far as is known.
+    InPlace,
+    /// It was copied or moved, perhaps with the event files.
+    Elsewhere,
+}
+
 /// Whether the state was made in these directories; notes them where it does not know.
-pub(super) fn recognise(places: &Places, state: &mut State, damage: Damage) -> Result<(), Broken> {
+pub(super) fn recognise(places: &Places, state: &mut State, damage: Damage) -> Result<Lies, Broken> {
     let failed = |error: io::Error| Broken::disk(format_args!("cannot look at {}", places.root.display()), &error);
     let place =
         Place { root: identity(&places.root).map_err(failed)?, journal: identity(&places.journal).map_err(failed)? };
@@ -383,10 +397,12 @@ pub(super) fn recognise(places: &Places, state: &mut State, damage: Damage) -> R
     if known != Place::default() && moved {
         tracing::warn!(store = %places.root.display(), "this store is a copy, or was put back");
         rise(state, Cause::Copy);
-    } else if damage == Damage::Journal {
+        return Ok(Lies::Elsewhere);
+    }
+    if damage == Damage::Journal {
         rise(state, Cause::Damage);
     }
-    Ok(())
+    Ok(Lies::InPlace)
 }
 
 fn identity(dir: &Path) -> io::Result<(u64, u64)> {
