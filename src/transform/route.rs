@@ -227,7 +227,7 @@ impl Route {
     /// What a member of `logs` is to this route.
     pub(super) fn role(&self, name: &str) -> Role {
         let found = self.wanted.iter().position(|wanted| wanted == name);
-        Role { slot: found.map_or(Role::UNWANTED, |index| index + 1), omit: self.omits(name) }
+        Role { slot: found.map_or(Role::UNWANTED, |index| index as u32 + 1), omit: self.omits(name) }
     }
 
     pub(super) fn omits(&self, name: &str) -> bool {
