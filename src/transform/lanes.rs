@@ -193,7 +193,9 @@ mod x86 {
 
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod plain {
-    use super::{Job, Lanes, Text};
+    #[cfg(not(target_arch = "x86_64"))]
+    use super::Job;
+    use super::{Lanes, Text};
 
     /// Sixteen bytes, one after the other.
     #[derive(Debug)]
