@@ -20,7 +20,7 @@
 //!
 //! **How it is fast.** One pass over the bytes (`scan`) notes wanted members on the way; `properties` is copied as one
 //! slice. What depends only on the log name is worked out once a thread (`route`), and the order of members is foretold by
-//! the records before (`members`). Nothing is allocated for a record on this way. `tests::oracle` is the same transform written
+//! the records before (`members`), and a line like those before is put together without asking rules again (`plan`). Nothing is allocated for a record on this way. `tests::oracle` is the same transform written
 //! plainly on `serde_json`; the two are held together by property tests.
 
 mod check;
@@ -29,6 +29,7 @@ mod envelope;
 mod lanes;
 mod line;
 mod members;
+mod plan;
 pub mod recipe;
 mod route;
 mod scan;
@@ -51,6 +52,7 @@ use crate::settings::Settings;
 use envelope::{App, Envelope, Frame};
 use line::{Draft, Workspace};
 use members::Noted;
+use plan::Plan;
 use route::{Routes, Verdict};
 use scan::{Cursor, Fault, Kind};
 
@@ -104,19 +106,30 @@ pub struct Scratch {
     frame: Frame,
     noted: Noted,
     work: Workspace,
-    log_name: String,
+    last: Last,
+}
+
+/// Where the names of the last line are found.
+#[derive(Clone, Copy, Debug, Default)]
+struct Last {
+    /// Its route; of none at first.
+    route: Option<usize>,
+    /// Its plan, unless it was written in the general way.
+    plan: Option<usize>,
 }
 
 impl Scratch {
     /// The log name, decoded, of the last record that gave a line.
     pub fn log_name(&self) -> &str {
-        &self.log_name
+        self.last.route.and_then(|index| self.routes.at(index)).map_or("", |route| &route.log_name)
     }
 
     /// The event name, decoded, of the last record that gave a line; `user` for the `user_*` types, which have none and
     /// whose order counts: all of them are to go the same way.
     pub fn event_name(&self) -> &str {
-        &self.work.event_name
+        let route = self.last.route.and_then(|index| self.routes.at(index));
+        let plan = route.zip(self.last.plan).and_then(|(route, plan)| route.plans.get(plan));
+        plan.map_or(&self.work.event_name, |plan| &plan.event_name)
     }
 
     /// Forgets what another transform worked out.
@@ -153,7 +166,7 @@ impl Transform {
     fn write(&self, scratch: &mut Scratch, record: &Record<'_>, out: &mut Vec<u8>) -> Result<(), Discard> {
         let value = record.value.ok_or(Discard::Filtered(Filter::Tombstone))?;
         let json = simdutf8::basic::from_utf8(value).map_err(|_| not_utf8(value))?;
-        let Scratch { routes, frame, noted, work, log_name, .. } = scratch;
+        let Scratch { routes, frame, noted, work, last, .. } = scratch;
         let mut envelope = Envelope::default();
         envelope.read(json, self, frame, routes, noted).map_err(bad_json)?;
         Self::check(&envelope)?;
@@ -169,9 +182,23 @@ impl Transform {
             members::scan(&mut cursor, json, route, noted).map_err(bad_json)?;
         }
         let draft = Draft { json, logs: envelope.logs, white: envelope.white, route, noted };
-        draft.write(&self.options, record, work, out)?;
-        log_name.clear();
-        log_name.push_str(&route.log_name);
+        let pattern = plan::pattern(noted);
+        let planned = route.plans.iter().position(|plan| Some(plan.pattern) == pattern);
+        if let Some(plan) = planned
+            && draft.write_planned(&route.plans[plan], &self.options, record, work, out)?
+        {
+            *last = Last { route: Some(index), plan: planned };
+            return Ok(());
+        }
+        let time = draft.write(&self.options, record, work, out)?;
+        *last = Last { route: Some(index), plan: None };
+        if planned.is_none()
+            && route.plans.len() < plan::MOST
+            && let Some(pattern) = pattern
+        {
+            let plan = Plan::new(pattern, route, &work.found, time, &work.event_name);
+            route.plans.extend(plan);
+        }
         Ok(())
     }
 

@@ -8,6 +8,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::check;
 use super::members::{Role, Shape};
+use super::plan::Plan;
 use super::{Options, text};
 use crate::settings::{Key, Mapping, Part, Pattern, Settings, Template};
 
@@ -126,6 +127,8 @@ pub(super) struct Route {
     pub(super) omit: Vec<String>,
     /// The members that records of this name had lately.
     pub(super) shape: Shape,
+    /// How lines of the usual patterns are put together.
+    pub(super) plans: Vec<Plan>,
 }
 
 impl Route {
@@ -145,6 +148,7 @@ impl Route {
             wanted: Vec::new(),
             omit: omit.flat_map(|(_, names)| names.iter().cloned()).collect(),
             shape: Shape::default(),
+            plans: Vec::new(),
             log_name,
         };
         let named = |name: &str| settings.metadata.iter().find(|mapping| mapping.log_name == name);
@@ -227,7 +231,7 @@ impl Route {
     /// What a member of `logs` is to this route.
     pub(super) fn role(&self, name: &str) -> Role {
         let found = self.wanted.iter().position(|wanted| wanted == name);
-        Role { slot: found.map_or(Role::UNWANTED, |index| index + 1), omit: self.omits(name) }
+        Role { slot: found.map_or(Role::UNWANTED, |index| index as u32 + 1), omit: self.omits(name) }
     }
 
     pub(super) fn omits(&self, name: &str) -> bool {
@@ -267,6 +271,10 @@ impl Routes {
 
     pub(super) fn clear(&mut self) {
         self.0.fill_with(|| None);
+    }
+
+    pub(super) fn at(&self, index: usize) -> Option<&Route> {
+        self.0.get(index)?.as_deref()
     }
 
     pub(super) fn at_mut(&mut self, index: usize) -> Option<&mut Route> {

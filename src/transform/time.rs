@@ -104,8 +104,9 @@ type Second = [u8; 19];
 /// What `#time` becomes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Text {
-    bytes: [u8; 23],
-    len: usize,
+    pub(super) bytes: [u8; 23],
+    /// So many of them are it.
+    pub(super) len: usize,
 }
 
 impl Text {
@@ -116,26 +117,48 @@ impl Text {
 
 /// Seconds written lately: the same one comes thousands of times in a row. Direct-mapped, and tied to one zone.
 #[derive(Debug)]
-pub(super) struct Cache(Box<[(i64, Second); Self::SIZE]>);
+pub(super) struct Cache {
+    seconds: Box<[(i64, Second); Self::SIZE]>,
+    /// The last text that was read, and what it became.
+    last: ([u8; Self::LONGEST], usize, Text),
+}
 
 impl Cache {
     const SIZE: usize = 64;
+    /// Longer texts are read anew each time.
+    const LONGEST: usize = 24;
 }
 
 impl Default for Cache {
     fn default() -> Self {
         // No instant that can be written has this second.
-        Self(Box::new([(i64::MIN, [0; 19]); Self::SIZE]))
+        let seconds = Box::new([(i64::MIN, [0; 19]); Self::SIZE]);
+        // Nor is an empty text a time.
+        Self { seconds, last: ([0; Self::LONGEST], 0, Text { bytes: [0; 23], len: 0 }) }
     }
 }
 
 impl Cache {
+    /// Reads a time as [`Moment::read`] does and writes it in the zone.
+    pub(super) fn read(&mut self, text: &str, zone: TimeZone) -> Option<Text> {
+        let (bytes, len, written) = &self.last;
+        if *len > 0 && bytes[..*len] == *text.as_bytes() {
+            return Some(*written);
+        }
+        let written = self.write(Moment::read(text)?, zone)?;
+        if let Some(bytes) = self.last.0.get_mut(..text.len()) {
+            bytes.copy_from_slice(text.as_bytes());
+            (self.last.1, self.last.2) = (text.len(), written);
+        }
+        Some(written)
+    }
+
     /// Writes a moment in the zone; `None` when its year has not four digits there.
     pub(super) fn write(&mut self, moment: Moment, zone: TimeZone) -> Option<Text> {
         let (head, millis) = match moment {
             Moment::Local { second, millis } => (civil(second)?, millis),
             Moment::Instant { second, millis } => {
-                let entry = &mut self.0[second as usize % Self::SIZE];
+                let entry = &mut self.seconds[second as usize % Self::SIZE];
                 if entry.0 != second {
                     *entry = (second, civil(second.checked_add(seconds_east(zone, second)?)?)?);
                 }

@@ -93,6 +93,31 @@ fn value() -> impl Strategy<Value = String> + Clone {
     ]
 }
 
+/// A value near others in length and kind, or no value at all.
+fn near() -> impl Strategy<Value = String> + Clone {
+    prop_oneof![
+        6 => one_of(&["1", "12", "10", "1608184243", "1608184244", "\"a\"", "\"b\"", "\"ab\"", "\"\""]),
+        2 => one_of(&[
+            "0", "01", "-1", "1.5", "1e5", "1e", "1 ", "\"\\\"\"", "\"\\u0041\"", "\"a", "\"a\"b\"", "a\"", "\"a\\\"", "\"\t\"", "null", "{}", "[1]", "",
+        ]),
+        1 => (14_usize..34).prop_map(|len| "1234567890".repeat(4)[..len].to_owned()),
+        1 => (12_usize..34).prop_map(|len| format!("\"{}\"", "x".repeat(len))),
+    ]
+}
+
+/// Records with the same members in the same order, and now and then one that is cut short.
+fn alike() -> impl Strategy<Value = Vec<String>> {
+    let keys = one_of(&["role_id", "mtime", "ip", "level", "kind", "distinct_id", "imei", "x", "twenty_seven_bytes_long_key", "account_name"]);
+    let tail = one_of(&["}}", "}}", "}}", "}} ", "}", ",\"y\":1}}", "}},"]);
+    (prop::collection::vec(keys, 1..8), one_of(&["log_item", "log_chat"])).prop_flat_map(move |(keys, name)| {
+        let members = keys.into_iter().map(|key| near().prop_map(move |value| format!("\"{key}\":{value}")));
+        let record = (members.collect::<Vec<_>>(), tail.clone()).prop_map(move |(members, tail)| {
+            format!(r#"{{"headers":{{"app_id":24,"log_name":"{name}"}},"logs":{{{}{tail}"#, members.join(","))
+        });
+        prop::collection::vec(record, 2..10)
+    })
+}
+
 fn rules() -> impl Strategy<Value = Settings> {
     let metadata = prop::sample::select(vec![
         vec![],
@@ -181,6 +206,20 @@ fn at(value: &[u8], timestamp: Option<i64>) -> Record<'_> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn records_like_those_before_give_what_the_oracle_gives(
+        settings in rules(), options in any_options(), values in alike(),
+        timestamp in prop::sample::select(vec![None, Some(1_608_184_243_123)]),
+    ) {
+        let transform = Transform::new(&settings, options.clone());
+        let mut scratch = Scratch::default();
+        for value in &values {
+            let record = at(value.as_bytes(), timestamp);
+            let got = plain(apply(&transform, &mut scratch, &record));
+            prop_assert_eq!(got, oracle::transform(&settings, &options, &record), "{}", value);
+        }
+    }
 
     #[test]
     fn a_sequence_of_records_gives_what_the_oracle_gives(
