@@ -58,7 +58,10 @@ fn last(bytes: &[u8], at: usize, ask: fn(&[u8], usize) -> Option<u32>, behind: u
 
 #[cfg(target_arch = "x86_64")]
 #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-#[expect(unsafe_code, reason = "vector instructions: used where the processor has them, and the loads read whole chunks")]
+#[expect(
+    unsafe_code,
+    reason = "vector instructions: used where the processor has them, and the loads read whole chunks"
+)]
 mod x86 {
     use std::arch::x86_64::{
         __m128i, __m256i, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128,
@@ -112,7 +115,8 @@ mod x86 {
             let half = |at| {
                 let (left, right) = (Self::load(left, at), Self::load(right, at));
                 // SAFETY: as above.
-                left.zip(right).map_or(0, |(left, right)| unsafe { _mm_movemask_epi8(_mm_cmpeq_epi8(left, right)) as u32 })
+                left.zip(right)
+                    .map_or(0, |(left, right)| unsafe { _mm_movemask_epi8(_mm_cmpeq_epi8(left, right)) as u32 })
             };
             half(0) | (half(16) << 16)
         }
@@ -162,7 +166,8 @@ mod x86 {
         fn equal(left: &Text, right: &Text) -> u32 {
             let (left, right) = (Self::load(left, 0), Self::load(right, 0));
             // SAFETY: as above.
-            left.zip(right).map_or(0, |(left, right)| unsafe { _mm256_movemask_epi8(_mm256_cmpeq_epi8(left, right)) as u32 })
+            left.zip(right)
+                .map_or(0, |(left, right)| unsafe { _mm256_movemask_epi8(_mm256_cmpeq_epi8(left, right)) as u32 })
         }
     }
 

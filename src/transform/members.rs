@@ -101,7 +101,17 @@ impl Expected {
         text[2..len - 2].copy_from_slice(key);
         text[len - 2..len].copy_from_slice(b"\":");
         let guess = Guess::Nothing;
-        Some(Self { text, unused: u32::MAX << len, within: 0, answer: 0, len: len as u8, guess, value: 0, wrong: 0, role })
+        Some(Self {
+            text,
+            unused: u32::MAX << len,
+            within: 0,
+            answer: 0,
+            len: len as u8,
+            guess,
+            value: 0,
+            wrong: 0,
+            role,
+        })
     }
 
     /// Expects a value like this one next time.
@@ -252,7 +262,8 @@ impl Job for Ahead<'_> {
         let Ahead { expected, bytes, base, at, noted } = self;
         let mut from = at - base;
         for (count, expected) in expected.iter().enumerate() {
-            let Some((value, step)) = bytes.get(from..).and_then(|rest| expected.is_at::<L>(rest.first_chunk()?)) else {
+            let Some((value, step)) = bytes.get(from..).and_then(|rest| expected.is_at::<L>(rest.first_chunk()?))
+            else {
                 return (count, base + from);
             };
             if expected.role != Role::default() {

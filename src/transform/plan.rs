@@ -83,7 +83,9 @@ impl Plan {
             skip = 0;
             let then = match (key.duty, found) {
                 (Duty::Time, _) => Then::Time(time),
-                (Duty::EventName | Duty::Type, Found::Member(_)) | (_, Found::Built(..) | Found::LeftOut) => return None,
+                (Duty::EventName | Duty::Type, Found::Member(_)) | (_, Found::Built(..) | Found::LeftOut) => {
+                    return None;
+                }
                 (Duty::Account | Duty::Distinct, Found::Member(slot)) => Then::Id(slot),
                 (_, Found::Member(slot)) => Then::Text(slot),
                 (Duty::Uuid, Found::Empty) => Then::Uuid,

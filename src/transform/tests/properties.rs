@@ -107,7 +107,18 @@ fn near() -> impl Strategy<Value = String> + Clone {
 
 /// Records with the same members in the same order, and now and then one that is cut short.
 fn alike() -> impl Strategy<Value = Vec<String>> {
-    let keys = one_of(&["role_id", "mtime", "ip", "level", "kind", "distinct_id", "imei", "x", "twenty_seven_bytes_long_key", "account_name"]);
+    let keys = one_of(&[
+        "role_id",
+        "mtime",
+        "ip",
+        "level",
+        "kind",
+        "distinct_id",
+        "imei",
+        "x",
+        "twenty_seven_bytes_long_key",
+        "account_name",
+    ]);
     let tail = one_of(&["}}", "}}", "}}", "}} ", "}", ",\"y\":1}}", "}},"]);
     (prop::collection::vec(keys, 1..8), one_of(&["log_item", "log_chat"])).prop_flat_map(move |(keys, name)| {
         let members = keys.into_iter().map(|key| near().prop_map(move |value| format!("\"{key}\":{value}")));
