@@ -5,6 +5,7 @@
 //! ticket; the delivery takes blocks in the order of their tickets, whatever order the workers finished in.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::msink::FileKey;
 use crate::msource::journal::{Position, QueueEntry};
@@ -102,9 +103,28 @@ pub struct Lines {
     pub lines: u64,
     /// CRC-32C of the bytes.
     pub crc: u32,
-    /// Its records as rejects, in case that no file can have the name: kept only where names in records decide their file.
-    /// Copies, since the client of Kafka cannot end before its own records are gone.
+    /// Its records as rejects, in case that no file can have the name: kept only where names in records decide their file, and
+    /// until the first one was made. Copies, since the client of Kafka cannot end before its own records are gone.
     pub rejects: Vec<Rejected>,
+    /// Whether a file of the key was ever made.
+    pub made: Made,
+}
+
+/// Whether a file of some name was ever made, so that its records cannot be to blame for a later fault: told by the delivery,
+/// asked by the worker that began the name.
+#[derive(Clone, Debug, Default)]
+pub struct Made(Arc<AtomicBool>);
+
+impl Made {
+    /// A file was made.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether one was.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// A record that failed.

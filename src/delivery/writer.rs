@@ -340,7 +340,7 @@ impl Delivery {
     fn targets(&mut self, block: &DoneBlock) -> Result<Vec<(u64, u64)>, (usize, io::Error)> {
         let target = |(piece, lines): (usize, &Lines)| {
             let target = self.with_sink(|sink, ledger, now| sink.target(&lines.key, now, ledger));
-            target.map_err(|error| (piece, error))
+            target.inspect(|_| lines.made.set()).map_err(|error| (piece, error))
         };
         block.pieces.iter().enumerate().map(target).collect()
     }

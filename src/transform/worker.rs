@@ -4,16 +4,18 @@
 //! each value where librdkafka put it, appends its line to the block's buffer, and frees the records as soon as the block
 //! is done. What is compressed is compressed here, each piece of a block for itself. Buffers come back from the delivery and are used again.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::{io, thread};
 
 use crossbeam_channel::{Receiver, Sender};
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::compress::Compressor;
 use super::recipe::Engine;
 use super::{Record, Scratch};
-use crate::block::{DoneBlock, Lines, RawBlock, Records, Rejected, Source};
+use crate::block::{DoneBlock, Lines, Made, RawBlock, Records, Rejected, Source};
 use crate::config::{Compression, Visibility};
 use crate::msink::FileKey;
 use crate::msource::TopicPartition;
@@ -52,8 +54,40 @@ pub struct Worker {
     scratch: Scratch,
     line: Vec<u8>,
     compressor: Compressor,
-    /// The codec and its bound are the engine's: made anew when that changes.
-    decoder: Option<(Arc<str>, Decoder)>,
+    /// What belongs to one engine: made anew when that changes.
+    bound: Option<Bound>,
+}
+
+/// What a worker keeps for one engine.
+struct Bound {
+    fingerprint: Arc<str>,
+    decoder: Decoder,
+    /// Files of which names were made, where names in records decide them.
+    made: HashMap<FileKey, Made>,
+}
+
+impl Bound {
+    /// So many names are remembered; records of others are copied in case that their file cannot be made.
+    const NAMES: usize = 4096;
+
+    fn new(engine: &Engine) -> Self {
+        Self {
+            fingerprint: Arc::clone(&engine.fingerprint),
+            decoder: Decoder::new(engine.payload, engine.payload_limit),
+            made: HashMap::new(),
+        }
+    }
+
+    fn made(&mut self, key: &FileKey) -> Made {
+        if let Some(made) = self.made.get(key) {
+            return made.clone();
+        }
+        let made = Made::default();
+        if self.made.len() < Self::NAMES {
+            self.made.insert(key.clone(), made.clone());
+        }
+        made
+    }
 }
 
 impl std::fmt::Debug for Worker {
@@ -65,22 +99,20 @@ impl std::fmt::Debug for Worker {
 impl Worker {
     /// A worker that takes its buffers from `spare` while there are some.
     pub fn new(spare: Receiver<Vec<u8>>) -> Self {
-        Self { spare, scratch: Scratch::default(), line: Vec::new(), compressor: Compressor::default(), decoder: None }
+        Self { spare, scratch: Scratch::default(), line: Vec::new(), compressor: Compressor::default(), bound: None }
     }
 
     /// Transforms one block.
     pub fn run(&mut self, block: RawBlock) -> DoneBlock {
         let RawBlock { ticket, source, records, engine, now, cost } = block;
-        let mut decoder = match self.decoder.take() {
-            Some((of, decoder)) if of == engine.fingerprint => decoder,
-            _ => Decoder::new(engine.payload, engine.payload_limit),
-        };
+        let bound = self.bound.take().filter(|bound| bound.fingerprint == engine.fingerprint);
+        let mut bound = bound.unwrap_or_else(|| Bound::new(&engine));
         let count = records.len() as u64;
         let mut output = Output::new(&self.spare);
         match records {
             Records::Kafka(messages) => {
                 let Source::Partition { to, .. } = &source else { unreachable!("records of Kafka have a partition") };
-                let mut one = One { worker: self, decoder: &mut decoder, engine: &engine, output: &mut output };
+                let mut one = One { worker: self, bound: &mut bound, engine: &engine, output: &mut output };
                 for (index, message) in messages.iter().enumerate() {
                     // They lie all over the memory, and were written on another core.
                     if let Some(later) = messages.get(index + 8) {
@@ -101,7 +133,7 @@ impl Worker {
             }
             Records::Queue(entries) => {
                 output.retries = engine.visibility == Visibility::Sealed;
-                let mut one = One { worker: self, decoder: &mut decoder, engine: &engine, output: &mut output };
+                let mut one = One { worker: self, bound: &mut bound, engine: &engine, output: &mut output };
                 for (key, entry) in entries {
                     let origin = Origin {
                         partition: &entry.partition,
@@ -114,7 +146,7 @@ impl Worker {
                 }
             }
         }
-        self.decoder = Some((Arc::clone(&engine.fingerprint), decoder));
+        self.bound = Some(bound);
         output.finish(engine.compression, &mut self.compressor);
         let Output { pieces, filtered, rejects, .. } = output;
         let recipe = Arc::clone(&engine.fingerprint);
@@ -134,36 +166,28 @@ struct Origin<'a> {
 /// One block at work.
 struct One<'a> {
     worker: &'a mut Worker,
-    decoder: &'a mut Decoder,
+    bound: &'a mut Bound,
     engine: &'a Engine,
     output: &'a mut Output,
-}
-
-/// What became of a record that is not rejected.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Taken {
-    /// It is filtered, or a line of a file that names in records have no part in.
-    Done,
-    /// It is a line of a file that its own names decide: no file may be able to have it.
-    Named,
 }
 
 impl One<'_> {
     /// Transforms a record, and keeps what may be needed of it.
     fn settle(&mut self, origin: &Origin<'_>, rejected: impl Fn(Reject) -> Rejected) {
         match self.take(origin) {
-            Ok(Taken::Done) => {}
-            Ok(Taken::Named) => {
+            Ok(None) => {}
+            Ok(Some(piece)) => {
                 let reject = Reject::new(Reason::Sink, "its file cannot be made");
-                self.output.pieces[self.output.last].rejects.push(rejected(reject));
+                self.output.pieces[piece].rejects.push(rejected(reject));
             }
             Err(reject) => self.output.rejects.push(rejected(reject)),
         }
     }
 
-    fn take(&mut self, origin: &Origin<'_>) -> Result<Taken, Reject> {
+    /// Returns the piece of the line when its names decide the file and no file may be able to have it.
+    fn take(&mut self, origin: &Origin<'_>) -> Result<Option<usize>, Reject> {
         let value = match origin.value {
-            Some(value) => Some(self.decoder.decode(value)?),
+            Some(value) => Some(self.bound.decoder.decode(value)?),
             None => None,
         };
         let record = Record {
@@ -180,29 +204,34 @@ impl One<'_> {
             worker.line.clear();
             engine.transform.apply(&mut worker.scratch, &record, &mut worker.line)
         } else {
-            let lines = self.output.only(engine, origin.partition)?;
-            engine.transform.apply(&mut worker.scratch, &record, &mut lines.bytes)
+            let piece = self.output.only(engine, origin.partition)?;
+            engine.transform.apply(&mut worker.scratch, &record, &mut self.output.pieces[piece].bytes)
         };
         match applied {
             Err(Discard::Filtered(filter)) => self.output.filtered[filter.index()] += 1,
             Err(Discard::Rejected(reject)) => return Err(reject),
             Ok(()) if by_name => {
-                let lines = self.output.named(engine, origin.partition, &worker.scratch)?;
+                let piece = self.output.named(engine, origin.partition, &worker.scratch, self.bound)?;
+                let lines = &mut self.output.pieces[piece];
                 lines.bytes.extend_from_slice(&worker.line);
                 lines.lines += 1;
-                return Ok(Taken::Named);
+                return Ok((!self.output.is_made[piece]).then_some(piece));
             }
             Ok(()) => self.output.pieces[self.output.last].lines += 1,
         }
-        Ok(Taken::Done)
+        Ok(None)
     }
 }
 
 /// The block that comes out.
 struct Output {
     pieces: Vec<Lines>,
+    /// Of each piece whether its file was made when the block was begun.
+    is_made: Vec<bool>,
     /// The piece of the last line: the next one mostly goes there too.
     last: usize,
+    /// Where the piece of names is, by their hash.
+    by_names: HashMap<u64, usize>,
     filtered: [u64; 3],
     rejects: Vec<Rejected>,
     /// Whether the lines are retries that go to files of their own.
@@ -214,7 +243,9 @@ impl Output {
     fn new(spare: &Receiver<Vec<u8>>) -> Self {
         Self {
             pieces: Vec::new(),
+            is_made: Vec::new(),
             last: 0,
+            by_names: HashMap::new(),
             filtered: [0; 3],
             rejects: Vec::new(),
             retries: false,
@@ -222,48 +253,62 @@ impl Output {
         }
     }
 
-    /// The piece of a record whose file does not depend on its names.
-    fn only(&mut self, engine: &Engine, partition: &TopicPartition) -> Result<&mut Lines, Reject> {
+    /// The piece of a record whose file does not depend on its names: a block is of one partition, and so it is the only one,
+    /// but for retries.
+    fn only(&mut self, engine: &Engine, partition: &TopicPartition) -> Result<usize, Reject> {
         let fits = |piece: &Lines| {
             piece.key.partition.is_none_or(|number| number == partition.partition)
                 && piece.key.topic.as_deref().is_none_or(|topic| topic == &*partition.topic)
         };
-        let retries = self.retries;
-        self.piece(engine, fits, || key(engine, partition, None, retries))
+        if !self.pieces.get(self.last).is_some_and(&fits) {
+            self.last = match self.pieces.iter().position(fits) {
+                Some(known) => known,
+                None => self.begin(engine, key(engine, partition, None, self.retries), Made::default())?,
+            };
+        }
+        Ok(self.last)
     }
 
     /// The piece of a record whose file depends on its names.
-    fn named(&mut self, engine: &Engine, partition: &TopicPartition, names: &Scratch) -> Result<&mut Lines, Reject> {
+    fn named(
+        &mut self,
+        engine: &Engine,
+        partition: &TopicPartition,
+        names: &Scratch,
+        bound: &mut Bound,
+    ) -> Result<usize, Reject> {
         let fits = |piece: &Lines| {
             piece.key.log_name.as_deref().is_none_or(|name| name == names.log_name())
                 && piece.key.event_name.as_deref().is_none_or(|name| name == names.event_name())
                 && piece.key.partition.is_none_or(|number| number == partition.partition)
                 && piece.key.topic.as_deref().is_none_or(|topic| topic == &*partition.topic)
         };
-        let retries = self.retries;
-        self.piece(engine, fits, || key(engine, partition, Some(names), retries))
+        if !self.pieces.get(self.last).is_some_and(&fits) {
+            let of = |used: bool, name: &str| if used { xxh3_64(name.as_bytes()) } else { 0 };
+            let hash = of(engine.fields.log_name, names.log_name())
+                ^ of(engine.fields.event_name, names.event_name()).rotate_left(1);
+            let known = self.by_names.get(&hash).copied().filter(|piece| fits(&self.pieces[*piece]));
+            self.last = match known.or_else(|| self.pieces.iter().position(fits)) {
+                Some(known) => known,
+                None => {
+                    let key = key(engine, partition, Some(names), self.retries);
+                    let made = bound.made(&key);
+                    self.begin(engine, key, made)?
+                }
+            };
+            self.by_names.insert(hash, self.last);
+        }
+        Ok(self.last)
     }
 
-    fn piece(
-        &mut self,
-        engine: &Engine,
-        fits: impl Fn(&Lines) -> bool,
-        key: impl FnOnce() -> FileKey,
-    ) -> Result<&mut Lines, Reject> {
-        if !self.pieces.get(self.last).is_some_and(&fits) {
-            self.last = if let Some(known) = self.pieces.iter().position(fits) {
-                known
-            } else {
-                let key = key();
-                // Whether a name is too long does not depend on the time in it: fields are of fixed width.
-                engine.template.name(&key, 0, u64::MAX)?;
-                let mut bytes = self.spare.try_recv().unwrap_or_default();
-                bytes.clear();
-                self.pieces.push(Lines { key, bytes, lines: 0, crc: 0, rejects: Vec::new() });
-                self.pieces.len() - 1
-            };
-        }
-        Ok(&mut self.pieces[self.last])
+    fn begin(&mut self, engine: &Engine, key: FileKey, made: Made) -> Result<usize, Reject> {
+        // Whether a name is too long does not depend on the time in it: fields are of fixed width.
+        engine.template.name(&key, 0, u64::MAX)?;
+        let mut bytes = self.spare.try_recv().unwrap_or_default();
+        bytes.clear();
+        self.is_made.push(made.get());
+        self.pieces.push(Lines { key, bytes, lines: 0, crc: 0, rejects: Vec::new(), made });
+        Ok(self.pieces.len() - 1)
     }
 
     /// Compresses the lines; checksums are of the bytes as they will lie in the files.

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::block::{DoneBlock, Lines, Rejected, Source};
+use crate::block::{DoneBlock, Lines, Made, Rejected, Source};
 use crate::delivery::Inbox;
 use crate::msource::store::{Store, StoreChange, StoreError, Walk};
 use crate::record::{Reason, Reject};
@@ -112,7 +112,14 @@ impl Made {
     fn line(&mut self, file: i32, partition: i32, offset: i64) {
         let key = FileKey { log_name: Some(file.to_string()), ..FileKey::default() };
         let index = self.pieces.iter().position(|piece| piece.key == key).unwrap_or_else(|| {
-            self.pieces.push(Lines { key, bytes: Vec::new(), lines: 0, crc: 0, rejects: Vec::new() });
+            self.pieces.push(Lines {
+                key,
+                bytes: Vec::new(),
+                lines: 0,
+                crc: 0,
+                rejects: Vec::new(),
+                made: Made::default(),
+            });
             self.pieces.len() - 1
         });
         let piece = &mut self.pieces[index];
