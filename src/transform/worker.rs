@@ -261,9 +261,10 @@ impl Output {
                 && piece.key.topic.as_deref().is_none_or(|topic| topic == &*partition.topic)
         };
         if !self.pieces.get(self.last).is_some_and(&fits) {
-            self.last = match self.pieces.iter().position(fits) {
-                Some(known) => known,
-                None => self.begin(engine, key(engine, partition, None, self.retries), Made::default())?,
+            self.last = if let Some(known) = self.pieces.iter().position(fits) {
+                known
+            } else {
+                self.begin(engine, key(engine, partition, None, self.retries), Made::default())?
             };
         }
         Ok(self.last)
@@ -288,13 +289,12 @@ impl Output {
             let hash = of(engine.fields.log_name, names.log_name())
                 ^ of(engine.fields.event_name, names.event_name()).rotate_left(1);
             let known = self.by_names.get(&hash).copied().filter(|piece| fits(&self.pieces[*piece]));
-            self.last = match known.or_else(|| self.pieces.iter().position(fits)) {
-                Some(known) => known,
-                None => {
-                    let key = key(engine, partition, Some(names), self.retries);
-                    let made = bound.made(&key);
-                    self.begin(engine, key, made)?
-                }
+            self.last = if let Some(known) = known.or_else(|| self.pieces.iter().position(fits)) {
+                known
+            } else {
+                let key = key(engine, partition, Some(names), self.retries);
+                let made = bound.made(&key);
+                self.begin(engine, key, made)?
             };
             self.by_names.insert(hash, self.last);
         }

@@ -4,7 +4,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::block::{DoneBlock, Lines, Made, Rejected, Source};
+use crate::block::{DoneBlock, Lines, Rejected, Source};
 use crate::delivery::Inbox;
 use crate::msource::store::{Store, StoreChange, StoreError, Walk};
 use crate::record::{Reason, Reject};
@@ -118,7 +118,7 @@ impl Made {
                 lines: 0,
                 crc: 0,
                 rejects: Vec::new(),
-                made: Made::default(),
+                made: crate::block::Made::default(),
             });
             self.pieces.len() - 1
         });
