@@ -59,9 +59,13 @@ impl Rig {
         service.terminate();
     }
 
-    fn pauses(&self, because_of: &str) {
+    /// A store writes when a segment of it is full: so there are more records until it does.
+    fn pauses(&mut self, because_of: &str) {
         wait_until(&format!("a pause because of {because_of}"), SOON, || {
             let status = self.home.try_status()?;
+            if status.state == State::Consuming && status.counts.consumed == self.produced.len() as u64 {
+                self.fill();
+            }
             let told = status.reason.as_ref().is_some_and(|reason| reason.contains(because_of));
             holds(status.state == State::Paused && told, status)
         });

@@ -45,7 +45,7 @@ impl Consumer {
             }
             Err(error) => {
                 self.discover_at = Instant::now() + RETRY;
-                self.in_trouble(error.to_string());
+                self.in_trouble(format!("cannot ask {} for the topics: {error}", self.parts.config.brokers));
             }
         }
     }
