@@ -5,12 +5,6 @@ use std::process::ExitCode;
 
 use mtga::app::App;
 use mtga::cli::{self, Invocation, Streams};
-use tikv_jemallocator::Jemalloc;
-
-/// Records are allocated by librdkafka's threads and freed by ours, millions of times a second: glibc's allocator takes locks and
-/// gives memory back to the system for that. It serves librdkafka and sled too.
-#[global_allocator]
-static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let invocation = Invocation {
