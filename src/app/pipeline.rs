@@ -148,8 +148,13 @@ impl Ready {
             adopt::take_copies(&mut opened.contents, &dir).map_err(failed)?;
         }
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
-        let mut source =
-            Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.checked.store, &mut patience);
+        let mut source = Rereader::new(
+            properties::consuming(config),
+            &config.kafka.topics,
+            places.recipes.clone(),
+            &opened.checked.store,
+            &mut patience,
+        );
         let recovered = recover(&opened.contents, &dir, &mut source);
         drop(source);
         let Some(recovered) = recovered.map_err(|error| Broken::new(error.cure(), &error))? else {
