@@ -230,7 +230,7 @@ impl Pipeline {
         let (blocks, to_workers) = bounded(CHANNEL);
         let template = desk.engine().template.clone();
         let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, Now::current());
-        let workers = worker::spawn(config.workers, &to_workers, &inbox, &spares).map_err(failed)?;
+        let workers = workers(config.workers, &to_workers, &inbox, &spares, &budget)?;
         let (home, former) = ((state.home.clone(), state.incarnation), state.former.clone());
         let delivery = Delivery::new(delivery::Parts {
             inbox: received,
@@ -388,6 +388,19 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// Starts the workers. A block that comes out larger than it was counted takes its share of the budget without asking for room:
+/// the oldest one must go on.
+fn workers(
+    count: usize,
+    blocks: &Receiver<RawBlock>,
+    inbox: &Sender<Inbox>,
+    spares: &Receiver<Vec<u8>>,
+    budget: &Arc<Budget>,
+) -> Result<Vec<JoinHandle<()>>, Failure> {
+    let budget = Arc::clone(budget);
+    worker::spawn(count, blocks, inbox, spares, move |bytes| budget.take(bytes)).map_err(failed)
 }
 
 /// How many buffers are kept: they are nobody's while they wait, and in no other bound.

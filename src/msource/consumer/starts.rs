@@ -317,6 +317,7 @@ impl Consumer {
                 open: Vec::new(),
                 from: position.next,
                 bytes: 0,
+                unpacked: 0,
                 cost: 0,
                 since: now,
                 leader_epoch: position.leader_epoch,

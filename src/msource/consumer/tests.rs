@@ -57,18 +57,23 @@ struct Bench {
     /// What the delivery asks.
     seals: Sender<SealRequest>,
     /// What the workers would be sent.
-    _blocks: Receiver<RawBlock>,
+    blocks: Receiver<RawBlock>,
 }
 
 impl Bench {
-    /// A member of a group that hides its files, with one partition of these records that is read from this offset.
+    /// A member of a group that hides its files, with one partition of so many records that is read from this offset.
     fn new(records: usize, next: i64) -> Self {
+        Self::of(&vec![b"{}".to_vec(); records], next)
+    }
+
+    /// The same with records of these values.
+    fn of(values: &[Vec<u8>], next: i64) -> Self {
         let brokers = MockCluster::new(1).expect("brokers");
         brokers.create_topic("t", 1, 1).expect("a topic");
         let producer: BaseProducer =
             ClientConfig::new().set("bootstrap.servers", brokers.bootstrap_servers()).create().expect("a producer");
-        for _ in 0..records {
-            producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).payload(b"{}")).expect("room");
+        for value in values {
+            producer.send(BaseRecord::<[u8], _>::to("t").partition(0).payload(value)).expect("room");
         }
         producer.flush(SOON).expect("the brokers take the records");
         let config = Kafka {
@@ -107,7 +112,7 @@ impl Bench {
         let mut consumer = Consumer::new(parts).expect("a client");
         let position = Position { partition: partition(), topic_id: String::new(), next, leader_epoch: -1 };
         consumer.begin(vec![position]);
-        Self { brokers, consumer, inbox, seals, _blocks: to_workers }
+        Self { brokers, consumer, inbox, seals, blocks: to_workers }
     }
 
     /// Reads until the open block has so many records.
@@ -233,6 +238,30 @@ fn a_partition_that_waits_for_a_seek_for_ever_is_noticed_and_one_at_its_end_is_n
         assert_eq!(bench.consumer.slots.is_empty(), restarts == 1);
         assert!(matches!(bench.inbox.try_recv(), Err(TryRecvError::Empty)), "nothing is moved");
     }
+}
+
+#[test]
+fn of_a_batch_of_compressed_values_no_more_is_taken_than_there_is_room_for() {
+    let value = zstd::bulk::compress(&vec![b' '; 100_000], 3).expect("it is compressed");
+    let mut bench = Bench::of(&vec![value; 40], 0);
+    bench.consumer.parts.config.payload = Payload::Auto;
+    let budget = Arc::clone(&bench.consumer.parts.budget);
+    // Whoever stops does not wait for room.
+    bench.consumer.parts.desk.stop();
+    let mut taken = Vec::new();
+    wait_until("all are taken", || {
+        bench.consumer.read_again();
+        bench.consumer.take().expect("it goes on");
+        assert!(budget.used() < 1_300_000, "{} bytes", budget.used());
+        for block in bench.blocks.try_iter() {
+            let Source::Partition { from, to, .. } = block.source else { panic!("no block of a partition") };
+            taken.push((from, to.next));
+            budget.give_back(block.cost);
+        }
+        bench.consumer.slots[0].next == 40
+    });
+    assert_eq!(taken, [(0, 11), (11, 22), (22, 33)], "each of about 1 MiB");
+    assert!(budget.used() > 700_000, "the open block counts too");
 }
 
 #[test]
