@@ -12,7 +12,7 @@ use crate::config::{Assignment, Config, Start};
 use crate::control::{Failure, FailureKind, PartitionOffsets};
 use crate::delivery::Inbox;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Held, Known, Owner, decide, judge};
+use crate::msource::assignment::{Decision, Held, Known, Owner, begun_with, decide, judge};
 use crate::msource::consumer::topic_names;
 use crate::msource::journal::{Frame, Mark, MoveCause, Position, State};
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
@@ -135,6 +135,11 @@ impl Asker {
                 *known.entry(&*of.topic).or_default() |= group.is_some() || state.partitions.contains_key(of);
                 known
             });
+        let added = |partition: &TopicPartition, topic_id: &str| {
+            let of_topic = topics.iter().zip(&group).filter(|((other, _), _)| other.topic == partition.topic);
+            let begun = begun_with(topic_id, of_topic.filter_map(|(_, group)| group.as_ref()));
+            begun.map_or(known[&*partition.topic], |count| partition.partition >= count)
+        };
         let mut standings = Vec::new();
         for (((partition, topic_id), (low, high)), group) in topics.iter().zip(watermarks).zip(&group) {
             let local = state.partitions.get(partition);
@@ -144,7 +149,7 @@ impl Asker {
                 local,
                 group: group.as_ref(),
                 topic_id,
-                topic_known: known.get(&*partition.topic).copied().unwrap_or(false),
+                added: added(partition, topic_id),
                 visibility: config.sink.visibility,
             });
             let current = match decision {
@@ -319,6 +324,7 @@ fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
         let owner = Owner {
             mark: Mark { home: home.clone(), incarnation: *incarnation, number: 0 },
             topic_id: standing.topic_id.clone(),
+            partitions: begun_with(&standing.topic_id, standing.group.iter()),
             previous: Owner::carried(metadata, (home, *incarnation)),
         };
         Commit {

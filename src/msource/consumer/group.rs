@@ -332,6 +332,7 @@ impl Consumer {
         let owner = Owner {
             mark: self.mark(number),
             topic_id: at.topic_id.clone(),
+            partitions: self.begun_with.get(&at.partition.topic).copied(),
             previous: self.previous.get(&at.partition).cloned().unwrap_or_default(),
         };
         Commit {

@@ -398,6 +398,8 @@ pub struct Consumer {
     found: HashMap<TopicPartition, Option<GroupOffset>>,
     /// The owners before us of each partition, carried on in every commit.
     previous: HashMap<TopicPartition, Vec<Mark>>,
+    /// How many partitions each topic had when the group began to read it, as far as that is known.
+    begun_with: HashMap<Arc<str>, i32>,
     /// Whether the client has to be replaced.
     failed: Option<Failed>,
     /// Pause before the next client that fails is replaced.
@@ -449,6 +451,7 @@ impl Consumer {
             look_at: now,
             found: HashMap::new(),
             previous: HashMap::new(),
+            begun_with: HashMap::new(),
             failed: None,
             retry_pause: RETRY,
             ids_seen: 0,

@@ -12,7 +12,7 @@ use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Known, Owner, decide};
+use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
 use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
 use crate::msource::properties;
@@ -24,8 +24,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 type Query = (TopicPartition, OffsetSpec);
 
 /// Where a partition begins.
-struct Begin {
-    at: Position,
+pub(super) struct Begin {
+    pub(super) at: Position,
     /// What is to be noted, if anything is new.
     frame: Option<Frame>,
 }
@@ -109,7 +109,7 @@ impl Consumer {
     }
 
     /// Asks brokers and group, and decides.
-    fn starts(&mut self, pending: &[TopicPartition]) -> Result<Vec<Begin>, KafkaError> {
+    pub(super) fn starts(&mut self, pending: &[TopicPartition]) -> Result<Vec<Begin>, KafkaError> {
         let topics: BTreeSet<String> = pending.iter().map(|partition| partition.topic.to_string()).collect();
         let topics: Vec<String> = topics.into_iter().collect();
         let infos: Vec<TopicInfo> =
@@ -125,6 +125,14 @@ impl Consumer {
             local.keys().any(|partition| &*partition.topic == topic)
                 || group.iter().any(|(partition, offset)| &*partition.topic == topic && offset.is_some())
         };
+        for info in infos.values() {
+            let of_topic = group.iter().filter(|(partition, _)| *partition.topic == *info.name);
+            let told = begun_with(&info.id, of_topic.filter_map(|(_, offset)| offset.as_ref()));
+            match told.or_else(|| (!known(&info.name)).then_some(info.partitions)) {
+                Some(count) => self.begun_with.insert(info.name.as_str().into(), count),
+                None => self.begun_with.remove(&*info.name),
+            };
+        }
         let (mut decided, mut open) = (Vec::new(), Vec::new());
         for partition in pending {
             let topic_id = infos.get(&*partition.topic).map_or("", |info| info.id.as_str());
@@ -134,7 +142,7 @@ impl Consumer {
                 local: local.get(partition),
                 group: group.get(partition).and_then(Option::as_ref),
                 topic_id,
-                topic_known: known(&partition.topic),
+                added: self.begun_with.get(&partition.topic).is_none_or(|count| partition.partition >= *count),
                 visibility: self.parts.visibility,
             });
             let at = |next, leader_epoch| Position {

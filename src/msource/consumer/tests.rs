@@ -13,6 +13,7 @@ use super::*;
 use crate::config::{OutOfRange, Payload, Start, TimeZone, Validation};
 use crate::delivery::Verdict;
 use crate::msource::journal::{Frame, MoveCause, State};
+use crate::msource::native::Commit;
 use crate::msource::properties;
 use crate::transform::recipe::Recipe;
 
@@ -262,6 +263,35 @@ fn of_a_batch_of_compressed_values_no_more_is_taken_than_there_is_room_for() {
     });
     assert_eq!(taken, [(0, 11), (11, 22), (22, 33)], "each of about 1 MiB");
     assert!(budget.used() > 700_000, "the open block counts too");
+}
+
+#[test]
+fn a_partition_that_its_first_owner_left_begins_where_the_configuration_says() {
+    let mut bench = Bench::new(0, 0);
+    bench.brokers.create_topic("two", 2, 1).expect("a topic");
+    let of_two = [0, 1].map(|partition| TopicPartition { topic: "two".into(), partition });
+    let servers = bench.brokers.bootstrap_servers();
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", servers).create().expect("a producer");
+    for partition in [0, 1] {
+        producer.send(BaseRecord::<[u8], _>::to("two").partition(partition).payload(b"{}")).expect("room");
+    }
+    producer.flush(SOON).expect("the brokers take the records");
+    bench.consumer.parts.config.start = Start::Latest;
+    let asking = Client::new(&properties::asking(&bench.consumer.parts.config)).expect("a client");
+    let mut begin = |partition: usize| {
+        let begun = bench.consumer.starts(&of_two[partition..=partition]).expect("the brokers answer").remove(0);
+        (begun.at.next, bench.consumer.commit_of(&begun.at, 0))
+    };
+    let (next, commit) = begin(0);
+    assert_eq!(next, 1);
+    let told = |commit: &Commit| asking.commit(std::slice::from_ref(commit), SOON).expect("an answer");
+    assert_eq!(told(&commit), [Ok(())]);
+    // Another instance has pinned the one; whoever had the other did not come to that.
+    assert_eq!(begin(1).0, 1);
+    // An older version did not say how many there were.
+    let metadata = commit.metadata.replace(" partitions=2", "");
+    assert_eq!(told(&Commit { metadata, ..commit }), [Ok(())]);
+    assert_eq!(begin(1).0, 0);
 }
 
 #[test]
