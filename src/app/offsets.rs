@@ -106,7 +106,8 @@ impl Asker {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        self.client.committed(partitions, self.timeout).map_err(|error| unavailable(&error))
+        let answers = self.client.committed(partitions, self.timeout);
+        answers.and_then(|answers| answers.into_iter().collect()).map_err(|error| unavailable(&error))
     }
 
     /// The ids of those of these topics that are there.
@@ -126,7 +127,7 @@ impl Asker {
         let partitions: Vec<_> = topics.iter().map(|(partition, _)| partition.clone()).collect();
         let watermarks = self.watermarks(&partitions)?;
         let group = if config.kafka.assignment == Assignment::Group {
-            self.client.committed(&partitions, self.timeout).map_err(|error| unavailable(&error))?
+            self.group_offsets(&partitions)?
         } else {
             vec![None; partitions.len()]
         };

@@ -394,8 +394,13 @@ pub struct Consumer {
     leaving: Vec<TopicPartition>,
     /// When to ask again about what is hidden of partitions that are not ours.
     look_at: Instant,
+    /// Since when that is not answered, and whether that was told.
+    unknown_since: Option<(Instant, Said)>,
     /// What the group had for each partition when it was asked last.
     found: HashMap<TopicPartition, Option<GroupOffset>>,
+    /// Ours of which the group has not taken a prepared range. It is told once more where they stand before they are read, so that
+    /// our commit loses even if it comes to light later, in a log of the coordinator's that was thought to be cut off.
+    refused: BTreeSet<TopicPartition>,
     /// The owners before us of each partition, carried on in every commit.
     previous: HashMap<TopicPartition, Vec<Mark>>,
     /// How many partitions each topic had when the group began to read it, as far as that is known.
@@ -449,7 +454,9 @@ impl Consumer {
             reassigned: Reassigned::No,
             leaving: Vec::new(),
             look_at: now,
+            unknown_since: None,
             found: HashMap::new(),
+            refused: BTreeSet::new(),
             previous: HashMap::new(),
             begun_with: HashMap::new(),
             failed: None,

@@ -12,7 +12,7 @@ use super::watchdog::{MOST_LEFT, Old};
 use super::*;
 use crate::config::{OutOfRange, Payload, Start, TimeZone, Validation};
 use crate::delivery::Verdict;
-use crate::msource::journal::{Frame, MoveCause, State};
+use crate::msource::journal::{Frame, Growth, MoveCause, PartitionState, Seal, SealedOffsets, SealedRange, State};
 use crate::msource::native::Commit;
 use crate::msource::properties;
 use crate::transform::recipe::Recipe;
@@ -135,6 +135,23 @@ impl Bench {
 
     fn is_ours(&self) -> bool {
         !self.consumer.parts.tracker.partitions().is_empty()
+    }
+}
+
+/// What is prepared of partitions that stand here, in seal 7, from offset 0 on.
+fn prepared(at: &[Position]) -> State {
+    let here = PartitionState { next: 5, leader_epoch: -1, ..PartitionState::default() };
+    let range = |to: &Position| SealedRange {
+        offsets: Some(SealedOffsets { growth: Growth::default(), to: to.clone() }),
+        files: Vec::new(),
+    };
+    let seal = Seal { number: 7, incarnation: 1, ranges: at.iter().map(range).collect() };
+    State {
+        home: "me".into(),
+        incarnation: 1,
+        partitions: at.iter().map(|at| (at.partition.clone(), here.clone())).collect(),
+        seals: [(7, seal)].into(),
+        ..State::default()
     }
 }
 
@@ -292,6 +309,86 @@ fn a_partition_that_its_first_owner_left_begins_where_the_configuration_says() {
     let metadata = commit.metadata.replace(" partitions=2", "");
     assert_eq!(told(&Commit { metadata, ..commit }), [Ok(())]);
     assert_eq!(begin(1).0, 0);
+}
+
+#[test]
+fn a_partition_that_the_group_cannot_tell_of_keeps_no_other_one_hidden() {
+    let mut bench = Bench::new(0, 0);
+    let other = |partition| TopicPartition { topic: "other".into(), partition };
+    bench.brokers.create_topic("other", 1, 1).expect("a topic");
+    let positions = [0, 1].map(|partition| Position {
+        partition: other(partition),
+        topic_id: String::new(),
+        next: 5,
+        leader_epoch: -1,
+    });
+    let commit = bench.consumer.commit_of(&positions[0], 7);
+    assert_eq!(bench.consumer.client.commit(&[commit], SOON), Ok(vec![Ok(())]));
+    let state = prepared(&positions);
+    bench.consumer.parts.gauges = Arc::new(Gauges::new(state));
+    let inbox = bench.inbox.clone();
+    let delivery = thread::spawn(move || match inbox.recv_timeout(SOON) {
+        Ok(Inbox::Decided { partition, verdict, reply: Some(reply), .. }) => {
+            reply.send(()).expect("it is waited for");
+            (partition.partition, verdict)
+        }
+        other => panic!("no verdict: {other:?}"),
+    });
+    // The topic has no second partition.
+    bench.consumer.look_at_hidden().expect("it goes on");
+    assert_eq!(delivery.join().expect("no panic"), (0, Verdict::Committed));
+    assert!(matches!(bench.inbox.try_recv(), Err(TryRecvError::Empty)), "nothing is known of the other one");
+    assert!(bench.consumer.unknown_since.is_some());
+}
+
+#[test]
+fn the_group_is_told_once_more_where_a_partition_stands_of_which_it_did_not_take_a_range() {
+    let mut bench = Bench::new(0, 0);
+    let at = Position { partition: partition(), topic_id: String::new(), next: 0, leader_epoch: -1 };
+    let metadata = || {
+        let offsets = bench.consumer.client.committed(&[partition()], SOON).expect("an answer").remove(0);
+        offsets.expect("it tells").map(|offset| (offset.offset, offset.metadata))
+    };
+    let pinned = Commit { metadata: "x/1/4/".into(), ..bench.consumer.commit_of(&at, 0) };
+    assert_eq!(bench.consumer.client.commit(&[pinned], SOON), Ok(vec![Ok(())]));
+    assert_eq!(metadata(), Some((0, "x/1/4/".into())));
+    let ended = [partition()];
+    bench.consumer.release(&ended);
+    bench.consumer.pending.insert(partition());
+    let mut state = prepared(&[Position { next: 5, ..at }]);
+    let base = Mark { home: "x".into(), incarnation: 1, number: 4 };
+    state.partitions.get_mut(&partition()).expect("it is there").mark = Some(base.clone());
+    bench.consumer.parts.gauges = Arc::new(Gauges::new(state.clone()));
+    let inbox = bench.inbox.clone();
+    let delivery = thread::spawn(move || {
+        let mut told = Vec::new();
+        while let Ok(message) = inbox.recv_timeout(SOON) {
+            let (reply, what) = match message {
+                Inbox::Decided { verdict, reply: Some(reply), .. } => (reply, format!("{verdict:?}")),
+                Inbox::Note { frame: Frame::Start(at), reply, .. } => (reply, format!("start {}", at.next)),
+                Inbox::Note { frame: Frame::Base { mark, .. }, reply, .. } => (reply, format!("base {mark:?}")),
+                other => panic!("not to be expected: {other:?}"),
+            };
+            reply.send(()).expect("it is waited for");
+            told.push(what);
+        }
+        told
+    });
+    assert!(bench.consumer.judge_pending().expect("it goes on"), "it is decided");
+    state.seals.clear();
+    let here = PartitionState { leader_epoch: -1, mark: Some(base), ..PartitionState::default() };
+    state.partitions.insert(partition(), here);
+    bench.consumer.parts.gauges = Arc::new(Gauges::new(state));
+    for _ in 0..2 {
+        let starts = bench.consumer.starts(&[partition()]).expect("the brokers answer");
+        assert_eq!(bench.consumer.pin(starts).expect("it goes on").len(), 1);
+    }
+    let offsets = bench.consumer.client.committed(&[partition()], SOON).expect("an answer").remove(0);
+    assert_eq!(offsets.expect("it tells").expect("it has one").metadata, "me/1/0/ x/1/4");
+    drop(bench.consumer);
+    let told = delivery.join().expect("no panic");
+    assert_eq!(told[..2], ["Refused", "start 0"], "{told:?}");
+    assert_eq!(told.iter().filter(|what| what.starts_with("start")).count(), 1, "once is enough: {told:?}");
 }
 
 #[test]
