@@ -12,7 +12,7 @@ use crate::config::{Assignment, Config, Start};
 use crate::control::{Failure, FailureKind, PartitionOffsets};
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Held, Known, Owner, decide, judge};
+use crate::msource::assignment::{Decision, Held, Known, Owner, begun_with, decide, judge};
 use crate::msource::consumer::topic_names;
 use crate::msource::journal::{Frame, Mark, MoveCause, Position, SealedOffsets, State};
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
@@ -106,7 +106,8 @@ impl Asker {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        self.client.committed(partitions, self.timeout).map_err(|error| unavailable(&error))
+        let answers = self.client.committed(partitions, self.timeout);
+        answers.and_then(|answers| answers.into_iter().collect()).map_err(|error| unavailable(&error))
     }
 
     /// The ids of those of these topics that are there.
@@ -126,7 +127,7 @@ impl Asker {
         let partitions: Vec<_> = topics.iter().map(|(partition, _)| partition.clone()).collect();
         let watermarks = self.watermarks(&partitions)?;
         let group = if config.kafka.assignment == Assignment::Group {
-            self.client.committed(&partitions, self.timeout).map_err(|error| unavailable(&error))?
+            self.group_offsets(&partitions)?
         } else {
             vec![None; partitions.len()]
         };
@@ -135,6 +136,11 @@ impl Asker {
                 *known.entry(&*of.topic).or_default() |= group.is_some() || state.partitions.contains_key(of);
                 known
             });
+        let added = |partition: &TopicPartition, topic_id: &str| {
+            let of_topic = topics.iter().zip(&group).filter(|((other, _), _)| other.topic == partition.topic);
+            let begun = begun_with(topic_id, of_topic.filter_map(|(_, group)| group.as_ref()));
+            begun.map_or(known[&*partition.topic], |count| partition.partition >= count)
+        };
         let mut standings = Vec::new();
         for (((partition, topic_id), (low, high)), group) in topics.iter().zip(watermarks).zip(&group) {
             let local = state.partitions.get(partition);
@@ -144,7 +150,7 @@ impl Asker {
                 local,
                 group: group.as_ref(),
                 topic_id,
-                topic_known: known.get(&*partition.topic).copied().unwrap_or(false),
+                added: added(partition, topic_id),
                 visibility: config.sink.visibility,
             });
             let current = match decision {
@@ -344,6 +350,7 @@ fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
         let owner = Owner {
             mark: Mark { home: home.clone(), incarnation: *incarnation, number: 0 },
             topic_id: standing.topic_id.clone(),
+            partitions: begun_with(&standing.topic_id, standing.group.iter()),
             previous: Owner::carried(metadata, (home, *incarnation)),
         };
         Commit {

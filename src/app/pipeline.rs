@@ -149,8 +149,13 @@ impl Ready {
                 .map_err(|error| Broken::disk("cannot look at the event files", &error))?;
         }
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
-        let mut source =
-            Rereader::new(properties::consuming(config), places.recipes.clone(), &opened.checked.store, &mut patience);
+        let mut source = Rereader::new(
+            properties::consuming(config),
+            &config.kafka.topics,
+            places.recipes.clone(),
+            &opened.checked.store,
+            &mut patience,
+        );
         let recovered = recover(&opened.contents, &dir, &mut source);
         drop(source);
         let Some(recovered) = recovered.map_err(|error| Broken::new(error.cure(), &error))? else {
@@ -229,7 +234,7 @@ impl Pipeline {
         let (blocks, to_workers) = bounded(CHANNEL);
         let template = desk.engine().template.clone();
         let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, Now::current());
-        let workers = worker::spawn(config.workers, &to_workers, &inbox, &spares).map_err(failed)?;
+        let workers = workers(config.workers, &to_workers, &inbox, &spares, &budget)?;
         let (home, former) = ((state.home.clone(), state.incarnation), state.former.clone());
         let delivery = Delivery::new(delivery::Parts {
             inbox: received,
@@ -387,6 +392,19 @@ impl Pipeline {
             }
         }
     }
+}
+
+/// Starts the workers. A block that comes out larger than it was counted takes its share of the budget without asking for room:
+/// the oldest one must go on.
+fn workers(
+    count: usize,
+    blocks: &Receiver<RawBlock>,
+    inbox: &Sender<Inbox>,
+    spares: &Receiver<Vec<u8>>,
+    budget: &Arc<Budget>,
+) -> Result<Vec<JoinHandle<()>>, Failure> {
+    let budget = Arc::clone(budget);
+    worker::spawn(count, blocks, inbox, spares, move |bytes| budget.take(bytes)).map_err(failed)
 }
 
 /// How many buffers are kept: they are nobody's while they wait, and in no other bound.

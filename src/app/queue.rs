@@ -18,6 +18,7 @@ use crate::control::{ClearQuery, Failure, FailureEntry, FailureKind, ListQuery, 
 use crate::delivery::{Finish, Inbox};
 use crate::msource::consumer::now_millis;
 use crate::msource::journal::{QueueCause, QueueEntry};
+use crate::msource::payload::claimed_size;
 use crate::msource::store::Walk;
 use crate::record::Reason;
 
@@ -169,7 +170,7 @@ impl Turn<'_> {
         pipeline.refuse_stop()?;
         let sender = pipeline.blocks.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(sender) = sender else { return Err(stopping()) };
-        let bytes = entries.iter().map(|(_, entry)| entry.size()).sum();
+        let bytes = entries.iter().map(|(_, entry)| pipeline.cost(entry)).sum();
         pipeline.gauges.retried(entries.len() as u64);
         pipeline.budget.take(bytes);
         self.open = true;
@@ -214,7 +215,7 @@ impl Turn<'_> {
                     (self.progress)("looking for entries");
                 }
                 if wanted(&entry) {
-                    bytes += entry.size();
+                    bytes += self.pipeline.cost(&entry);
                     block.push((key, entry));
                 }
                 over = block.len() < RETRY_BLOCK && bytes < RETRY_BYTES;
@@ -249,6 +250,12 @@ impl Pipeline {
 
     pub(super) fn entry(&self, key: u64) -> Result<Option<QueueEntry>, Failure> {
         self.store.entry(key).map_err(|error| failed(chain(&error)))
+    }
+
+    /// What an entry counts against the memory bound while it is tried again.
+    fn cost(&self, entry: &QueueEntry) -> u64 {
+        let engine = self.desk.engine();
+        entry.size() + claimed_size(engine.payload, engine.payload_limit, &entry.value)
     }
 
     /// Waits for a turn at the queue, with the keys from `from` on claimed.

@@ -16,16 +16,23 @@ use crate::delivery::Verdict;
 const PREVIOUS_OWNERS: usize = 16;
 
 /// What is committed beside each offset: whose it is, how far that instance was, and the last commit of each owner before it.
-/// `home/incarnation/number/topic id`, then ` home/incarnation/number` for each, newest first.
+/// `home/incarnation/number/topic id`, then ` partitions=count` if that is known, then ` home/incarnation/number` for each owner
+/// before, newest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// Who committed, and with which number: of the last block in the checkpoint, or of the seal; 0 for a pinned start.
     pub mark: Mark,
     /// Id of the topic, empty where the broker has none.
     pub topic_id: String,
+    /// How many partitions the topic had when the group began to read it; unknown for a group that an older version or a tool
+    /// began.
+    pub partitions: Option<i32>,
     /// The owners before it.
     pub previous: Vec<Mark>,
 }
+
+/// What leads the number of partitions in an owner's text.
+const PARTITIONS: &str = "partitions=";
 
 impl Owner {
     /// What an owner with this home and incarnation carries on of a text that it found: everybody's last commit but its own.
@@ -48,6 +55,7 @@ impl fmt::Display for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Mark { home, incarnation, number } = &self.mark;
         write!(f, "{home}/{incarnation}/{number}/{}", self.topic_id)?;
+        self.partitions.map_or(Ok(()), |count| write!(f, " {PARTITIONS}{count}"))?;
         self.previous
             .iter()
             .try_for_each(|Mark { home, incarnation, number }| write!(f, " {home}/{incarnation}/{number}"))
@@ -58,14 +66,24 @@ impl FromStr for Owner {
     type Err = ();
 
     fn from_str(text: &str) -> Result<Self, ()> {
-        let mut owners = text.split(' ');
+        let mut owners = text.split(' ').peekable();
         // Topic ids are base64 and may hold a slash.
         let mut parts = owners.next().ok_or(())?.splitn(4, '/');
         let mark = mark(&mut parts)?;
         let topic_id = parts.next().ok_or(())?.to_owned();
+        let partitions = owners.next_if(|part| part.starts_with(PARTITIONS));
+        let partitions = partitions.map(|part| part[PARTITIONS.len()..].parse().map_err(drop)).transpose()?;
         let previous = owners.map(mark_alone).collect::<Result<_, _>>()?;
-        Ok(Self { mark, topic_id, previous })
+        Ok(Self { mark, topic_id, partitions, previous })
     }
+}
+
+/// How many partitions a topic had when the group began to read it, by what its owners left beside its offsets. Each carries
+/// that on, so that a partition which nobody got to begin is not taken for one that was added.
+pub fn begun_with<'a>(topic_id: &str, offsets: impl Iterator<Item = &'a GroupOffset>) -> Option<i32> {
+    let owners = offsets.filter_map(|group| group.metadata.parse::<Owner>().ok());
+    // Where two began at once and saw different counts, the first record is the start that loses nothing.
+    owners.filter(|owner| owner.topic_id == topic_id).filter_map(|owner| owner.partitions).min()
 }
 
 fn mark<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Result<Mark, ()> {
@@ -221,8 +239,8 @@ pub struct Known<'a> {
     pub group: Option<&'a GroupOffset>,
     /// The topic's id as the broker tells it now, empty where it has none.
     pub topic_id: &'a str,
-    /// Whether the store or the group has some partition of this topic.
-    pub topic_known: bool,
+    /// Whether the partition was added after its topic was begun, as far as that is known: see [`begun_with`].
+    pub added: bool,
     /// Whether files are hidden until the group has taken their offsets: then its word is the last one.
     pub visibility: Visibility,
 }
@@ -279,7 +297,7 @@ pub fn decide(known: &Known<'_>) -> Decision {
         (Some(_), _) => Decision::Continue,
         (None, Some(_)) if group_recreated => Decision::Recreated,
         (None, Some(group)) => Decision::Adopt { at: group.offset },
-        (None, None) if known.topic_known => Decision::Added,
+        (None, None) if known.added => Decision::Added,
         (None, None) => Decision::New,
     }
 }
@@ -307,7 +325,7 @@ mod tests {
     fn check(
         local: impl Into<Option<PartitionState>>,
         group: impl Into<Option<GroupOffset>>,
-        topic_known: bool,
+        added: bool,
         expected: &Decision,
     ) {
         let (local, group) = (local.into(), group.into());
@@ -317,7 +335,7 @@ mod tests {
             local: local.as_ref(),
             group: group.as_ref(),
             topic_id: ID,
-            topic_known,
+            added,
             visibility: Visibility::Live,
         };
         assert_eq!(decide(&known), *expected);
@@ -332,7 +350,7 @@ mod tests {
                 local: Some(&local(50, ID)),
                 group: Some(&group(offset, metadata)),
                 topic_id: ID,
-                topic_known: true,
+                added: true,
                 visibility: Visibility::Sealed,
             })
         };
@@ -389,6 +407,18 @@ mod tests {
         check(None, Some(group(40, "")), true, &Decision::Adopt { at: 40 });
     }
 
+    #[test]
+    fn a_topic_was_begun_with_the_fewest_partitions_that_one_of_its_owners_tells() {
+        let begun = |metadata: &[&str]| {
+            let offsets: Vec<_> = metadata.iter().map(|metadata| group(40, metadata)).collect();
+            begun_with(ID, offsets.iter())
+        };
+        let (of_two, of_three) = (format!("x/1/2/{ID} partitions=2 y/1/2"), format!("y/1/2/{ID} partitions=3"));
+        let (old, other) = (format!("x/1/2/{ID} y/1/2"), "x/1/2/bbbb partitions=1".to_owned());
+        assert_eq!(begun(&[&old, &of_three, &of_two, &other, ""]), Some(2));
+        assert_eq!(begun(&[&old, &other, ""]), None, "of an older version, another topic, a tool");
+    }
+
     fn mark(home: &str, number: u64) -> Mark {
         Mark { home: home.into(), incarnation: 1, number }
     }
@@ -396,10 +426,21 @@ mod tests {
     #[test]
     fn an_owner_survives_its_text() {
         for previous in [Vec::new(), vec![mark("x", 7)], vec![mark("x", 7), mark("y", 0)]] {
-            let owner = Owner { mark: mark("h", 9), topic_id: "a/b/+".into(), previous };
-            assert_eq!(owner.to_string().parse(), Ok(owner));
+            for partitions in [None, Some(12)] {
+                let previous = previous.clone();
+                let owner = Owner { mark: mark("h", 9), topic_id: "a/b/+".into(), partitions, previous };
+                assert_eq!(owner.to_string().parse(), Ok(owner));
+            }
         }
-        for text in ["anything", "", "h/1/2/id x/1", "h/1/2/id x/1/2/3", "h/1/2/id  x/1/2"] {
+        for text in [
+            "anything",
+            "",
+            "h/1/2/id x/1",
+            "h/1/2/id partitions=x",
+            "h/1/2/id x/1/2 partitions=3",
+            "h/1/2/id x/1/2/3",
+            "h/1/2/id  x/1/2",
+        ] {
             assert!(text.parse::<Owner>().is_err(), "{text}");
         }
     }
@@ -411,7 +452,12 @@ mod tests {
         let carried = Owner::carried(&text, ("me", 1));
         assert_eq!(carried.len(), PREVIOUS_OWNERS);
         assert_eq!(carried[..2], [mark("x", 9), mark("h0", 5)]);
-        let owner = Owner { mark: mark(&"h".repeat(36), u64::MAX), topic_id: ID.into(), previous: carried };
+        let owner = Owner {
+            mark: mark(&"h".repeat(36), u64::MAX),
+            topic_id: ID.into(),
+            partitions: Some(i32::MAX),
+            previous: carried,
+        };
         assert!(owner.to_string().len() < 4096);
         assert!(Owner::carried("an administrator's", ("me", 1)).is_empty());
         let text = format!("me/2/9/{ID} x/1/4 me/1/3");
@@ -518,7 +564,7 @@ mod tests {
                 local: Some(local),
                 group: Some(&group),
                 topic_id: ID,
-                topic_known: true,
+                added: true,
                 visibility: Visibility::Sealed,
             };
             decide(&known)

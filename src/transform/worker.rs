@@ -25,20 +25,27 @@ use crate::record::{Discard, Reason, Reject};
 /// Buffers above this size are not kept for the next block.
 pub const SPARE_MAX: usize = 2 << 20;
 
-/// Starts `count` workers. They end when the sender of `blocks` is gone.
+/// Starts `count` workers. They end when the sender of `blocks` is gone. `grown` is told of bytes by which a block came out
+/// larger than it was counted: its cost has risen by them.
 pub fn spawn<T: From<DoneBlock> + Send + 'static>(
     count: usize,
     blocks: &Receiver<RawBlock>,
     done: &Sender<T>,
     spare: &Receiver<Vec<u8>>,
+    grown: impl Fn(u64) + Clone + Send + 'static,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     (0..count)
         .map(|number| {
-            let (blocks, done, spare) = (blocks.clone(), done.clone(), spare.clone());
+            let (blocks, done, spare, grown) = (blocks.clone(), done.clone(), spare.clone(), grown.clone());
             thread::Builder::new().name(format!("transform-{number}")).spawn(move || {
                 let mut worker = Worker::new(spare);
                 for block in &blocks {
-                    if done.send(worker.run(block).into()).is_err() {
+                    let counted = block.cost;
+                    let block = worker.run(block);
+                    if block.cost > counted {
+                        grown(block.cost - counted);
+                    }
+                    if done.send(block.into()).is_err() {
                         // Nobody wants them any more. They are freed all the same: the client of Kafka waits for its records.
                         blocks.iter().for_each(drop);
                     }
@@ -150,6 +157,8 @@ impl Worker {
         output.finish(engine.compression, &mut self.compressor);
         let Output { pieces, filtered, rejects, .. } = output;
         let recipe = Arc::clone(&engine.fingerprint);
+        // What values say of their size, if anything, need not be true.
+        let cost = cost.max(pieces.iter().map(|piece| piece.bytes.len() as u64).sum());
         DoneBlock { ticket, source, recipe, pieces, records: count, filtered, rejects, cost }
     }
 }
@@ -397,6 +406,27 @@ mod tests {
             now: 0,
             cost: 0,
         }
+    }
+
+    #[test]
+    fn a_block_that_comes_out_larger_than_it_was_counted_is_counted_for_what_it_is() {
+        let engine = engine(Compression::None);
+        let (blocks, to_do) = crossbeam_channel::unbounded();
+        let (done, finished) = crossbeam_channel::unbounded::<DoneBlock>();
+        let (grown, growth) = crossbeam_channel::unbounded();
+        let spare = crossbeam_channel::never();
+        let workers = spawn(1, &to_do, &done, &spare, move |bytes| grown.send(bytes).unwrap()).unwrap();
+        for cost in [100, 1 << 20] {
+            blocks.send(RawBlock { cost, ..block(&engine) }).unwrap();
+        }
+        drop(blocks);
+        for worker in workers {
+            worker.join().unwrap();
+        }
+        let finished: Vec<_> = [finished.recv().unwrap(), finished.recv().unwrap()].into();
+        let bytes: u64 = finished[0].pieces.iter().map(|piece| piece.bytes.len() as u64).sum();
+        assert_eq!((finished[0].cost, finished[1].cost), (bytes, 1 << 20));
+        assert_eq!(growth.iter().collect::<Vec<_>>(), [bytes - 100]);
     }
 
     #[test]

@@ -211,3 +211,46 @@ fn age(dir: &Path) {
         file.set_modified(then).expect("a file's time");
     }
 }
+
+#[test]
+fn a_topic_that_was_deleted_after_a_crash_does_not_keep_the_others_waiting() {
+    let (topic, gone) = (Topic::create("stays", 1), Topic::create("goes", 1));
+    let mut home = Home::new(&topic);
+    home.set("store.checkpoint", "1h").set("kafka.topics", vec![topic.name.clone(), gone.name.clone()]);
+    let service = home.foreground();
+    home.wait_for(State::Consuming);
+    topic.fill(Codec::None, Mix::Clean, 0, 200);
+    home.wait_written(200);
+    gone.fill(Codec::None, Mix::Clean, 1000, 200);
+    home.wait_written(400);
+    service.kill();
+    // What a kill in the middle of a write leaves.
+    let path = events::paths(&home.path("data")).pop().expect("an event file");
+    let file = fs::File::options().write(true).open(path).expect("a file");
+    file.set_len(file.metadata().expect("a file").len() - 40).expect("a file");
+    gone.delete();
+    let again = |home: &Home| home.foreground_with(|command| command.env("FAULT_REREAD_MS", "1000"));
+    let service = again(&home);
+    wait_until("the way out is shown", SOON, || {
+        let status = home.try_status()?;
+        holds(status.reason.as_ref().is_some_and(|reason| reason.contains("take it out of `kafka.topics`")), status)
+    });
+    service.terminate();
+    home.set("kafka.topics", vec![topic.name.clone()]);
+    let service = again(&home);
+    home.wait_for(State::Consuming);
+    topic.fill(Codec::None, Mix::Clean, 200, 100);
+    let written = || {
+        // The line that was torn stays, ended: collectors may have seen it.
+        let whole = home.events().into_iter().flat_map(|file| file.lines).filter(|line| line.trim_end().ends_with('}'));
+        whole.map(|line| events::origin(&line).1).collect::<Vec<_>>()
+    };
+    wait_until("the other one is read on", SOON, || holds(written().contains(&299), home.try_status()));
+    let (stays, went): (Vec<_>, Vec<_>) = written().into_iter().partition(|number| *number < 1000);
+    assert_eq!(stays, (0..300).collect::<Vec<_>>());
+    let status = home.status();
+    assert_eq!(status.gap_records, 200 - went.len() as u64);
+    assert!(status.gap_records > 0, "{status:?}");
+    assert!(home.log().contains("a gap: records that a crash cut short cannot be read again"));
+    service.terminate();
+}

@@ -14,7 +14,7 @@ use crate::control::{Failure, FailureKind};
 use crate::delivery::Inbox;
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Known, Owner, decide};
+use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
 use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position, State};
 use crate::msource::native::{Commit, GroupOffset};
 
@@ -91,7 +91,7 @@ fn judge(
         local: Some(here),
         group,
         topic_id,
-        topic_known: true,
+        added: false,
         visibility: config.sink.visibility,
     });
     match decision {
@@ -113,6 +113,7 @@ fn commit_of(
     let owner = Owner {
         mark: Mark { home: state.home.clone(), incarnation: state.incarnation, number },
         topic_id: here.topic_id.clone(),
+        partitions: begun_with(&here.topic_id, group.into_iter()),
         previous: Owner::carried(group.map_or("", |group| &group.metadata), (&state.home, state.incarnation)),
     };
     Commit {

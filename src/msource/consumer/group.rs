@@ -1,5 +1,6 @@
 //! The group's side of the consumer: assignments, revocations and commits.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -322,8 +323,12 @@ impl Consumer {
             .collect()
     }
 
-    /// Remembers the owners before us, to be carried on in every commit, of what stands beside the group's offset.
+    /// Remembers what stands beside the group's offset, to be carried on in every commit: the owners before us, and how many
+    /// partitions the topic was begun with, until all of its partitions were looked at.
     pub(super) fn carry_on(&mut self, partition: &TopicPartition, metadata: &str) {
+        if let Some(count) = metadata.parse::<Owner>().ok().and_then(|owner| owner.partitions) {
+            self.begun_with.entry(Arc::clone(&partition.topic)).or_insert(count);
+        }
         let carried = Owner::carried(metadata, (&self.parts.home.0, self.parts.home.1));
         self.previous.insert(partition.clone(), carried);
     }
@@ -338,6 +343,7 @@ impl Consumer {
         let owner = Owner {
             mark: self.mark(number),
             topic_id: at.topic_id.clone(),
+            partitions: self.begun_with.get(&at.partition.topic).copied(),
             previous: self.previous.get(&at.partition).cloned().unwrap_or_default(),
         };
         Commit {

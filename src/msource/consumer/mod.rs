@@ -5,7 +5,8 @@
 //! compacted-away ones) belong to the block around them, so that lag reaches 0. When a partition is taken away, its blocks are
 //! finished, checkpointed and committed first; when it was lost, what was read of it is dropped.
 //!
-//! **Memory.** Records are counted against the [`Budget`] from the moment they are taken. Without room the thread takes
+//! **Memory.** Records are counted against the [`Budget`] from the moment they are taken, compressed values also for what
+//! they become: when the first one of a block is compressed, each of its values is asked. Without room the thread takes
 //! nothing; after five seconds of that it pauses its partitions, so that it can serve the group meanwhile.
 //!
 //! **How it fails.** What may pass (no broker, no topic yet, a coordinator that is loading) is shown and waited for. A fatal
@@ -36,6 +37,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::TopicPartition;
 use super::journal::{Mark, Position};
 use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec, Remains};
+use super::payload::claimed_size;
 use super::tracker::{Epoch, Tracker};
 use crate::block::{RawBlock, Records, Source};
 use crate::config::{Assignment, Kafka, Visibility, WhenFull};
@@ -119,7 +121,7 @@ pub enum Error {
 pub struct Cut {
     /// Most records in a block.
     pub lines: usize,
-    /// Most bytes in a block; one record may be larger.
+    /// Most bytes in a block, of compressed values as they are decompressed; one record may be larger.
     pub bytes: u64,
     /// How long a block waits for company.
     pub linger: Duration,
@@ -245,6 +247,8 @@ struct Slot {
     /// First offset of the open block.
     from: i64,
     bytes: u64,
+    /// Bytes that its values become when they are decompressed; 0 while they are taken for plain, as the first one is.
+    unpacked: u64,
     cost: u64,
     since: Instant,
     leader_epoch: i32,
@@ -294,6 +298,27 @@ impl Slot {
         (self.partition.clone(), place)
     }
 
+    /// Adds a record to the open block; returns what it costs. `claimed` tells how long a value is when it is decompressed.
+    #[inline]
+    fn add(&mut self, record: Message, now: Instant, claimed: impl Fn(&[u8]) -> u64) -> u64 {
+        self.told = Told::Record;
+        if !self.is_open() {
+            self.since = now;
+        }
+        let size = record.size() as u64;
+        let mut cost = size + RECORD_COST;
+        if self.unpacked > 0 || self.open.is_empty() {
+            let unpacked = claimed(record.value().unwrap_or_default());
+            self.unpacked += unpacked;
+            cost += unpacked;
+        }
+        self.next = record.offset() + 1;
+        self.bytes += size;
+        self.cost += cost;
+        self.open.push(record);
+        cost
+    }
+
     /// Has the partition read once more from where it stands.
     fn read_again(&mut self, at: Instant) {
         self.told = Told::Record;
@@ -340,6 +365,8 @@ struct Failed {
 /// See the module.
 pub struct Consumer {
     parts: Parts,
+    /// Bound on a decompressed value, bytes.
+    payload_limit: usize,
     slots: Vec<Slot>,
     /// By topic key of the client and partition number; rebuilt when the assignment changes.
     index: HashMap<(usize, i32), Option<usize>>,
@@ -367,10 +394,17 @@ pub struct Consumer {
     leaving: Vec<TopicPartition>,
     /// When to ask again about what is hidden of partitions that are not ours.
     look_at: Instant,
+    /// Since when that is not answered, and whether that was told.
+    unknown_since: Option<(Instant, Said)>,
     /// What the group had for each partition when it was asked last.
     found: HashMap<TopicPartition, Option<GroupOffset>>,
+    /// Ours of which the group has not taken a prepared range. It is told once more where they stand before they are read, so that
+    /// our commit loses even if it comes to light later, in a log of the coordinator's that was thought to be cut off.
+    refused: BTreeSet<TopicPartition>,
     /// The owners before us of each partition, carried on in every commit.
     previous: HashMap<TopicPartition, Vec<Mark>>,
+    /// How many partitions each topic had when the group began to read it, as far as that is known.
+    begun_with: HashMap<Arc<str>, i32>,
     /// Whether the client has to be replaced.
     failed: Option<Failed>,
     /// Pause before the next client that fails is replaced.
@@ -398,6 +432,7 @@ impl Consumer {
         let client = Client::new(&parts.properties).map_err(Error::Client)?;
         let now = Instant::now();
         Ok(Self {
+            payload_limit: parts.desk.engine().payload_limit,
             parts,
             client,
             slots: Vec::new(),
@@ -419,8 +454,11 @@ impl Consumer {
             reassigned: Reassigned::No,
             leaving: Vec::new(),
             look_at: now,
+            unknown_since: None,
             found: HashMap::new(),
+            refused: BTreeSet::new(),
             previous: HashMap::new(),
+            begun_with: HashMap::new(),
             failed: None,
             retry_pause: RETRY,
             ids_seen: 0,
@@ -533,19 +571,13 @@ impl Consumer {
                 slot.read_again(now);
                 continue;
             }
-            slot.told = Told::Record;
-            if !slot.is_open() {
-                slot.since = now;
-            }
-            let size = message.size() as u64;
-            slot.next = offset + 1;
-            slot.bytes += size;
-            slot.cost += size + RECORD_COST;
-            slot.open.push(message);
-            (records, cost) = (records + 1, cost + size + RECORD_COST);
-            if slot.open.len() >= self.parts.cut.lines || slot.bytes >= self.parts.cut.bytes {
+            let claimed = |value: &[u8]| claimed_size(self.parts.config.payload, self.payload_limit, value);
+            cost += slot.add(message, now, claimed);
+            records += 1;
+            if slot.open.len() >= self.parts.cut.lines || slot.bytes.max(slot.unpacked) >= self.parts.cut.bytes {
                 self.account(&mut records, &mut cost);
                 self.cut(number)?;
+                self.wait_within_batch()?;
             }
         }
         if records > 0 {
@@ -656,7 +688,7 @@ impl Consumer {
             now: now_millis(),
             cost: std::mem::take(&mut slot.cost),
         };
-        slot.bytes = 0;
+        (slot.bytes, slot.unpacked) = (0, 0);
         slot.from = slot.next;
         self.parts.blocks.send(block).map_err(|_| Error::Closed)
     }
@@ -709,6 +741,27 @@ impl Consumer {
         let routed = self.route(&mut batch);
         self.batch = batch;
         routed
+    }
+
+    /// Waits for room before more of a batch is taken, since it may be many times the bound when it is decompressed. When that
+    /// lasts, the rest of it is dropped, and read again when there is room.
+    fn wait_within_batch(&mut self) -> Result<(), Error> {
+        if self.paused || self.parts.budget.wait_for_room(Duration::ZERO) {
+            return Ok(());
+        }
+        for number in 0..self.slots.len() {
+            self.cut(number)?;
+        }
+        let until = Instant::now() + PATIENCE;
+        while !self.parts.budget.wait_for_room(IDLE_WAIT) {
+            let now = Instant::now();
+            if now >= until || self.parts.desk.stopping() || self.parts.gauges.is_over() {
+                self.slots.iter_mut().filter(|slot| slot.fetch == Fetch::On).for_each(|slot| slot.read_again(now));
+                break;
+            }
+            self.serve_seals()?;
+        }
+        Ok(())
     }
 
     fn partitions(&self) -> Vec<TopicPartition> {

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded, select_biased};
 
 use super::group::is_member;
+use super::topics::Topics;
 use super::watchdog::Old;
 use super::{Code, Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
 use crate::config::{Assignment, Visibility};
@@ -27,6 +28,9 @@ const COMMIT_TIMEOUT: Duration = if cfg!(test) { Duration::from_secs(2) } else {
 
 /// How often the group is asked about ranges of partitions that are not ours.
 const LOOK: Duration = Duration::from_secs(5);
+
+/// How long that may not be answered before it is said.
+const TOO_LONG: Duration = Duration::from_mins(3);
 
 /// A seal that the group is asked to take.
 pub(super) struct Asked {
@@ -215,7 +219,8 @@ impl Consumer {
         if partitions.is_empty() {
             return Ok(false);
         }
-        let offsets = match self.client.committed(&partitions, REQUEST_TIMEOUT) {
+        let answers = self.client.committed(&partitions, REQUEST_TIMEOUT);
+        let offsets = match answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) {
             Ok(offsets) => offsets,
             Err(error) => {
                 self.in_trouble(format!("cannot find out what the group has taken: {error}"));
@@ -254,6 +259,9 @@ impl Consumer {
             Hidden::Stays => Ok(false),
             Hidden::Refused => self.refuse(partition.clone()),
             Hidden::Decided(number, verdict) => {
+                if (verdict, held) == (Verdict::Refused, Held::ByUs) {
+                    self.refused.insert(partition.clone());
+                }
                 tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
                 let (reply, answered) = bounded(1);
                 self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
@@ -308,7 +316,7 @@ impl Consumer {
         }
         self.look_at = Instant::now() + LOOK;
         let state = self.parts.gauges.durable().state.clone();
-        let partitions: Vec<_> = state
+        let mut partitions: Vec<_> = state
             .partitions
             .keys()
             .filter(|partition| state.is_hidden(partition))
@@ -316,21 +324,39 @@ impl Consumer {
             .filter(|partition| self.slots.iter().all(|slot| slot.partition != **partition))
             .cloned()
             .collect();
-        if partitions.is_empty() {
-            return Ok(());
-        }
-        if !self.set_aside_of_gone_topics(&partitions)? {
-            return Ok(());
-        }
-        match self.client.committed(&partitions, RETRY) {
-            Err(error) => tracing::debug!(%error, "cannot find out what the group has taken"),
-            Ok(offsets) => {
-                for (partition, group) in partitions.into_iter().zip(offsets) {
-                    self.judge_one(&state, &partition, group.as_ref(), Held::NotByUs)?;
+        let mut unknown = match self.set_aside_of_gone_topics(&partitions)? {
+            Topics::There => Vec::new(),
+            Topics::SetAside => return Ok(()),
+            Topics::Unknown(unknown) => unknown,
+        };
+        partitions.retain(|partition| unknown.iter().all(|(without, _)| without != partition));
+        if !partitions.is_empty() {
+            let answers = self.client.committed(&partitions, RETRY);
+            let answers = answers.unwrap_or_else(|error| vec![Err(error); partitions.len()]);
+            for (partition, group) in partitions.into_iter().zip(answers) {
+                match group {
+                    Ok(group) => drop(self.judge_one(&state, &partition, group.as_ref(), Held::NotByUs)?),
+                    Err(error) => unknown.push((partition, error)),
                 }
             }
         }
+        self.said_unknown(&unknown);
         Ok(())
+    }
+
+    /// Tells, once, when it cannot be found out for minutes what the group has taken.
+    fn said_unknown(&mut self, unknown: &[(TopicPartition, KafkaError)]) {
+        let Some((partition, error)) = unknown.first() else {
+            self.unknown_since = None;
+            return;
+        };
+        let (since, said) = self.unknown_since.get_or_insert_with(|| (Instant::now(), Said::No));
+        tracing::debug!(%partition, %error, "cannot find out what the group has taken");
+        if *said == Said::No && since.elapsed() > TOO_LONG {
+            *said = Said::Yes;
+            let count = unknown.len();
+            tracing::warn!(%partition, count, %error, "cannot find out for minutes whether the group has taken what is hidden of partitions that are not ours: it stays hidden until then");
+        }
     }
 
     /// What stands beside the group's offset of a partition that is about to be read, where files are hidden.

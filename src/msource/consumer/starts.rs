@@ -1,19 +1,19 @@
 //! Where partitions begin: found out, made durable, and then read.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
 use super::seals::{Rejoin, is_answer};
-use super::topics::is_other;
+use super::topics::{Topics, is_other};
 use super::{Code, Consumer, Error, Fetch, PATIENCE, REQUEST_TIMEOUT, RETRY, Reassigned, Slot, Told};
 use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Known, Owner, decide};
+use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
 use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
 use crate::msource::properties;
@@ -25,8 +25,8 @@ const SETTLE: Duration = Duration::from_millis(100);
 type Query = (TopicPartition, OffsetSpec);
 
 /// Where a partition begins.
-struct Begin {
-    at: Position,
+pub(super) struct Begin {
+    pub(super) at: Position,
     /// What is to be noted, if anything is new.
     frame: Option<Frame>,
 }
@@ -74,7 +74,13 @@ impl Consumer {
         }
         fault::point("assign.settled");
         let pending: Vec<_> = self.pending.iter().cloned().collect();
-        if !self.set_aside_of_gone_topics(&pending)? {
+        let topics = self.set_aside_of_gone_topics(&pending)?;
+        if let Topics::Unknown(unknown) = &topics
+            && let Some((partition, error)) = unknown.first()
+        {
+            self.in_trouble(format!("cannot find out whether the topic of {partition} is still there: {error}"));
+        }
+        if topics != Topics::There {
             self.retry_at = Instant::now() + RETRY;
             return Ok(());
         }
@@ -110,7 +116,7 @@ impl Consumer {
     }
 
     /// Asks brokers and group, and decides.
-    fn starts(&mut self, pending: &[TopicPartition]) -> Result<Vec<Begin>, KafkaError> {
+    pub(super) fn starts(&mut self, pending: &[TopicPartition]) -> Result<Vec<Begin>, KafkaError> {
         let topics: BTreeSet<String> = pending.iter().map(|partition| partition.topic.to_string()).collect();
         let topics: Vec<String> = topics.into_iter().collect();
         let infos: Vec<TopicInfo> =
@@ -118,14 +124,7 @@ impl Consumer {
         let infos: HashMap<&str, &TopicInfo> = infos.iter().map(|info| (info.name.as_str(), info)).collect();
         let local = self.parts.gauges.durable().state.partitions.clone();
         let group = self.group_offsets(&infos)?;
-        for (partition, offset) in &group {
-            let metadata = offset.as_ref().map_or("", |offset| offset.metadata.as_str());
-            self.carry_on(partition, metadata);
-        }
-        let known = |topic: &str| {
-            local.keys().any(|partition| &*partition.topic == topic)
-                || group.iter().any(|(partition, offset)| &*partition.topic == topic && offset.is_some())
-        };
+        self.carry_on_all(&infos, &local, &group);
         let (mut decided, mut open) = (Vec::new(), Vec::new());
         for partition in pending {
             let topic_id = infos.get(&*partition.topic).map_or("", |info| info.id.as_str());
@@ -135,7 +134,7 @@ impl Consumer {
                 local: local.get(partition),
                 group: group.get(partition).and_then(Option::as_ref),
                 topic_id,
-                topic_known: known(&partition.topic),
+                added: self.begun_with.get(&partition.topic).is_none_or(|count| partition.partition >= *count),
                 visibility: self.parts.visibility,
             });
             let at = |next, leader_epoch| Position {
@@ -155,7 +154,8 @@ impl Consumer {
                     }
                     // Noted once more, it changes nothing here and is committed.
                     let position = at(next, leader_epoch);
-                    let frame = self.is_unknown(here, group.get(partition)).then(|| Frame::Start(position.clone()));
+                    let tells = self.is_unknown(here, group.get(partition)) || self.refused.contains(partition);
+                    let frame = tells.then(|| Frame::Start(position.clone()));
                     decided.push(Begin { at: position, frame });
                 }
                 Decision::Move { to, cause } => {
@@ -188,6 +188,29 @@ impl Consumer {
         decided.extend(self.resolved(open)?);
         self.found = group;
         Ok(decided)
+    }
+
+    /// Takes over what the owners before us left beside the group's offsets: every commit of ours carries it on.
+    fn carry_on_all(
+        &mut self,
+        infos: &HashMap<&str, &TopicInfo>,
+        local: &BTreeMap<TopicPartition, PartitionState>,
+        group: &HashMap<TopicPartition, Option<GroupOffset>>,
+    ) {
+        for (partition, offset) in group {
+            let metadata = offset.as_ref().map_or("", |offset| offset.metadata.as_str());
+            self.carry_on(partition, metadata);
+        }
+        for info in infos.values() {
+            let is_of_topic = |partition: &TopicPartition| *partition.topic == *info.name;
+            let offsets =
+                || group.iter().filter(|(partition, _)| is_of_topic(partition)).filter_map(|(_, at)| at.as_ref());
+            let is_new = !local.keys().any(is_of_topic) && offsets().next().is_none();
+            match begun_with(&info.id, offsets()).or_else(|| is_new.then_some(info.partitions)) {
+                Some(count) => self.begun_with.insert(info.name.as_str().into(), count),
+                None => self.begun_with.remove(&*info.name),
+            };
+        }
     }
 
     /// Asks the brokers where partitions begin that nobody has read yet.
@@ -229,11 +252,11 @@ impl Consumer {
             })
             .collect();
         let offsets = self.client.committed(&all, REQUEST_TIMEOUT)?;
-        Ok(all.into_iter().zip(offsets).collect())
+        all.into_iter().zip(offsets).map(|(partition, at)| Ok((partition, at?))).collect()
     }
 
     /// Makes starts durable here and known to the group; returns those that are.
-    fn pin(&mut self, starts: Vec<Begin>) -> Result<Vec<Position>, Error> {
+    pub(super) fn pin(&mut self, starts: Vec<Begin>) -> Result<Vec<Position>, Error> {
         let mut answers = Vec::new();
         let mut fresh = Vec::new();
         for Begin { at, frame } in &starts {
@@ -247,7 +270,8 @@ impl Consumer {
             self.parts.inbox.send(note).map_err(|_| Error::Closed)?;
             answers.push(answered);
             // Where files are hidden, a commit that says nothing new would only push older owners out of what it carries.
-            if !self.hides() || self.found_at(&at.partition) != Some(at.next) {
+            let is_new = self.found_at(&at.partition) != Some(at.next) || self.refused.contains(&at.partition);
+            if !self.hides() || is_new {
                 fresh.push(self.commit_of(at, 0));
             }
         }
@@ -279,6 +303,7 @@ impl Consumer {
                 let ours = fresh.iter().any(|commit| commit.partition == at.partition);
                 let mark = if ours { Some(self.mark(0)) } else { self.found_mark(&at.partition) };
                 self.note_base(&at.partition, mark)?;
+                self.refused.remove(&at.partition);
             }
         }
         Ok(starts.into_iter().map(|start| start.at).collect())
@@ -322,6 +347,7 @@ impl Consumer {
                 open: Vec::new(),
                 from: position.next,
                 bytes: 0,
+                unpacked: 0,
                 cost: 0,
                 since: now,
                 leader_epoch: position.leader_epoch,

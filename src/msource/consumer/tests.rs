@@ -12,7 +12,8 @@ use super::watchdog::{MOST_LEFT, Old};
 use super::*;
 use crate::config::{OutOfRange, Payload, Start, TimeZone, Validation};
 use crate::delivery::Verdict;
-use crate::msource::journal::{Frame, MoveCause, State};
+use crate::msource::journal::{Frame, Growth, MoveCause, PartitionState, Seal, SealedOffsets, SealedRange, State};
+use crate::msource::native::Commit;
 use crate::msource::properties;
 use crate::transform::recipe::Recipe;
 
@@ -57,18 +58,23 @@ struct Bench {
     /// What the delivery asks.
     seals: Sender<SealRequest>,
     /// What the workers would be sent.
-    _blocks: Receiver<RawBlock>,
+    blocks: Receiver<RawBlock>,
 }
 
 impl Bench {
-    /// A member of a group that hides its files, with one partition of these records that is read from this offset.
+    /// A member of a group that hides its files, with one partition of so many records that is read from this offset.
     fn new(records: usize, next: i64) -> Self {
+        Self::of(&vec![b"{}".to_vec(); records], next)
+    }
+
+    /// The same with records of these values.
+    fn of(values: &[Vec<u8>], next: i64) -> Self {
         let brokers = MockCluster::new(1).expect("brokers");
         brokers.create_topic("t", 1, 1).expect("a topic");
         let producer: BaseProducer =
             ClientConfig::new().set("bootstrap.servers", brokers.bootstrap_servers()).create().expect("a producer");
-        for _ in 0..records {
-            producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).payload(b"{}")).expect("room");
+        for value in values {
+            producer.send(BaseRecord::<[u8], _>::to("t").partition(0).payload(value)).expect("room");
         }
         producer.flush(SOON).expect("the brokers take the records");
         let config = Kafka {
@@ -107,7 +113,7 @@ impl Bench {
         let mut consumer = Consumer::new(parts).expect("a client");
         let position = Position { partition: partition(), topic_id: String::new(), next, leader_epoch: -1 };
         consumer.begin(vec![position]);
-        Self { brokers, consumer, inbox, seals, _blocks: to_workers }
+        Self { brokers, consumer, inbox, seals, blocks: to_workers }
     }
 
     /// Reads until the open block has so many records.
@@ -129,6 +135,23 @@ impl Bench {
 
     fn is_ours(&self) -> bool {
         !self.consumer.parts.tracker.partitions().is_empty()
+    }
+}
+
+/// What is prepared of partitions that stand here, in seal 7, from offset 0 on.
+fn prepared(at: &[Position]) -> State {
+    let here = PartitionState { next: 5, leader_epoch: -1, ..PartitionState::default() };
+    let range = |to: &Position| SealedRange {
+        offsets: Some(SealedOffsets { growth: Growth::default(), to: to.clone() }),
+        files: Vec::new(),
+    };
+    let seal = Seal { number: 7, incarnation: 1, ranges: at.iter().map(range).collect() };
+    State {
+        home: "me".into(),
+        incarnation: 1,
+        partitions: at.iter().map(|at| (at.partition.clone(), here.clone())).collect(),
+        seals: [(7, seal)].into(),
+        ..State::default()
     }
 }
 
@@ -233,6 +256,139 @@ fn a_partition_that_waits_for_a_seek_for_ever_is_noticed_and_one_at_its_end_is_n
         assert_eq!(bench.consumer.slots.is_empty(), restarts == 1);
         assert!(matches!(bench.inbox.try_recv(), Err(TryRecvError::Empty)), "nothing is moved");
     }
+}
+
+#[test]
+fn of_a_batch_of_compressed_values_no_more_is_taken_than_there_is_room_for() {
+    let value = zstd::bulk::compress(&vec![b' '; 100_000], 3).expect("it is compressed");
+    let mut bench = Bench::of(&vec![value; 40], 0);
+    bench.consumer.parts.config.payload = Payload::Auto;
+    let budget = Arc::clone(&bench.consumer.parts.budget);
+    // Whoever stops does not wait for room.
+    bench.consumer.parts.desk.stop();
+    let mut taken = Vec::new();
+    wait_until("all are taken", || {
+        bench.consumer.read_again();
+        bench.consumer.take().expect("it goes on");
+        assert!(budget.used() < 1_300_000, "{} bytes", budget.used());
+        for block in bench.blocks.try_iter() {
+            let Source::Partition { from, to, .. } = block.source else { panic!("no block of a partition") };
+            taken.push((from, to.next));
+            budget.give_back(block.cost);
+        }
+        bench.consumer.slots[0].next == 40
+    });
+    assert_eq!(taken, [(0, 11), (11, 22), (22, 33)], "each of about 1 MiB");
+    assert!(budget.used() > 700_000, "the open block counts too");
+}
+
+#[test]
+fn a_partition_that_its_first_owner_left_begins_where_the_configuration_says() {
+    let mut bench = Bench::new(0, 0);
+    bench.brokers.create_topic("two", 2, 1).expect("a topic");
+    let of_two = [0, 1].map(|partition| TopicPartition { topic: "two".into(), partition });
+    let servers = bench.brokers.bootstrap_servers();
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", servers).create().expect("a producer");
+    for partition in [0, 1] {
+        producer.send(BaseRecord::<[u8], _>::to("two").partition(partition).payload(b"{}")).expect("room");
+    }
+    producer.flush(SOON).expect("the brokers take the records");
+    bench.consumer.parts.config.start = Start::Latest;
+    let asking = Client::new(&properties::asking(&bench.consumer.parts.config)).expect("a client");
+    let mut begin = |partition: usize| {
+        let begun = bench.consumer.starts(&of_two[partition..=partition]).expect("the brokers answer").remove(0);
+        (begun.at.next, bench.consumer.commit_of(&begun.at, 0))
+    };
+    let (next, commit) = begin(0);
+    assert_eq!(next, 1);
+    let told = |commit: &Commit| asking.commit(std::slice::from_ref(commit), SOON).expect("an answer");
+    assert_eq!(told(&commit), [Ok(())]);
+    // Another instance has pinned the one; whoever had the other did not come to that.
+    assert_eq!(begin(1).0, 1);
+    // An older version did not say how many there were.
+    let metadata = commit.metadata.replace(" partitions=2", "");
+    assert_eq!(told(&Commit { metadata, ..commit }), [Ok(())]);
+    assert_eq!(begin(1).0, 0);
+}
+
+#[test]
+fn a_partition_that_the_group_cannot_tell_of_keeps_no_other_one_hidden() {
+    let mut bench = Bench::new(0, 0);
+    let other = |partition| TopicPartition { topic: "other".into(), partition };
+    bench.brokers.create_topic("other", 1, 1).expect("a topic");
+    let positions = [0, 1].map(|partition| Position {
+        partition: other(partition),
+        topic_id: String::new(),
+        next: 5,
+        leader_epoch: -1,
+    });
+    let commit = bench.consumer.commit_of(&positions[0], 7);
+    assert_eq!(bench.consumer.client.commit(&[commit], SOON), Ok(vec![Ok(())]));
+    let state = prepared(&positions);
+    bench.consumer.parts.gauges = Arc::new(Gauges::new(state));
+    let inbox = bench.inbox.clone();
+    let delivery = thread::spawn(move || match inbox.recv_timeout(SOON) {
+        Ok(Inbox::Decided { partition, verdict, reply: Some(reply), .. }) => {
+            reply.send(()).expect("it is waited for");
+            (partition.partition, verdict)
+        }
+        other => panic!("no verdict: {other:?}"),
+    });
+    // The topic has no second partition.
+    bench.consumer.look_at_hidden().expect("it goes on");
+    assert_eq!(delivery.join().expect("no panic"), (0, Verdict::Committed));
+    assert!(matches!(bench.inbox.try_recv(), Err(TryRecvError::Empty)), "nothing is known of the other one");
+    assert!(bench.consumer.unknown_since.is_some());
+}
+
+#[test]
+fn the_group_is_told_once_more_where_a_partition_stands_of_which_it_did_not_take_a_range() {
+    let mut bench = Bench::new(0, 0);
+    let at = Position { partition: partition(), topic_id: String::new(), next: 0, leader_epoch: -1 };
+    let metadata = || {
+        let offsets = bench.consumer.client.committed(&[partition()], SOON).expect("an answer").remove(0);
+        offsets.expect("it tells").map(|offset| (offset.offset, offset.metadata))
+    };
+    let pinned = Commit { metadata: "x/1/4/".into(), ..bench.consumer.commit_of(&at, 0) };
+    assert_eq!(bench.consumer.client.commit(&[pinned], SOON), Ok(vec![Ok(())]));
+    assert_eq!(metadata(), Some((0, "x/1/4/".into())));
+    let ended = [partition()];
+    bench.consumer.release(&ended);
+    bench.consumer.pending.insert(partition());
+    let mut state = prepared(&[Position { next: 5, ..at }]);
+    let base = Mark { home: "x".into(), incarnation: 1, number: 4 };
+    state.partitions.get_mut(&partition()).expect("it is there").mark = Some(base.clone());
+    bench.consumer.parts.gauges = Arc::new(Gauges::new(state.clone()));
+    let inbox = bench.inbox.clone();
+    let delivery = thread::spawn(move || {
+        let mut told = Vec::new();
+        while let Ok(message) = inbox.recv_timeout(SOON) {
+            let (reply, what) = match message {
+                Inbox::Decided { verdict, reply: Some(reply), .. } => (reply, format!("{verdict:?}")),
+                Inbox::Note { frame: Frame::Start(at), reply, .. } => (reply, format!("start {}", at.next)),
+                Inbox::Note { frame: Frame::Base { mark, .. }, reply, .. } => (reply, format!("base {mark:?}")),
+                other => panic!("not to be expected: {other:?}"),
+            };
+            reply.send(()).expect("it is waited for");
+            told.push(what);
+        }
+        told
+    });
+    assert!(bench.consumer.judge_pending().expect("it goes on"), "it is decided");
+    state.seals.clear();
+    let here = PartitionState { leader_epoch: -1, mark: Some(base), ..PartitionState::default() };
+    state.partitions.insert(partition(), here);
+    bench.consumer.parts.gauges = Arc::new(Gauges::new(state));
+    for _ in 0..2 {
+        let starts = bench.consumer.starts(&[partition()]).expect("the brokers answer");
+        assert_eq!(bench.consumer.pin(starts).expect("it goes on").len(), 1);
+    }
+    let offsets = bench.consumer.client.committed(&[partition()], SOON).expect("an answer").remove(0);
+    assert_eq!(offsets.expect("it tells").expect("it has one").metadata, "me/1/0/ x/1/4");
+    drop(bench.consumer);
+    let told = delivery.join().expect("no panic");
+    assert_eq!(told[..2], ["Refused", "start 0"], "{told:?}");
+    assert_eq!(told.iter().filter(|what| what.starts_with("start")).count(), 1, "once is enough: {told:?}");
 }
 
 #[test]

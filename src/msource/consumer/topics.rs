@@ -7,7 +7,7 @@
 //!
 //! **What it does not do.** Brokers before 2.8 have no ids of topics: then a new topic shows only where its offsets do not fit.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
@@ -18,8 +18,19 @@ use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Held, judge};
-use crate::msource::journal::{PartitionState, State};
+use crate::msource::journal::State;
 use crate::msource::native::{Client, GroupOffset, KafkaError};
+
+/// What has become of the topics of some partitions.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Topics {
+    /// They are there.
+    There,
+    /// Something was set aside: look once more.
+    SetAside,
+    /// Nobody can tell of these.
+    Unknown(Vec<(TopicPartition, KafkaError)>),
+}
 
 impl Consumer {
     /// Finds partitions of a topic that was deleted and created anew since they were begun. To be called for each batch
@@ -68,68 +79,76 @@ impl Consumer {
     }
 
     /// Sets files aside that hide lines of a topic that is no more, unless the group has taken them. Nobody can read those
-    /// records again. Returns whether nothing of these partitions is to be looked at once more.
-    pub(super) fn set_aside_of_gone_topics(&mut self, partitions: &[TopicPartition]) -> Result<bool, Error> {
+    /// records again.
+    pub(super) fn set_aside_of_gone_topics(&mut self, partitions: &[TopicPartition]) -> Result<Topics, Error> {
         if self.parts.config.assignment == Assignment::All {
-            return Ok(true);
+            return Ok(Topics::There);
         }
         let state = self.parts.gauges.durable().state.clone();
         let hidden: Vec<_> = partitions.iter().filter(|partition| state.is_hidden(partition)).cloned().collect();
-        let found = match self.of_gone_topics(&state, hidden) {
-            Ok(found) => found,
-            Err(error) => {
-                self.in_trouble(format!("cannot find out whether topics are still there: {error}"));
-                return Ok(false);
-            }
-        };
-        let nothing = found.is_empty();
-        for partition in found {
+        let (found, unknown) = self.of_gone_topics(&state, hidden);
+        for partition in &found {
             tracing::error!(%partition, "the topic was deleted before the group took what was hidden of it");
-            self.set_aside(&state, &partition)?;
+            self.set_aside(&state, partition)?;
         }
-        Ok(nothing)
+        Ok(match (found.is_empty(), unknown.is_empty()) {
+            (false, _) => Topics::SetAside,
+            (true, true) => Topics::There,
+            (true, false) => Topics::Unknown(unknown),
+        })
     }
 
-    /// Those of these partitions, of which something is hidden, whose topic is no more.
+    /// Those of these partitions, of which something is hidden, whose topic is no more; and those of which nobody can tell.
     fn of_gone_topics(
         &mut self,
         state: &State,
         hidden: Vec<TopicPartition>,
-    ) -> Result<Vec<TopicPartition>, KafkaError> {
-        let mut ids: HashMap<String, Option<String>> = HashMap::new();
-        let mut gone = Vec::new();
+    ) -> (Vec<TopicPartition>, Vec<(TopicPartition, KafkaError)>) {
+        let names: BTreeSet<String> = hidden.iter().map(|partition| partition.topic.to_string()).collect();
+        let names: Vec<_> = names.into_iter().collect();
+        let (mut gone, mut unknown) = (Vec::new(), Vec::new());
+        if names.is_empty() {
+            return (gone, unknown);
+        }
+        let answers = self.client.describe_topics(&names, REQUEST_TIMEOUT);
+        let answers = answers.unwrap_or_else(|error| vec![Err(error); names.len()]);
+        let infos: HashMap<String, _> = names.into_iter().zip(answers).collect();
         for partition in hidden {
-            let topic = partition.topic.to_string();
-            if !ids.contains_key(&topic) {
-                let answer = self.client.describe_topics(std::slice::from_ref(&topic), REQUEST_TIMEOUT)?.pop();
-                let id = match answer {
-                    Some(Ok(info)) => Some(info.id),
-                    Some(Err(error)) if error.code == Code::UnknownTopicOrPartition => None,
-                    Some(Err(error)) => return Err(error),
-                    None => continue,
-                };
-                ids.insert(topic.clone(), id);
-            }
-            let Some(PartitionState { topic_id: old, .. }) = state.partitions.get(&partition) else { continue };
-            let is_gone = |id: &Option<String>| id.as_ref().is_none_or(|id| !id.is_empty() && id != old);
-            if !old.is_empty() && ids.get(&topic).is_some_and(is_gone) {
-                self.gone_topics.insert(old.clone());
+            let old = state.partitions.get(&partition).map_or("", |here| here.topic_id.as_str());
+            let is_gone = match &infos[&*partition.topic] {
+                Ok(info) => !info.id.is_empty() && info.id != old,
+                Err(error) if error.code == Code::UnknownTopicOrPartition => true,
+                Err(error) => {
+                    unknown.push((partition, error.clone()));
+                    continue;
+                }
+            };
+            if is_gone && !old.is_empty() {
+                self.gone_topics.insert(old.to_owned());
                 gone.push(partition);
             }
         }
         if gone.is_empty() {
-            return Ok(gone);
+            return (gone, unknown);
         }
         // What the group has taken after all is published in the ordinary way.
-        let offsets = self.client.committed(&gone, REQUEST_TIMEOUT)?;
+        let offsets = self.client.committed(&gone, REQUEST_TIMEOUT);
+        let offsets = offsets.unwrap_or_else(|error| vec![Err(error); gone.len()]);
         let is_taken = |partition: &TopicPartition, group: Option<&GroupOffset>| {
             let base = state.partitions.get(partition).and_then(|here| here.mark.as_ref());
             state.prepared(partition).next().is_some_and(|(mark, range)| {
                 judge(&mark, (range.growth.from, base), group, Held::ByUs) == Verdict::Committed
             })
         };
-        let rest = gone.into_iter().zip(offsets).filter(|(partition, group)| !is_taken(partition, group.as_ref()));
-        Ok(rest.map(|(partition, _)| partition).collect())
+        let mut rest = Vec::new();
+        for (partition, group) in gone.into_iter().zip(offsets) {
+            match group {
+                Ok(group) if is_taken(&partition, group.as_ref()) => {}
+                Ok(_) => rest.push(partition),
+                Err(error) => unknown.push((partition, error)),
+            }
+        }
+        (rest, unknown)
     }
 
     /// Sets aside what is hidden of a partition. It is not ours: an assignment that lasts until its files are prepared lets

@@ -418,23 +418,23 @@ impl Client {
         Ok(commits.iter().map(answer).collect())
     }
 
-    /// The group's offsets, in the order asked; `None` where it has none.
+    /// The group's offsets, in the order asked; `None` where it has none, an error where it cannot tell.
     pub fn committed(
         &self,
         partitions: &[TopicPartition],
         timeout: Duration,
-    ) -> Result<Vec<Option<GroupOffset>>, KafkaError> {
+    ) -> Result<Vec<Result<Option<GroupOffset>, KafkaError>>, KafkaError> {
         let list = names(partitions);
         // SAFETY: both are live; results are put into the list.
         KafkaError::check(unsafe { rd::rd_kafka_committed(self.rk, list.ptr(), millis(timeout)) })?;
-        first_error(&list)?;
         let read = |element: &rd::rd_kafka_topic_partition_t| {
+            KafkaError::check(element.err)?;
             // SAFETY: librdkafka gives a pointer to so many bytes, or null.
             let metadata = unsafe { bytes(element.metadata, element.metadata_size) };
             let metadata = String::from_utf8_lossy(metadata).into_owned();
             // SAFETY: the element is live.
             let leader_epoch = unsafe { rd::rd_kafka_topic_partition_get_leader_epoch(element) };
-            (element.offset >= 0).then_some(GroupOffset { offset: element.offset, leader_epoch, metadata })
+            Ok((element.offset >= 0).then_some(GroupOffset { offset: element.offset, leader_epoch, metadata }))
         };
         // SAFETY: the list is live.
         Ok(unsafe { elements(list.ptr()) }.iter().map(read).collect())

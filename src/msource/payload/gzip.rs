@@ -32,6 +32,11 @@ impl Inflater {
     }
 }
 
+/// What the trailer of the last member says.
+pub(super) fn claimed_size(value: &[u8]) -> Option<u64> {
+    value.last_chunk().map(|length| u32::from_le_bytes(*length).into())
+}
+
 fn skip_header(input: &mut Input<'_>) -> Result<(), Fault> {
     let whole = input.0;
     let [id1, id2, method, flags, ..] = input.array::<10>()?;

@@ -39,6 +39,12 @@ pub(super) fn decompress(input: &mut Input<'_>, output: &mut Output) -> Result<(
     Ok(())
 }
 
+/// What the header of the first frame says.
+pub(super) fn claimed_size(value: &[u8]) -> Option<u64> {
+    let mut input = Input(value);
+    (input.u32_le() == Ok(MAGIC)).then(|| Descriptor::read(&mut input).ok()?.content_size).flatten()
+}
+
 /// What a frame's descriptor says.
 struct Descriptor {
     flags: u8,

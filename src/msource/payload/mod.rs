@@ -56,17 +56,7 @@ impl Decoder {
 
     /// The JSON of a value: the value itself when it is plain, else its decompressed bytes.
     pub fn decode<'a>(&'a mut self, value: &'a [u8]) -> Result<&'a [u8], Reject> {
-        let codec = match self.payload {
-            // No codec makes nothing of something: what is empty was never compressed.
-            _ if value.is_empty() => None,
-            Payload::None => None,
-            Payload::Auto => detect(value),
-            Payload::Snappy => Some(Codec::Snappy(snappy::Format::detect(value).unwrap_or(snappy::Format::Raw))),
-            Payload::Gzip => Some(Codec::Gzip),
-            Payload::Zstd => Some(Codec::Zstd),
-            Payload::Lz4 => Some(Codec::Lz4),
-        };
-        match codec {
+        match codec_of(self.payload, value) {
             None => Ok(value),
             Some(codec) => self.decompress(codec, value),
         }
@@ -87,6 +77,37 @@ impl Decoder {
             Ok(()) => Ok(output.written()),
             Err(fault) => Err(reject(codec, &fault, output.limit)),
         }
+    }
+}
+
+/// How many times its own length a value is taken for that does not say how long it is when decompressed.
+const USUAL_RATIO: u64 = 8;
+
+/// How long a value is when it is decompressed, as it says itself, and at most `limit`, where a [`Decoder`] ends; 0 for a
+/// plain one. For bounds on memory: nobody has looked whether that is true, and of several members or frames one speaks
+/// for all.
+pub fn claimed_size(payload: Payload, limit: usize, value: &[u8]) -> u64 {
+    let Some(codec) = codec_of(payload, value) else { return 0 };
+    let claimed = match codec {
+        Codec::Gzip => gzip::claimed_size(value),
+        Codec::Zstd => zstd::claimed_size(value),
+        Codec::Lz4 => lz4::claimed_size(value),
+        Codec::Snappy(format) => snappy::claimed_size(format, value),
+    };
+    claimed.unwrap_or(value.len() as u64 * USUAL_RATIO).min(limit as u64)
+}
+
+/// The codec of a value; `None` for a plain one.
+fn codec_of(payload: Payload, value: &[u8]) -> Option<Codec> {
+    match payload {
+        // No codec makes nothing of something: what is empty was never compressed.
+        _ if value.is_empty() => None,
+        Payload::None => None,
+        Payload::Auto => detect(value),
+        Payload::Snappy => Some(Codec::Snappy(snappy::Format::detect(value).unwrap_or(snappy::Format::Raw))),
+        Payload::Gzip => Some(Codec::Gzip),
+        Payload::Zstd => Some(Codec::Zstd),
+        Payload::Lz4 => Some(Codec::Lz4),
     }
 }
 

@@ -53,6 +53,14 @@ pub(super) fn first_literal(value: &[u8]) -> Option<&[u8]> {
     value.get(length + 1 + length_bytes..)
 }
 
+/// What a raw block's header says, if it can be true. The framings have no length of the whole.
+pub(super) fn claimed_size(format: Format, value: &[u8]) -> Option<u64> {
+    match format {
+        Format::Raw => raw::decompress_len(value).ok().map(|length| length.min(value.len() * MAX_RATIO) as u64),
+        Format::Framed | Format::Xerial => None,
+    }
+}
+
 /// Decompresses a value.
 pub(super) fn decompress(format: Format, input: &mut Input<'_>, output: &mut Output) -> Result<(), Fault> {
     match format {

@@ -317,6 +317,31 @@ fn a_claimed_size_is_not_believed() {
 }
 
 #[test]
+fn a_value_says_how_long_it_is_where_its_format_lets_it() {
+    let text = json(70_000);
+    for (name, payload, encode) in ENCODERS {
+        let value = encode(&text);
+        let expected = match name {
+            // No block of it holds more.
+            "zstd of unknown size" => 128 << 10,
+            "lz4" | "framed snappy" | "xerial snappy" => 8 * value.len(),
+            _ => text.len(),
+        };
+        for payload in [payload, Payload::Auto] {
+            assert_eq!(claimed_size(payload, usize::MAX, &value), expected as u64, "{name}");
+            assert_eq!(claimed_size(payload, 1000, &value), 1000, "{name}: no more is ever made of it");
+        }
+        assert_eq!(claimed_size(Payload::None, usize::MAX, &value), 0, "{name}");
+    }
+    assert_eq!(claimed_size(Payload::Auto, usize::MAX, RECORD), 0);
+    let spaces = zstd_of_unknown_size(&vec![b' '; 7_000_000]);
+    assert!(spaces.len() < 2_000);
+    let claimed = claimed_size(Payload::Auto, usize::MAX, &spaces);
+    assert!((6_800_000..7_100_000).contains(&claimed), "zstd has no bound on its ratio, but its blocks do: {claimed}");
+    assert_eq!(claimed_size(Payload::Snappy, usize::MAX, b"\xff\xff\xff\xff\x0f\x00{"), 7 * 22, "no more fits into it");
+}
+
+#[test]
 fn a_buffer_that_a_huge_value_made_is_given_back() {
     let mut decoder = Decoder::new(Payload::Gzip, 64 << 20);
     let huge = json(3 << 20);
@@ -344,6 +369,7 @@ proptest! {
         ];
         let value = [heads[head], &value].concat();
         for payload in PAYLOADS {
+            prop_assert!(claimed_size(payload, limit, &value) <= limit as u64);
             if let Ok(text) = Decoder::new(payload, limit).decode(&value) {
                 prop_assert!(text == value || text.len() <= limit);
             }

@@ -145,6 +145,7 @@ impl World {
         let owner = Owner {
             mark: Mark { home: self.homes[home].name.clone(), incarnation: 1, number: seal },
             topic_id: at.topic_id.clone(),
+            partitions: None,
             previous: run.previous.get(&number).cloned().unwrap_or_default(),
         };
         let offset = GroupOffset { offset: at.next, leader_epoch: -1, metadata: owner.to_string() };
@@ -318,7 +319,7 @@ impl World {
             local,
             group: found.as_ref(),
             topic_id: "id",
-            topic_known: false,
+            added: false,
             visibility: Visibility::Sealed,
         });
         let here = |next| position(number, next);
