@@ -288,6 +288,9 @@ impl Consumer {
         let (reply, answered) = bounded(1);
         self.send(Inbox::Check { number, partition: position.partition.clone(), reply })?;
         let prepared = self.until_stopped(&answered)?;
+        if prepared == Some(Prepared::Gone) {
+            self.refused.insert(position.partition.clone());
+        }
         if prepared == Some(Prepared::Whole) && self.rejoin == Rejoin::No && !self.client.assignment_lost() {
             let metadata = group.map_or("", |group| group.metadata.as_str());
             self.carry_on(&position.partition, metadata);

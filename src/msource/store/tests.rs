@@ -26,7 +26,8 @@ fn entry(offset: u64, size: usize) -> QueueEntry {
 }
 
 fn open(scratch: &TempDir) -> SledStore {
-    SledStore::open(&scratch.path().join("sled"), Duration::ZERO).unwrap()
+    // sled lets go of its lock a little after it was dropped.
+    SledStore::open(&scratch.path().join("sled"), Duration::from_secs(20)).unwrap()
 }
 
 fn walk(store: &SledStore, from: u64) -> Vec<(u64, QueueEntry)> {
