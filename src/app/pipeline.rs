@@ -23,7 +23,7 @@ use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
-use crate::msource::journal::{Journal, State};
+use crate::msource::journal::{History, Journal, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
 use crate::msource::store::Store;
@@ -86,7 +86,9 @@ pub(super) fn engine(config: &Config) -> Result<Arc<Engine>, Failure> {
         let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
         Failure::new(FailureKind::Config, lines.join("\n"))
     })?;
-    let recipe = Recipe::new(config, &instance(config), loaded.sources);
+    // A container's host name changes each time it is made anew: where no file name has it, it changes no line either.
+    let instance = if config.sink.file.contains("{instance}") { instance(config) } else { String::new() };
+    let recipe = Recipe::new(config, &instance, loaded.sources);
     let fingerprint = recipe.fingerprint().map_err(failed)?;
     let engine = recipe.engine(&fingerprint).map_err(|error| failed(chain(&error)))?;
     Ok(Arc::new(engine.for_sink(&config.sink)))
@@ -140,7 +142,8 @@ impl Ready {
         if feed != Feed::Adopted {
             adopt::refuse_adopted(&places)?;
         }
-        let mut opened = home::open(&places, opening)?;
+        let history = history(config);
+        let mut opened = home::open(&places, opening, history)?;
         keep(&desk.engine(), &places.recipes)?;
         let mut change = home::behind(&opened);
         let dir = event_dir(config, opening)?;
@@ -177,7 +180,7 @@ impl Ready {
         point("start.applied");
         // Old segments are what a lost store is rebuilt from: they go when the store has everything for good.
         store.sync()?;
-        journal.prune(config.store.history, SystemTime::now()).map_err(|error| {
+        journal.prune(history, SystemTime::now()).map_err(|error| {
             Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
         })?;
         // Not when it begins again: a reload may have kept a recipe just now that is not in force yet.
@@ -188,6 +191,11 @@ impl Ready {
         }
         Ok(Self { store: Arc::new(store), journal, journal_dir: places.journal, dir, state })
     }
+}
+
+/// How much is kept of the journal.
+fn history(config: &Config) -> History {
+    History { age: config.store.history, bytes: config.store.history_bytes }
 }
 
 fn event_dir(config: &Config, opening: Opening) -> Result<EventDir, Broken> {
@@ -245,7 +253,7 @@ impl Pipeline {
             spare,
             interval: config.store.checkpoint,
             fsync: config.sink.fsync,
-            history: config.store.history,
+            history: history(config),
             sink_dir: config.sink.dir.clone(),
             rotate: config.sink.rotate.clone(),
             commit_point: commit_point(config, requests),

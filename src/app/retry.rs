@@ -128,7 +128,7 @@ impl Retrier {
         let mut seen = self.seen;
         self.pipeline.entries(self.seen, &mut |key, entry| {
             // What may still be taken back is left alone until it is decided, and what came after it as well.
-            open = key < end && state.is_open(&entry.partition, entry.offset);
+            open = key < end && state.is_open(key, &entry);
             stale = key < end && !open && entry.recipe != *recipe;
             if key >= end || stale || open {
                 return Walk::Stop;
@@ -163,7 +163,7 @@ impl Retrier {
         let mut turn = self.pipeline.turn(self.seen, &|_| {})?;
         let before = self.pipeline.gauges.stayed.load(Ordering::Relaxed);
         let state = self.pipeline.gauges.durable().state.clone();
-        let wanted = |entry: &QueueEntry| entry.recipe != self.recipe && !state.is_open(&entry.partition, entry.offset);
+        let wanted = |key: u64, entry: &QueueEntry| entry.recipe != self.recipe && !state.is_open(key, entry);
         let (tried, _) = turn.round(self.seen, end, &wanted)?;
         self.tried += tried;
         self.stayed += self.pipeline.gauges.stayed.load(Ordering::Relaxed) - before;

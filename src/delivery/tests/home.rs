@@ -15,7 +15,7 @@ use crate::delivery::recovery::queue_changes;
 use crate::delivery::{self, Budget, CommitPoint, Delivery, Error, Finish, Gauges, Inbox, Parts};
 use crate::msink::file::{FileSink, Now};
 use crate::msink::name::NameTemplate;
-use crate::msource::journal::{self, Journal, QueueCause};
+use crate::msource::journal::{self, History, Journal, QueueCause};
 use crate::msource::store::{Store, StoreChange};
 use crate::msource::tracker::{Epoch, Tracker};
 
@@ -87,7 +87,7 @@ impl Home {
         if number < state.number {
             let (mut frames, mut change) = (Vec::new(), StoreChange::default());
             let wanted = |frame: &Frame| frame.number().is_some_and(|number| number <= state.number);
-            journal::history(&self.journal(), |frame| frames.extend(Some(frame).filter(wanted))).unwrap();
+            journal::history(&self.journal(), 0, |frame| frames.extend(Some(frame).filter(wanted))).unwrap();
             queue_changes(frames, number, &mut change);
             change.state = state.clone();
             self.store.apply(&change).unwrap();
@@ -130,7 +130,7 @@ impl Home {
             spare: bounded(1).0,
             interval: Duration::from_millis(5),
             fsync: true,
-            history: Duration::from_hours(1),
+            history: History { age: Duration::from_hours(1), bytes: u64::MAX },
             sink_dir: self.data(),
             rotate: config.rotate,
             commit_point,
@@ -153,7 +153,7 @@ impl Home {
     /// The first entries of the failure queue that may be touched.
     pub(super) fn entries(&self, state: &State, count: usize) -> Vec<(u64, QueueEntry)> {
         let entries = self.store.last().entries.into_iter();
-        entries.filter(|(_, entry)| !state.is_open(&entry.partition, entry.offset)).take(count).collect()
+        entries.filter(|(key, entry)| !state.is_open(*key, entry)).take(count).collect()
     }
 
     pub(super) fn clear(&mut self, entries: &[(u64, QueueEntry)]) {
