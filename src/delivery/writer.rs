@@ -192,7 +192,11 @@ impl Delivery {
                 self.in_checkpoint = false;
                 self.budget.give_back(held);
                 self.answers.drain(..).for_each(|reply| answer(&reply));
-                if self.next_answers.is_empty() { self.turn_journal()? } else { self.checkpoint()? }
+                if self.next_answers.is_empty() {
+                    self.turn_journal()?
+                } else {
+                    self.checkpoint()?
+                }
                 // Blocks may have waited for it. What a seal is at work on goes first.
                 if self.seal.has_work() { Ok(()) } else { self.advance() }
             }

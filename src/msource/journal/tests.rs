@@ -125,7 +125,10 @@ fn what_lies_behind_the_end_that_the_next_segment_names_is_void() {
     let path = segment_path(scratch.path(), 1);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..ends[1] as usize]).unwrap();
-    let (mut journal, _) = write(scratch.path(), &[block(2, 15)]);
+    let mut image = state();
+    image.apply(&block(1, 10));
+    let mut journal = Journal::begin(scratch.path(), &read(scratch.path()).unwrap(), &image).unwrap();
+    journal.append(&block(2, 15)).unwrap();
     fs::write(&path, &whole).unwrap();
     journal.append(&Frame::Checkpoint { number: 2 }).unwrap();
     assert_eq!(read(scratch.path()).unwrap().end.unwrap().0, 2);
@@ -420,4 +423,34 @@ proptest! {
         segment.extend(bytes);
         prop_assert!(Frames::new(1, &segment).count() <= segment.len());
     }
+}
+
+#[test]
+fn an_entry_is_open_while_its_own_growth_is_and_not_that_of_another_topic_of_the_name() {
+    let entry = |offset| QueueEntry {
+        partition: position(0, 0).partition,
+        topic_id: "id".into(),
+        offset,
+        timestamp: None,
+        key: None,
+        headers: Vec::new(),
+        value: Vec::new(),
+        reject: crate::record::Reject::new(crate::record::Reason::NoId, "none"),
+        attempts: 1,
+        first_failure: 0,
+        last_failure: 0,
+        recipe: "r".into(),
+    };
+    let mut state = State { visibility: Visibility::Sealed, next_key: 7, ..state() };
+    state.apply(&block(1, 10));
+    assert!(state.is_open(7, &entry(3)));
+    assert!(!state.is_open(6, &entry(3)), "it was there before: left by a topic that was deleted");
+    let open = state.open();
+    let growth = state.partitions[&position(0, 0).partition].growth.clone().unwrap();
+    let range = SealedRange { offsets: Some(SealedOffsets { growth, to: position(0, 10) }), files: Vec::new() };
+    state.apply(&Frame::Prepared(Box::new(Seal { number: 2, incarnation: 1, ranges: vec![range] })));
+    assert_eq!(state.open(), open, "prepared is not decided");
+    assert!(state.is_open(7, &entry(3)) && !state.is_open(7, &entry(10)) && !state.is_open(6, &entry(3)));
+    state.apply(&Frame::Published { number: 2, partition: Some(position(0, 0).partition) });
+    assert!(!state.is_open(7, &entry(3)) && state.open().is_empty());
 }
