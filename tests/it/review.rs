@@ -105,32 +105,6 @@ fn peak(home: &Home) -> u64 {
 }
 
 #[test]
-#[ignore = "open: the store keeps what it was given in memory"]
-fn memory_is_bounded_while_every_record_is_rejected() {
-    let topic = Topic::create("rejectstorm", 4);
-    let mut home = Home::new(&topic);
-    home.set("memory", "32MiB").set("failure_queue.max_bytes", "16MiB").set("failure_queue.when_full", "drop_oldest");
-    let bad = |n: i32| Record { partition: n % 4, key: None, value: Some(vec![b'x'; 20_000]), timestamp: 0 };
-    for _ in 0..10 {
-        let records: Vec<_> = (0..2500).map(bad).collect();
-        topic.produce(Codec::Snappy, &records);
-    }
-    home.start();
-    wait_until("all rejected", 3 * SOON, || {
-        let status = home.try_status()?;
-        holds(status.counts.rejected.iter().sum::<u64>() == 25_000, (status.counts, peak(&home)))
-    });
-    let peak = peak(&home);
-    let journal: u64 = fs::read_dir(home.path("tmp/store/journal"))
-        .expect("a directory")
-        .map(|entry| entry.expect("an entry").metadata().expect("a file").len())
-        .sum();
-    eprintln!("journal {} MiB, queue {} MiB", journal >> 20, home.status().failure_queue_bytes >> 20);
-    eprintln!("peak {peak} MiB");
-    assert!(peak < 200, "{peak} MiB with a bound of 32 MiB");
-}
-
-#[test]
 #[ignore = "open: a block counts what its values were before they were decompressed"]
 fn memory_is_bounded_whatever_values_are_decompressed_to() {
     let topic = Topic::create("bombs", 1);
