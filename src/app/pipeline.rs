@@ -1,5 +1,6 @@
 //! The pipeline: every thread of the data plane, started in order and ended front to back.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
-use crate::msource::journal::{History, Journal, State};
+use crate::msource::journal::{Contents, Frame, History, Journal, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
 use crate::msource::store::Store;
@@ -146,6 +147,9 @@ impl Ready {
         let mut opened = home::open(&places, opening, history)?;
         keep(&desk.engine(), &places.recipes)?;
         let mut change = home::behind(&opened);
+        if opened.lies == Lies::InPlace {
+            refuse_bare_dir(&config.sink.dir, &opened.contents)?;
+        }
         let dir = event_dir(config, opening)?;
         if feed == Feed::Adopted || opened.lies == Lies::Elsewhere {
             adopt::take_copies(&mut opened.contents, &dir)
@@ -196,6 +200,27 @@ impl Ready {
 /// How much is kept of the journal.
 fn history(config: &Config) -> History {
     History { age: config.store.history, bytes: config.store.history_bytes }
+}
+
+/// Waits for the event directory where a crash left files in it and there is nothing at all: it is a mount that is missing,
+/// and every torn line would count as written in a file that somebody removed.
+fn refuse_bare_dir(dir: &Path, contents: &Contents) -> Result<(), Broken> {
+    let unfinished = contents
+        .state
+        .as_ref()
+        .is_some_and(|state| state.files.values().any(|file| file.inode != 0) || !state.seals.is_empty())
+        || contents.tail.iter().any(|frame| matches!(frame, Frame::Made { .. }));
+    let bare = match fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if !unfinished || !bare {
+        return Ok(());
+    }
+    Err(Broken::Passing(failed(format!(
+        "the event directory {} is empty, and should have unfinished files: mount it; if they are gone for good, make any file in it",
+        dir.display()
+    ))))
 }
 
 fn event_dir(config: &Config, opening: Opening) -> Result<EventDir, Broken> {

@@ -193,9 +193,9 @@ impl Delivery {
                 self.budget.give_back(held);
                 self.answers.drain(..).for_each(|reply| answer(&reply));
                 if self.next_answers.is_empty() {
-                    self.turn_journal()?
+                    self.turn_journal()?;
                 } else {
-                    self.checkpoint()?
+                    self.checkpoint()?;
                 }
                 // Blocks may have waited for it. What a seal is at work on goes first.
                 if self.seal.has_work() { Ok(()) } else { self.advance() }

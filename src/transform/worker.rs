@@ -255,8 +255,7 @@ impl Output {
                 known
             } else {
                 let key = key();
-                // Whether a name is too long does not depend on the time in it: fields are of fixed width.
-                engine.template.name(&key, 0, u64::MAX)?;
+                engine.template.longest_name(&key)?;
                 let mut bytes = self.spare.try_recv().unwrap_or_default();
                 bytes.clear();
                 self.pieces.push(Lines { key, bytes, lines: 0, crc: 0, rejects: Vec::new() });
