@@ -16,7 +16,7 @@ use crate::control::{Failure, FailureKind};
 use crate::delivery::Cure;
 use crate::delivery::recovery::queue_changes;
 use crate::durable::create_dirs;
-use crate::msource::journal::{self, Contents, Frame, QueueEntry, State};
+use crate::msource::journal::{self, Contents, Frame, History, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk};
 use crate::transform::recipe::Recipe;
 
@@ -139,7 +139,7 @@ pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
 }
 
 /// Opens the home of a service that is about to run, whatever became of store and journal; see [`super::rebuild`].
-pub(super) fn open(places: &Places, opening: Opening) -> Result<Opened, Broken> {
+pub(super) fn open(places: &Places, opening: Opening, history: History) -> Result<Opened, Broken> {
     let patience = match opening {
         Opening::First => {
             for dir in [&places.root, &places.journal] {
@@ -161,6 +161,7 @@ pub(super) fn open(places: &Places, opening: Opening) -> Result<Opened, Broken> 
         let text = format!("the journal {} is gone; bring it back", places.journal.display());
         return Err(Broken::Passing(failed(text)));
     }
+    make_room(places, &checked, &contents, history)?;
     let damage = rebuild::reunite(&mut contents, checked.state.clone());
     let mut state = contents.state.take().unwrap_or_else(first_state);
     if damage == Damage::Journal {
@@ -170,6 +171,19 @@ pub(super) fn open(places: &Places, opening: Opening) -> Result<Opened, Broken> 
     let lies = rebuild::recognise(places, &mut state, damage)?;
     contents.state = Some(state);
     Ok(Opened { checked, contents, lies })
+}
+
+/// Removes old segments of the journal before anything needs room: what they hold may be what fills the disk.
+fn make_room(places: &Places, checked: &Checked, contents: &Contents, history: History) -> Result<(), Broken> {
+    let number = checked.state.as_ref().map_or(0, |state| state.number);
+    let failed = |error: io::Error| {
+        Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
+    };
+    let spare = journal::spare(&places.journal, contents, history, number).map_err(failed)?;
+    if !spare.is_empty() {
+        checked.store.sync()?;
+    }
+    spare.iter().try_for_each(fs::remove_file).map_err(failed)
 }
 
 /// Removes kept recipes that neither the journal nor the one in force needs. For a moment when nothing is in flight.
@@ -186,15 +200,11 @@ fn first_state() -> State {
     State { home: Uuid::new_v4().simple().to_string(), incarnation: 1, ..State::default() }
 }
 
-/// The blocks and queue changes of every kept segment.
-fn numbered(places: &Places) -> Result<Vec<Frame>, Broken> {
+/// The blocks and queue changes above a number that kept segments have: some segments at most are above what a store has.
+fn numbered(places: &Places, after: u64) -> Result<Vec<Frame>, Broken> {
     let mut frames = Vec::new();
-    journal::history(&places.journal, |frame| {
-        if frame.number().is_some() {
-            frames.push(frame);
-        }
-    })
-    .map_err(|error| Broken::disk(format_args!("cannot read the journal {}", places.journal.display()), &error))?;
+    journal::history(&places.journal, after, |frame| frames.push(frame))
+        .map_err(|error| Broken::disk(format_args!("cannot read the journal {}", places.journal.display()), &error))?;
     Ok(frames)
 }
 
@@ -251,7 +261,7 @@ impl View {
         if number >= state.number {
             queue_changes(contents.tail.iter().cloned(), number, &mut change);
         } else {
-            queue_changes(numbered(&places)?, number, &mut change);
+            queue_changes(numbered(&places, number)?, number, &mut change);
         }
         for frame in &contents.tail {
             state.apply(frame);
@@ -344,7 +354,8 @@ mod tests {
         journal.append(&reject(1, 0, &partition)).unwrap();
         journal.append(&Frame::Checkpoint { number: 1 }).unwrap();
         journal.append(&reject(2, 1, &partition)).unwrap();
-        let opened = open(&places, Opening::First).unwrap();
+        let keep = History { age: Duration::MAX, bytes: u64::MAX };
+        let opened = open(&places, Opening::First, keep).unwrap();
         let store = &opened.checked.store;
         assert_eq!(store.state().unwrap().unwrap().number, 1);
         assert!(store.entry(0).unwrap().is_some(), "covered by the checkpoint");

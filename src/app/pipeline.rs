@@ -1,5 +1,6 @@
 //! The pipeline: every thread of the data plane, started in order and ended front to back.
 
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,7 +24,7 @@ use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
-use crate::msource::journal::{Journal, State};
+use crate::msource::journal::{Contents, Frame, History, Journal, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
 use crate::msource::store::Store;
@@ -86,7 +87,9 @@ pub(super) fn engine(config: &Config) -> Result<Arc<Engine>, Failure> {
         let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
         Failure::new(FailureKind::Config, lines.join("\n"))
     })?;
-    let recipe = Recipe::new(config, &instance(config), loaded.sources);
+    // A container's host name changes each time it is made anew: where no file name has it, it changes no line either.
+    let instance = if config.sink.file.contains("{instance}") { instance(config) } else { String::new() };
+    let recipe = Recipe::new(config, &instance, loaded.sources);
     let fingerprint = recipe.fingerprint().map_err(failed)?;
     let engine = recipe.engine(&fingerprint).map_err(|error| failed(chain(&error)))?;
     Ok(Arc::new(engine.for_sink(&config.sink)))
@@ -140,9 +143,13 @@ impl Ready {
         if feed != Feed::Adopted {
             adopt::refuse_adopted(&places)?;
         }
-        let mut opened = home::open(&places, opening)?;
+        let history = history(config);
+        let mut opened = home::open(&places, opening, history)?;
         keep(&desk.engine(), &places.recipes)?;
         let mut change = home::behind(&opened);
+        if opened.lies == Lies::InPlace {
+            refuse_bare_dir(&config.sink.dir, &opened.contents)?;
+        }
         let dir = event_dir(config, opening)?;
         if feed == Feed::Adopted || opened.lies == Lies::Elsewhere {
             adopt::take_copies(&mut opened.contents, &dir)
@@ -182,7 +189,7 @@ impl Ready {
         point("start.applied");
         // Old segments are what a lost store is rebuilt from: they go when the store has everything for good.
         store.sync()?;
-        journal.prune(config.store.history, SystemTime::now()).map_err(|error| {
+        journal.prune(history, SystemTime::now()).map_err(|error| {
             Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
         })?;
         // Not when it begins again: a reload may have kept a recipe just now that is not in force yet.
@@ -193,6 +200,32 @@ impl Ready {
         }
         Ok(Self { store: Arc::new(store), journal, journal_dir: places.journal, dir, state })
     }
+}
+
+/// How much is kept of the journal.
+fn history(config: &Config) -> History {
+    History { age: config.store.history, bytes: config.store.history_bytes }
+}
+
+/// Waits for the event directory where a crash left files in it and there is nothing at all: it is a mount that is missing,
+/// and every torn line would count as written in a file that somebody removed.
+fn refuse_bare_dir(dir: &Path, contents: &Contents) -> Result<(), Broken> {
+    let unfinished = contents
+        .state
+        .as_ref()
+        .is_some_and(|state| state.files.values().any(|file| file.inode != 0) || !state.seals.is_empty())
+        || contents.tail.iter().any(|frame| matches!(frame, Frame::Made { .. }));
+    let bare = match fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    };
+    if !unfinished || !bare {
+        return Ok(());
+    }
+    Err(Broken::Passing(failed(format!(
+        "the event directory {} is empty, and should have unfinished files: mount it; if they are gone for good, make any file in it",
+        dir.display()
+    ))))
 }
 
 fn event_dir(config: &Config, opening: Opening) -> Result<EventDir, Broken> {
@@ -250,7 +283,7 @@ impl Pipeline {
             spare,
             interval: config.store.checkpoint,
             fsync: config.sink.fsync,
-            history: config.store.history,
+            history: history(config),
             sink_dir: config.sink.dir.clone(),
             rotate: config.sink.rotate.clone(),
             commit_point: commit_point(config, requests),

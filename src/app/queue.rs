@@ -199,7 +199,7 @@ impl Turn<'_> {
         &mut self,
         from: u64,
         end: u64,
-        wanted: &dyn Fn(&QueueEntry) -> bool,
+        wanted: &dyn Fn(u64, &QueueEntry) -> bool,
     ) -> Result<(u64, Option<u64>), Failure> {
         self.pipeline.turns.claim(from);
         let (mut tried, mut next) = (0, from);
@@ -214,7 +214,7 @@ impl Turn<'_> {
                 if looks % LOOKS == 0 {
                     (self.progress)("looking for entries");
                 }
-                if wanted(&entry) {
+                if wanted(key, &entry) {
                     bytes += self.pipeline.cost(&entry);
                     block.push((key, entry));
                 }
@@ -293,8 +293,8 @@ impl Pipeline {
         let stayed_before = self.gauges.stayed.load(Ordering::Relaxed);
         let state = self.gauges.durable().state.clone();
         let end = state.next_key;
-        let wanted = |entry: &QueueEntry| {
-            reason.is_none_or(|reason| reason == entry.reject.reason) && !state.is_open(&entry.partition, entry.offset)
+        let wanted = |key: u64, entry: &QueueEntry| {
+            reason.is_none_or(|reason| reason == entry.reject.reason) && !state.is_open(key, entry)
         };
         let (mut next, mut tried) = (Some(0), 0);
         while let Some(from) = next {
@@ -340,10 +340,10 @@ impl Pipeline {
         let end = state.next_key;
         let oldest =
             query.older_than.map(|age| now_millis().saturating_sub(i64::try_from(age.as_millis()).unwrap_or(i64::MAX)));
-        let wanted = |entry: &QueueEntry| {
+        let wanted = |key: u64, entry: &QueueEntry| {
             query.reason.is_none_or(|reason| reason == entry.reject.reason)
                 && oldest.is_none_or(|oldest| entry.first_failure <= oldest)
-                && !state.is_open(&entry.partition, entry.offset)
+                && !state.is_open(key, entry)
         };
         let mut export = query.export.as_deref().map(Export::create).transpose()?;
         let (mut next, mut removed) = (0, 0);
@@ -360,7 +360,7 @@ impl Pipeline {
                 if looks % LOOKS == 0 {
                     progress(&format!("{removed} entries removed"));
                 }
-                if wanted(&entry) {
+                if wanted(key, &entry) {
                     chunk.push((key, entry.size()));
                     written = export.as_mut().map_or(Ok(()), |export| export.write(key, &entry));
                 }

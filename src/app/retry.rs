@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::pipeline::Pipeline;
-use super::queue::is_parked;
+use super::queue::{RETRY_BYTES, is_parked};
 use crate::config::FailureQueue;
 use crate::control::Failure;
 use crate::msource::consumer::now_millis;
@@ -128,7 +128,7 @@ impl Retrier {
         let mut seen = self.seen;
         self.pipeline.entries(self.seen, &mut |key, entry| {
             // What may still be taken back is left alone until it is decided, and what came after it as well.
-            open = key < end && state.is_open(&entry.partition, entry.offset);
+            open = key < end && state.is_open(key, &entry);
             stale = key < end && !open && entry.recipe != *recipe;
             if key >= end || stale || open {
                 return Walk::Stop;
@@ -163,7 +163,7 @@ impl Retrier {
         let mut turn = self.pipeline.turn(self.seen, &|_| {})?;
         let before = self.pipeline.gauges.stayed.load(Ordering::Relaxed);
         let state = self.pipeline.gauges.durable().state.clone();
-        let wanted = |entry: &QueueEntry| entry.recipe != self.recipe && !state.is_open(&entry.partition, entry.offset);
+        let wanted = |key: u64, entry: &QueueEntry| entry.recipe != self.recipe && !state.is_open(key, entry);
         let (tried, _) = turn.round(self.seen, end, &wanted)?;
         self.tried += tried;
         self.stayed += self.pipeline.gauges.stayed.load(Ordering::Relaxed) - before;
@@ -174,12 +174,17 @@ impl Retrier {
     fn try_due(&mut self, keys: &[u64]) -> Result<(), Failure> {
         let (Some(first), now) = (keys.first(), now_millis()) else { return Ok(()) };
         let mut turn = self.pipeline.turn(*first, &|_| {})?;
-        let mut entries = Vec::new();
+        let (mut entries, mut bytes, mut looked) = (Vec::new(), 0, 0);
         for key in keys {
+            if bytes >= RETRY_BYTES {
+                break;
+            }
+            looked += 1;
             match self.pipeline.entry(*key)? {
                 // A command may have tried it meanwhile.
                 Some(entry) if !is_parked(&entry, self.settings.max_attempts) => {
                     if due(&entry, &self.settings) <= now {
+                        bytes += entry.size();
                         entries.push((*key, entry));
                     }
                 }
@@ -191,7 +196,7 @@ impl Retrier {
             turn.settle()?;
         }
         let (mut left, mut parked) = (0_u64, 0_u64);
-        for key in keys {
+        for key in &keys[..looked] {
             match self.pipeline.entry(*key)? {
                 Some(entry) if !is_parked(&entry, self.settings.max_attempts) => {
                     self.due.insert(*key, due(&entry, &self.settings));

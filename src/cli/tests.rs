@@ -137,6 +137,7 @@ fn config(place: &Place) -> Config {
         store: config::Store {
             path: home.join("tmp/store"),
             history: Duration::from_hours(24),
+            history_bytes: 2 << 30,
             checkpoint: Duration::from_secs(1),
         },
         failure_queue: config::FailureQueue {

@@ -37,6 +37,7 @@ pub(super) fn config(values: &Values, home: &Path, cpus: usize) -> (Config, Vec<
         store: Store {
             path: r.path("store.path", home),
             history: r.duration("store.history", Duration::ZERO),
+            history_bytes: r.size("store.history_bytes", 0),
             checkpoint: r.duration("store.checkpoint", LEAST_PERIOD),
         },
         failure_queue: failure_queue(r),

@@ -86,6 +86,7 @@ impl Config {
             ("kafka.librdkafka", format!("{{{}}}", properties.join(", "))),
             ("store.path", path(&store.path)),
             ("store.history", format_duration(store.history)),
+            ("store.history_bytes", format_size(store.history_bytes)),
             ("store.checkpoint", format_duration(store.checkpoint)),
             ("failure_queue.max_attempts", queue.max_attempts.to_string()),
             ("failure_queue.backoff.from", format_duration(queue.backoff_from)),

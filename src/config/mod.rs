@@ -151,6 +151,8 @@ pub struct Store {
     pub path: PathBuf,
     /// How long the journal keeps block frames.
     pub history: Duration,
+    /// How many bytes of them it keeps at most.
+    pub history_bytes: u64,
     /// Interval of checkpoints.
     pub checkpoint: Duration,
 }

@@ -36,7 +36,7 @@ const fn mtga(path: &'static str, default: &'static str) -> Key {
 }
 
 /// Every key in the order in which the files and `mtga config` show them.
-pub(super) static KEYS: [Key; 57] = [
+pub(super) static KEYS: [Key; 58] = [
     source("kafka.brokers", "${KAFKA_BROKERS:-127.0.0.1:9092}"),
     Key { shape: Shape::List, ..source("kafka.topics", "[mulog_clean_24]") },
     source("kafka.group_id", "mtga_24"),
@@ -48,6 +48,7 @@ pub(super) static KEYS: [Key; 57] = [
     Key { shape: Shape::Properties, ..source(PROPERTIES, "{}") },
     source("store.path", "tmp/store"),
     source("store.history", "24h"),
+    source("store.history_bytes", "2GiB"),
     source("store.checkpoint", "1s"),
     source("failure_queue.max_attempts", "5"),
     source("failure_queue.backoff.from", "1s"),

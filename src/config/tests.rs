@@ -74,6 +74,7 @@ fn defaults(home: &Path) -> Config {
         store: Store {
             path: home.join("tmp/store"),
             history: Duration::from_hours(24),
+            history_bytes: 2 << 30,
             checkpoint: Duration::from_secs(1),
         },
         failure_queue: FailureQueue {

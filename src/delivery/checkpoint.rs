@@ -24,6 +24,8 @@ pub(super) struct Job {
     pub(super) files: Vec<Arc<File>>,
     /// What goes into the store.
     pub(super) change: StoreChange,
+    /// What the change counts against the memory bound, bytes.
+    pub(super) held: u64,
 }
 
 /// A checkpoint that was made.
@@ -33,6 +35,8 @@ pub struct Finished {
     pub number: u64,
     /// How long it took.
     pub took: Duration,
+    /// What it counts against the memory bound no more, bytes.
+    pub held: u64,
 }
 
 /// What checkpoints work with.
@@ -71,7 +75,7 @@ impl Checkpointer {
         durable.state = job.change.state;
         durable.at = Instant::now();
         durable.version += 1;
-        Ok(Finished { number, took: begun.elapsed() })
+        Ok(Finished { number, took: begun.elapsed(), held: job.held })
     }
 
     /// Puts the change into the store. While its disk is full, tries again: everything is in the journal, so nothing is lost,

@@ -69,7 +69,8 @@ impl Delivery {
     /// Makes everything durable that is written, here and now. No checkpoint may be under way.
     pub(super) fn checkpoint_now(&mut self) -> Result<(), Error> {
         let job = self.job();
-        self.checkpointer.run(job)?;
+        let held = self.checkpointer.run(job)?.held;
+        self.budget.give_back(held);
         self.dirty = false;
         Ok(())
     }
@@ -90,7 +91,7 @@ impl Delivery {
             insert: std::mem::take(&mut self.insert),
             remove: std::mem::take(&mut self.remove),
         };
-        Job { files: if self.fsync { files } else { Vec::new() }, change }
+        Job { files: if self.fsync { files } else { Vec::new() }, change, held: std::mem::take(&mut self.held) }
     }
 
     /// Begins a new segment of the journal when the old one has had its share. Nothing may be pending then, so this waits for
@@ -103,15 +104,16 @@ impl Delivery {
         self.checkpointer.store.sync()?;
         let failed = |error| Error::Journal(self.checkpointer.journal_dir.clone(), error);
         let mut journal = self.journal();
+        // Before it, since it takes room.
+        journal.prune(self.history, SystemTime::now()).map_err(failed)?;
         match journal.turn(&self.state) {
             // It goes on beyond its reserved room, and is tried again after the next checkpoint.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
                 tracing::warn!(%error, "no room for the next segment of the journal yet");
-                return Ok(());
+                Ok(())
             }
-            turned => turned.map_err(failed)?,
+            turned => turned.map_err(failed),
         }
-        journal.prune(self.history, SystemTime::now()).map_err(failed)
     }
 
     pub(super) fn journal(&self) -> MutexGuard<'_, Journal> {

@@ -30,7 +30,7 @@ use crate::block::DoneBlock;
 use crate::control::Counts;
 use crate::msink::file::HiddenGone;
 use crate::msource::TopicPartition;
-use crate::msource::journal::{Frame, Growth, Position, QueueCause, State, Totals};
+use crate::msource::journal::{Block, Frame, Growth, Position, QueueCause, State, Totals};
 use crate::msource::store::StoreError;
 use crate::record::Filter;
 
@@ -293,6 +293,11 @@ impl Budget {
         *used < self.limit
     }
 
+    /// The bound.
+    pub fn limit(&self) -> u64 {
+        self.limit
+    }
+
     /// Bytes in flight.
     pub fn used(&self) -> u64 {
         *self.lock()
@@ -410,14 +415,14 @@ impl Gauges {
     }
 
     /// A block is written.
-    fn settled(&self, block: &DoneBlock) {
+    fn settled(&self, block: &DoneBlock, frame: &Block) {
         let mut counts = self.counts_mut();
         counts.written += block.pieces.iter().map(|piece| piece.lines).sum::<u64>();
         for filter in Filter::ALL {
             counts.filtered[filter.index()] += block.filtered[filter.index()];
         }
-        for rejected in &block.rejects {
-            counts.rejected[rejected.entry.reject.reason.index()] += 1;
+        for (_, entry) in &frame.rejects {
+            counts.rejected[entry.reject.reason.index()] += 1;
         }
         counts.in_flight = counts.in_flight.saturating_sub(block.records);
     }

@@ -13,7 +13,7 @@ use super::writer::Delivery;
 use super::{Budget, CommitPoint, Error, Gauges, Inbox};
 use crate::config;
 use crate::msink::file::FileSink;
-use crate::msource::journal::{Journal, State};
+use crate::msource::journal::{History, Journal, State};
 use crate::msource::store::Store;
 use crate::msource::tracker::Tracker;
 
@@ -46,8 +46,8 @@ pub struct Parts {
     pub interval: Duration,
     /// Whether event files are synced.
     pub fsync: bool,
-    /// How long old segments of the journal are kept.
-    pub history: Duration,
+    /// How much is kept of old segments of the journal.
+    pub history: History,
     /// The directory of the event files, for messages.
     pub sink_dir: PathBuf,
     /// When files are finished.
@@ -94,11 +94,13 @@ impl Delivery {
             seal: Sealing::default(),
             claimed: parts.claimed,
             queue_bound: parts.queue_bound,
+            all_open: None,
             waiting: BTreeMap::new(),
             next_ticket: 0,
             writing: None,
             stall: None,
             insert: Vec::new(),
+            held: 0,
             remove: Vec::new(),
             dirty: false,
             in_checkpoint: false,

@@ -12,11 +12,17 @@ use crossbeam_channel::Sender;
 use super::Error;
 use super::writer::Delivery;
 use crate::fault;
-use crate::msource::journal::{Frame, QueueCause, QueueChange};
+use crate::msource::journal::{Frame, QueueCause, QueueChange, QueueEntry};
 use crate::msource::store::Walk;
 
 /// Entries of the failure queue dropped together: one frame of the journal.
 const DROP_MAX: usize = 10_000;
+
+/// What an entry takes in memory beyond its size.
+const ENTRY_COST: u64 = 200;
+
+/// Share of the room for blocks that new entries may have before their checkpoint is made.
+const HELD_SHARE: u64 = 16;
 
 /// How often the log tells of dropped entries.
 const TELL_INTERVAL: Duration = Duration::from_secs(10);
@@ -51,20 +57,27 @@ impl Delivery {
         if excess == 0 || self.in_checkpoint || !self.remove.is_empty() || self.is_halfway() {
             return Ok(());
         }
+        let open = self.state.open();
+        if self.all_open.as_ref() == Some(&open) {
+            return Ok(());
+        }
         let claimed = Arc::clone(&self.claimed);
         let claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut removed = Vec::new();
+        let (mut removed, mut all_open) = (Vec::new(), true);
         self.checkpointer.store.entries(0, &mut |key, entry| {
             if excess == 0 || key >= *claimed || removed.len() >= DROP_MAX {
+                all_open = false;
                 return Walk::Stop;
             }
-            if self.state.is_open(&entry.partition, entry.offset) {
+            if self.state.is_open(key, &entry) {
                 return Walk::On;
             }
             excess = excess.saturating_sub(entry.size());
             removed.push((key, entry.size()));
             Walk::On
         })?;
+        // To find that out again for each message would take all the time there is.
+        self.all_open = (all_open && removed.is_empty()).then_some(open);
         if removed.is_empty() {
             return Ok(());
         }
@@ -99,6 +112,29 @@ impl Delivery {
             self.answer_after_checkpoint(reply)?;
         }
         Ok(())
+    }
+
+    /// Keeps new entries for the next checkpoint.
+    pub(super) fn hold(&mut self, entries: Vec<(u64, QueueEntry)>) {
+        let bytes: u64 = entries.iter().map(|(_, entry)| entry.size() + ENTRY_COST).sum();
+        self.budget.take(bytes);
+        self.held += bytes;
+        self.insert.extend(entries);
+    }
+
+    /// Whether a checkpoint is due for the entries that wait for it. It makes copies of them, so no further block is taken
+    /// until they are on their way.
+    pub(super) fn holds_enough(&self) -> bool {
+        self.held > self.budget.limit() / HELD_SHARE
+    }
+
+    /// Begins the checkpoint that is due for entries; returns whether there is room for more now.
+    pub(super) fn let_go(&mut self) -> Result<bool, Error> {
+        // A seal that is synced takes them with it, and must not wait for one checkpoint after the other.
+        if !self.seal.is_synced() {
+            self.checkpoint()?;
+        }
+        Ok(!self.holds_enough())
     }
 
     pub(super) fn show_queue(&self) {

@@ -20,7 +20,8 @@ use crate::block::{DoneBlock, Lines, Source};
 use crate::config;
 use crate::msink::dir::blames_name;
 use crate::msink::file::{FileSink, Now};
-use crate::msource::journal::{Block, BlockSource, Frame, Piece, QueueEntry, State};
+use crate::msource::TopicPartition;
+use crate::msource::journal::{Block, BlockSource, Frame, History, Piece, QueueEntry, State};
 use crate::msource::tracker::{Refusal, Tracker};
 use crate::transform::worker::recycle;
 
@@ -60,12 +61,14 @@ pub struct Delivery {
     pub(super) spare: Sender<Vec<u8>>,
     pub(super) interval: Duration,
     pub(super) fsync: bool,
-    pub(super) history: Duration,
+    pub(super) history: History,
     pub(super) sink_dir: PathBuf,
     pub(super) rotate: config::Rotate,
     pub(super) commit_point: CommitPoint,
     pub(super) claimed: Arc<Mutex<u64>>,
     pub(super) queue_bound: Option<u64>,
+    /// What was open when every entry of the failure queue turned out to be: none may be dropped until that changes.
+    pub(super) all_open: Option<Vec<(TopicPartition, u64)>>,
 
     pub(super) seal: Sealing,
     pub(super) waiting: BTreeMap<u64, Item>,
@@ -74,6 +77,8 @@ pub struct Delivery {
     pub(super) stall: Option<Stall>,
     /// What the next checkpoint changes in the queue.
     pub(super) insert: Vec<(u64, QueueEntry)>,
+    /// What that holds in memory, bytes: counted against the memory bound until the checkpoint is made.
+    pub(super) held: u64,
     pub(super) remove: Vec<u64>,
     /// Whether there is something that no checkpoint covers.
     pub(super) dirty: bool,
@@ -182,11 +187,18 @@ impl Delivery {
             }
             Inbox::End => Ok(()),
             Inbox::Checkpointed(finished) => {
-                let Finished { number, took } = finished?;
+                let Finished { number, took, held } = finished?;
                 tracing::debug!(number, ?took, "checkpoint");
                 self.in_checkpoint = false;
+                self.budget.give_back(held);
                 self.answers.drain(..).for_each(|reply| answer(&reply));
-                if self.next_answers.is_empty() { self.turn_journal() } else { self.checkpoint() }
+                if self.next_answers.is_empty() {
+                    self.turn_journal()?;
+                } else {
+                    self.checkpoint()?;
+                }
+                // Blocks may have waited for it. What a seal is at work on goes first.
+                if self.seal.has_work() { Ok(()) } else { self.advance() }
             }
         }
     }
@@ -257,6 +269,9 @@ impl Delivery {
             if self.seal.is_busy() {
                 break;
             }
+            if self.holds_enough() && !self.let_go()? {
+                break;
+            }
             if let Some(Item::Note { frame: Frame::Start(at) | Frame::Move { to: at, .. }, .. }) =
                 self.waiting.get(&self.next_ticket)
                 && self.is_sealed()
@@ -305,7 +320,7 @@ impl Delivery {
                         return Ok(Err(error));
                     }
                 }
-                Ok(targets) => match self.admit(&writing.block, &targets)? {
+                Ok(targets) => match self.admit(&mut writing.block, &targets)? {
                     None => return Ok(Ok(())),
                     frame => writing.frame = frame,
                 },
@@ -346,7 +361,7 @@ impl Delivery {
     }
 
     /// Puts the block into the journal; `None` when its assignment is over.
-    fn admit(&mut self, block: &DoneBlock, targets: &[(u64, u64)]) -> Result<Option<Box<Block>>, Error> {
+    fn admit(&mut self, block: &mut DoneBlock, targets: &[(u64, u64)]) -> Result<Option<Box<Block>>, Error> {
         let piece = |(lines, (file, position)): (&Lines, &(u64, u64))| {
             let length = lines.bytes.len() as u64;
             Piece { file: *file, position: *position, length, crc: lines.crc, lines: lines.lines }
@@ -357,10 +372,10 @@ impl Delivery {
             next_key += 1;
             next_key - 1
         };
-        let rejects = block
-            .rejects
-            .iter()
-            .map(|rejected| (rejected.key.unwrap_or_else(&mut fresh), rejected.entry.clone()))
+        // Moved, since they may be most of the block.
+        let rejects = std::mem::take(&mut block.rejects)
+            .into_iter()
+            .map(|rejected| (rejected.key.unwrap_or_else(&mut fresh), rejected.entry))
             .collect();
         let source = match &block.source {
             Source::Partition { from, to, .. } => BlockSource::Offsets { from: *from, to: to.clone() },
@@ -409,15 +424,15 @@ impl Delivery {
             if self.is_sealed() {
                 self.grew(&block, &frame);
             }
-            self.insert.extend(frame.rejects);
             self.dirty = true;
-            self.gauges.settled(&block);
+            self.gauges.settled(&block, &frame);
             if matches!(block.source, Source::Queue(_)) {
-                self.gauges.stayed.fetch_add(block.rejects.len() as u64, Ordering::Relaxed);
+                self.gauges.stayed.fetch_add(frame.rejects.len() as u64, Ordering::Relaxed);
             }
             let bytes: u64 = frame.pieces.iter().map(|piece| piece.length).sum();
             self.gauges.written_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.gauges.open_files.store(self.sink.open_files(), Ordering::Relaxed);
+            self.hold(frame.rejects);
             self.show_queue();
         } else {
             self.gauges.returned(block.records);

@@ -39,7 +39,13 @@ pub struct NameTemplate {
     /// What stands behind every name.
     ending: &'static str,
     max_component: usize,
+    /// A time whose fields are as long as they get, seconds since 1970 UTC.
+    longest: i64,
 }
+
+/// Hours since 1970 UTC: in any time zone it is Wednesday, the 23rd of September 2026 in some of them, and past ten. Names and
+/// numbers of days, months and hours are as long as they get then.
+const LONGEST: std::ops::Range<i64> = 497_262..497_310;
 
 #[derive(Clone, Debug)]
 enum Part {
@@ -127,7 +133,9 @@ impl NameTemplate {
             rest = after;
         }
         push_time(&mut parts, rest)?;
-        let template = Self { parts, zone, ending: "", max_component: MAX_COMPONENT };
+        let mut template = Self { parts, zone, ending: "", max_component: MAX_COMPONENT, longest: 0 };
+        let length = |at: &i64| template.stem(&FileKey::default(), *at).len();
+        template.longest = LONGEST.map(|hour| hour * 3600 + 59 * 60).max_by_key(length).unwrap_or(0);
         template.check()?;
         Ok(template)
     }
@@ -166,6 +174,11 @@ impl NameTemplate {
                 format!("its file name has {} bytes in one component, at most {most} are possible", component.len()),
             )),
         }
+    }
+
+    /// The longest name that a file of this key may ever get; an error when it is too long, whenever that would show.
+    pub fn longest_name(&self, key: &FileKey) -> Result<String, Reject> {
+        self.name(key, self.longest, u64::MAX)
     }
 
     /// The directories that every name begins with, whatever the record: empty, or with `/` at the end.
@@ -220,9 +233,11 @@ impl NameTemplate {
                     "`{component}` begins with a dot: collectors skip such files, and `..` is refused"
                 ));
             }
-            if component.len() > MAX_COMPONENT {
-                return Err(format!("a component has {} bytes, at most {MAX_COMPONENT} are possible", component.len()));
-            }
+        }
+        let longest = self.fill(&FileKey::default(), self.longest, Some(u64::MAX));
+        let most = longest.split('/').map(str::len).max().unwrap_or(0);
+        if most > MAX_COMPONENT {
+            return Err(format!("a component gets {most} bytes, at most {MAX_COMPONENT} are possible"));
         }
         if sample.contains(char::is_control) {
             return Err("a control character".into());
@@ -328,6 +343,21 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_gets_too_long_with_the_time_is_told_before_that_time() {
+        let long = "x".repeat(MAX_COMPONENT - "Wednesday23September2212.".len() - 20 + 1);
+        let text = "{log_name}%A%-d%B%-H%-I.{seq}";
+        for zone in ["Asia/Shanghai", "Pacific/Kiritimati", "Etc/GMT+12"] {
+            let zone = TimeZone::Named(zone.parse().unwrap());
+            let template = NameTemplate::parse(text, 24, "", zone).unwrap();
+            assert!(template.name(&log(&long), 0, u64::MAX).is_ok());
+            assert!(template.longest_name(&log(&long)).is_err(), "too long on a Wednesday in September");
+            assert!(template.longest_name(&log(&long[1..])).is_ok());
+            let constant = text.replace("{log_name}", &long);
+            assert!(NameTemplate::parse(&constant, 24, "", zone).unwrap_err().contains("256 bytes"));
+        }
+    }
+
+    #[test]
     fn fixed_directories_are_those_before_the_first_value_of_a_record() {
         for (text, dirs) in [
             ("{seq}.log", ""),
@@ -430,7 +460,7 @@ mod tests {
             assert_eq!(mistake(text), expected, "{text}");
         }
         assert!(mistake("{host}.{seq}").starts_with("unknown `{host}`, expected one of {app_id} {topic}"));
-        assert!(mistake(&format!("{}{{seq}}", "x".repeat(255))).starts_with("a component has 256 bytes"));
+        assert!(mistake(&format!("{}{{seq}}", "x".repeat(255))).starts_with("a component gets 275 bytes"));
     }
 
     proptest! {

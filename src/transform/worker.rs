@@ -311,8 +311,7 @@ impl Output {
     }
 
     fn begin(&mut self, engine: &Engine, key: FileKey, made: Made) -> Result<usize, Reject> {
-        // Whether a name is too long does not depend on the time in it: fields are of fixed width.
-        engine.template.name(&key, 0, u64::MAX)?;
+        engine.template.longest_name(&key)?;
         let mut bytes = self.spare.try_recv().unwrap_or_default();
         bytes.clear();
         self.is_made.push(made.get());

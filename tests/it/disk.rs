@@ -349,6 +349,25 @@ fn a_directory_that_is_taken_away_is_waited_for() {
 }
 
 #[test]
+fn an_event_directory_that_is_empty_after_a_crash_is_waited_for() {
+    let topic = Topic::create("bare", 1);
+    let home = Home::new(&topic);
+    home.start();
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 500);
+    home.wait_done(&produced);
+    home.kill9();
+    let (data, away) = (home.path("data"), home.path("away"));
+    fs::rename(&data, &away).expect("ours");
+    let started = home.mtga(["start"]).success();
+    assert!(started.contains("paused") && started.contains("mount it"), "{started}");
+    assert_eq!(data.try_exists().ok(), Some(false), "no directory is made where a mount may be missing");
+    fs::rename(&away, &data).expect("ours");
+    home.wait_for(State::Consuming);
+    home.assert_exactly(&produced);
+    home.stop();
+}
+
+#[test]
 fn a_removed_or_shortened_file_is_told_and_the_next_line_goes_to_another() {
     let topic = Topic::create("foreign", 1);
     let mut home = Home::new(&topic);

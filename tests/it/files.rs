@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use mtga::control::State;
 
+use crate::harness::process::Service;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
 
 #[test]
@@ -218,4 +219,39 @@ fn a_full_disk_below_the_store_pauses_the_service_which_goes_on_by_itself() {
     home.start();
     home.assert_exactly(&produced);
     home.stop();
+}
+
+/// A record of a log name of its own.
+fn named(n: u32) -> Record {
+    let value = format!(
+        r#"{{"headers":{{"app_id":24,"log_name":"log_{n}"}},"logs":{{"sn":"0-{n}","role_id":7,"mtime":1608184243}}}}"#
+    );
+    Record { partition: 0, key: None, value: Some(value.into_bytes()), timestamp: 1_700_000_000_000 }
+}
+
+/// A service that may open so many files.
+fn limited(home: &Home, files: u32) -> Service {
+    let log = fs::File::options().create(true).append(true).open(home.path("logs/foreground.log")).expect("a file");
+    let mut command = Command::new("sh");
+    let script = format!("ulimit -n {files}; exec {0}/bin/mtga --home {0} start_not_daemon", home.path("").display());
+    Service::spawn(command.env_clear().env("PATH", "/usr/bin:/bin").args(["-c", &script]), log)
+}
+
+#[test]
+fn many_unfinished_files_are_recovered_with_the_usual_limit_of_open_files() {
+    let topic = Topic::create("manyfiles", 1);
+    let mut home = Home::new(&topic);
+    home.set("sink.file", "{log_name}.{seq}.log").set("sink.rotate.idle", "30m");
+    let produced: Vec<_> = (0..1100).map(named).collect();
+    topic.produce(Codec::None, &produced);
+    let service = limited(&home, 1024);
+    wait_until("all written", 3 * SOON, || {
+        let status = home.try_status()?;
+        holds(status.counts.written == 1100 && status.counts.in_flight == 0, status)
+    });
+    service.kill();
+    let service = limited(&home, 1024);
+    home.wait_for(State::Consuming);
+    home.assert_exactly(&produced);
+    service.terminate();
 }

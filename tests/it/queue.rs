@@ -498,3 +498,55 @@ fn a_long_queue_is_tried_again_beside_new_records_through_a_stop_and_a_kill() {
 fn a_million_entries_are_tried_again_through_a_stop_and_a_kill() {
     a_long_queue(1_000_000);
 }
+
+/// The most memory that the process ever had, MiB.
+fn peak(home: &Home) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/status", home.pid())).expect("a process");
+    let line = text.lines().find(|line| line.starts_with("VmHWM")).expect("a line");
+    line.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).expect("a number") / 1024
+}
+
+/// A value that is no JSON, and does not get shorter when it is compressed.
+fn noise(seed: u64, length: usize) -> Vec<u8> {
+    let mut state = seed | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    std::iter::repeat_with(|| next().to_le_bytes()).flatten().take(length).collect()
+}
+
+#[test]
+fn memory_is_bounded_while_every_record_is_rejected_and_while_they_are_read_again() {
+    let topic = Topic::create("rejectstorm", 4);
+    let mut home = Home::new(&topic);
+    home.set("memory", "32MiB");
+    let sizes = [(900_000, 100), (5_000, 6000)];
+    let mut produced = 0;
+    for (length, count) in sizes {
+        let record = |n: u64| Record {
+            partition: (n % 4) as i32,
+            key: None,
+            value: Some(noise(produced + n + 1, length)),
+            timestamp: 0,
+        };
+        topic.produce(Codec::None, &(0..count).map(record).collect::<Vec<_>>());
+        produced += count;
+    }
+    home.start();
+    wait_until("all rejected", 3 * SOON, || {
+        let status = home.try_status()?;
+        holds(status.counts.rejected.iter().sum::<u64>() == produced, (status.counts, peak(&home)))
+    });
+    let stored = peak(&home);
+    home.stop();
+    home.start();
+    home.wait_for(State::Consuming);
+    assert_eq!(home.integer("failure_queue_count"), produced.cast_signed());
+    let read = peak(&home);
+    eprintln!("{stored} MiB, started again {read} MiB");
+    assert!(stored < 240 && read < 140, "{stored} MiB, started again {read} MiB, with a bound of 32 MiB");
+    home.stop();
+}

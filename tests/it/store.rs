@@ -254,3 +254,63 @@ fn a_topic_that_was_deleted_after_a_crash_does_not_keep_the_others_waiting() {
     assert!(home.log().contains("a gap: records that a crash cut short cannot be read again"));
     service.terminate();
 }
+
+/// Takes the last bytes of the last event file away: what a kill in the middle of a write leaves.
+fn tear(home: &Home) {
+    let path = events::paths(&home.path("data")).pop().expect("an event file");
+    let file = fs::File::options().write(true).open(path).expect("a file");
+    let length = file.metadata().expect("a file").len();
+    file.set_len(length - 40).expect("a file");
+}
+
+#[test]
+fn a_copy_of_a_home_that_was_killed_loses_no_record() {
+    let topic = Topic::create("copied", 1);
+    let mut home = Home::new(&topic);
+    home.set("store.checkpoint", "1h");
+    home.start();
+    let produced = topic.fill(Codec::None, Mix::Clean, 0, 500);
+    home.wait_written(500);
+    home.kill9();
+    tear(&home);
+    let copy = {
+        let mut copy = Home::new(&topic);
+        copy.set("store.checkpoint", "1h");
+        for part in ["tmp", "data"] {
+            let from = home.path(part);
+            let to = copy.path("");
+            let status = Command::new("cp").arg("-a").arg(&from).arg(&to).status();
+            assert!(status.is_ok_and(|status| status.success()), "{part} is copied");
+        }
+        drop(fs::remove_file(copy.path("tmp/mtga.sock")));
+        copy
+    };
+    copy.start();
+    copy.wait_done(&produced);
+    copy.assert_exactly(&produced);
+}
+
+#[test]
+fn a_command_between_a_rebuild_that_was_killed_and_the_next_start_costs_no_entry() {
+    let topic = Topic::create("asked", 1);
+    let mut home = Home::new(&topic);
+    home.set("store.history", "1s");
+    home.start();
+    let produced = topic.fill(Codec::None, Mix::Dirty, 0, 500);
+    home.wait_done(&produced);
+    let before = home.integer("failure_queue_count");
+    assert!(before > 0);
+    for _ in 0..2 {
+        home.stop();
+        age(&home.path("tmp/store/journal"));
+        home.start();
+    }
+    home.stop();
+    fs::write(home.path("tmp/store/sled/snap.0000000000ffffff"), [7; 100]).expect("a file");
+    home.killed_at("store_aside");
+    // A monitor asks, whatever it is told.
+    home.mtga(["failure_queue_count"]);
+    home.start();
+    assert_eq!(home.integer("failure_queue_count"), before);
+    home.assert_exactly(&produced);
+}

@@ -216,8 +216,8 @@ impl Writer<'_> {
     fn replay(&mut self, places: &Places, from: u64) -> Result<(), Broken> {
         let upto = self.state.number;
         let mut outcome = Ok(());
-        let read = journal::history(&places.journal, |frame| {
-            if outcome.is_ok() && frame.number().is_some_and(|number| number > from && number <= upto) {
+        let read = journal::history(&places.journal, from, |frame| {
+            if outcome.is_ok() && frame.number().is_some_and(|number| number <= upto) {
                 outcome = self.frame(frame);
             }
         });

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::app::home;
 use crate::msource::TopicPartition;
-use crate::msource::journal::{Block, Journal, Position, QueueCause, QueueChange};
+use crate::msource::journal::{Block, History, Journal, Position, QueueCause, QueueChange};
 use crate::record::{Reason, Reject};
 
 /// Number of the last checkpoint that the store has.
@@ -144,7 +144,8 @@ fn entries(store: &dyn Store) -> BTreeMap<u64, QueueEntry> {
 
 /// Opens the home, and takes the journal's tail over as the recovery does when every line is there.
 fn reopen(places: &Places) -> (State, BTreeMap<u64, QueueEntry>) {
-    let opened = home::open(places, Opening::First).unwrap();
+    let keep = History { age: Duration::MAX, bytes: u64::MAX };
+    let opened = home::open(places, Opening::First, keep).unwrap();
     let mut change = home::behind(&opened);
     let mut state = opened.contents.state.clone().unwrap();
     opened.contents.tail.iter().for_each(|frame| state.apply(frame));

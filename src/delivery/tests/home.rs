@@ -12,10 +12,10 @@ use super::*;
 use crate::block::Source;
 use crate::config;
 use crate::delivery::recovery::queue_changes;
-use crate::delivery::{self, Budget, CommitPoint, Delivery, Error, Finish, Gauges, Inbox, Parts};
+use crate::delivery::{self, Budget, CommitPoint, Delivery, Error, Finish, Gauges, Inbox, Parts, Verdict};
 use crate::msink::file::{FileSink, Now};
 use crate::msink::name::NameTemplate;
-use crate::msource::journal::{self, Journal, QueueCause};
+use crate::msource::journal::{self, History, Journal, QueueCause};
 use crate::msource::store::{Store, StoreChange};
 use crate::msource::tracker::{Epoch, Tracker};
 
@@ -28,6 +28,8 @@ pub(super) struct Home {
     pub(super) visibility: Visibility,
     /// Records that an operator cleared from the failure queue.
     pub(super) cleared: BTreeSet<(i32, i64)>,
+    /// Bytes of the failure queue above which the oldest entries are dropped.
+    pub(super) queue_bound: Option<u64>,
 }
 
 /// A delivery that runs.
@@ -67,7 +69,7 @@ fn sink_config(dir: PathBuf, visibility: Visibility) -> config::Sink {
 impl Home {
     pub(super) fn new(name: &str, visibility: Visibility) -> Self {
         let (scratch, store) = (TempDir::new().unwrap(), Arc::default());
-        Self { scratch, store, name: name.into(), visibility, cleared: BTreeSet::new() }
+        Self { scratch, store, name: name.into(), visibility, cleared: BTreeSet::new(), queue_bound: None }
     }
 
     pub(super) fn data(&self) -> PathBuf {
@@ -87,14 +89,14 @@ impl Home {
         if number < state.number {
             let (mut frames, mut change) = (Vec::new(), StoreChange::default());
             let wanted = |frame: &Frame| frame.number().is_some_and(|number| number <= state.number);
-            journal::history(&self.journal(), |frame| frames.extend(Some(frame).filter(wanted))).unwrap();
+            journal::history(&self.journal(), 0, |frame| frames.extend(Some(frame).filter(wanted))).unwrap();
             queue_changes(frames, number, &mut change);
             change.state = state.clone();
             self.store.apply(&change).unwrap();
             number = state.number;
         }
         let dir = EventDir::open(&self.data()).unwrap();
-        let mut source = MemStore(Mutex::new(vec![self.store.last()]));
+        let mut source = MemStore(Mutex::new(vec![self.store.last()]), AtomicU64::default());
         let recovered = recover(&contents, &dir, &mut source).unwrap().unwrap();
         let mut change = StoreChange::default();
         queue_changes(contents.tail.iter().cloned(), number, &mut change);
@@ -130,12 +132,12 @@ impl Home {
             spare: bounded(1).0,
             interval: Duration::from_millis(5),
             fsync: true,
-            history: Duration::from_hours(1),
+            history: History { age: Duration::from_hours(1), bytes: u64::MAX },
             sink_dir: self.data(),
             rotate: config.rotate,
             commit_point,
             claimed: Arc::new(Mutex::new(u64::MAX)),
-            queue_bound: None,
+            queue_bound: self.queue_bound,
         });
         let ended = delivery::spawn(delivery.unwrap()).unwrap();
         let (slots, done, visibility) = (BTreeMap::new(), Vec::new(), self.visibility);
@@ -153,7 +155,7 @@ impl Home {
     /// The first entries of the failure queue that may be touched.
     pub(super) fn entries(&self, state: &State, count: usize) -> Vec<(u64, QueueEntry)> {
         let entries = self.store.last().entries.into_iter();
-        entries.filter(|(_, entry)| !state.is_open(&entry.partition, entry.offset)).take(count).collect()
+        entries.filter(|(key, entry)| !state.is_open(*key, entry)).take(count).collect()
     }
 
     pub(super) fn clear(&mut self, entries: &[(u64, QueueEntry)]) {
@@ -242,6 +244,14 @@ impl Work {
         let ticket = self.take();
         self.inbox.send(Inbox::Note { ticket, frame, reply }).unwrap();
         answered
+    }
+
+    /// Asks for what is answered at once: everything sent before was looked at.
+    pub(super) fn looked(&self) {
+        let (reply, answered) = bounded(1);
+        let (verdict, reply) = (Verdict::Open, Some(reply));
+        self.inbox.send(Inbox::Decided { number: u64::MAX, partition: partition(0), verdict, reply }).unwrap();
+        answered.recv_timeout(PATIENCE).unwrap();
     }
 
     /// Asks for entries to be taken out of the failure queue.

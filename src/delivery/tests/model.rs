@@ -1,6 +1,7 @@
 //! What records become in these tests, and a store in memory.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -21,8 +22,9 @@ pub(super) fn wait_until(what: &str, condition: impl Fn() -> bool) {
 }
 
 /// A store in memory that remembers what it was after each change: a crash takes the last ones back.
+/// Counts the walks over its entries.
 #[derive(Debug, Default)]
-pub(super) struct MemStore(pub(super) Mutex<Vec<Kept>>);
+pub(super) struct MemStore(pub(super) Mutex<Vec<Kept>>, pub(super) AtomicU64);
 
 #[derive(Clone, Debug, Default)]
 pub(super) struct Kept {
@@ -63,6 +65,7 @@ impl Store for MemStore {
     }
 
     fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), StoreError> {
+        self.1.fetch_add(1, Ordering::SeqCst);
         for (key, entry) in self.last().entries.range(from..) {
             if each(*key, entry.clone()) == Walk::Stop {
                 break;

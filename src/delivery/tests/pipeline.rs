@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, bounded};
 use proptest::prelude::*;
 
 use super::home::{Home, Work};
-use super::model::{Fate, PATIENCE, fate, line, wait_until};
+use super::model::{Fate, Made, PATIENCE, fate, line, wait_until};
 use super::*;
 use crate::delivery::{CommitPoint, Error, Finish, Inbox};
 use crate::msource::journal;
@@ -277,6 +277,30 @@ fn a_note_and_a_barrier_wait_for_the_blocks_before_them() {
     assert_eq!((counts.in_flight, run.budget.used()), (0, 0));
     assert_eq!(counts.consumed, counts.written + counts.filtered[0] + counts.rejected.iter().sum::<u64>());
     home.kill(run);
+}
+
+#[test]
+fn new_entries_count_against_the_memory_bound_and_hold_further_blocks_until_they_are_saved() {
+    let home = home();
+    let mut run = start(&home);
+    let entries = |number| Made::records(number, 0, 20).rejects;
+    {
+        let _busy = home.store.0.lock().unwrap();
+        (0..PARTITIONS).for_each(|number| run.block(number, 20));
+        run.send(0);
+        run.looked();
+        let taken: Vec<_> = entries(0).into_iter().chain(entries(1)).collect();
+        assert_eq!(
+            run.gauges.counts().rejected.iter().sum::<u64>(),
+            taken.len() as u64,
+            "one checkpoint, and the next"
+        );
+        assert!(run.budget.used() > taken.iter().map(|rejected| rejected.entry.size()).sum());
+    }
+    barrier(&mut run, Finish::No);
+    assert_eq!((run.gauges.counts().in_flight, run.budget.used()), (0, 0));
+    home.kill(run);
+    check(&home);
 }
 
 #[test]

@@ -119,19 +119,25 @@ pub fn read(dir: &Path) -> io::Result<Contents> {
     Ok(contents)
 }
 
-/// Every valid frame of every kept segment, oldest first: what a lost store is rebuilt from.
-pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
-    let segments = segments(dir)?;
+/// Every valid frame with a number above `after` in the kept segments, oldest first: what a store that lost something is made
+/// whole from. Segments that have none are not read.
+pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Result<()> {
+    let mut segments = segments(dir)?;
     let mut ends = std::collections::BTreeMap::new();
     let mut dropped = Vec::new();
-    for &segment in &segments {
+    for (index, &segment) in segments.iter().enumerate().rev() {
         let bytes = fs::read(segment_path(dir, segment))?;
         let mut frames = Frames::new(segment, &bytes);
         if let Some(Frame::Header(Header { previous: Some((previous, end)), .. })) = frames.next() {
             ends.insert(previous, end);
         }
-        if let Some(Frame::Dropped { from, to }) = frames.nth(1) {
+        let image = frames.next();
+        if let Some(Frame::Dropped { from, to }) = frames.next() {
             dropped.push(from..=to);
+        }
+        if matches!(image, Some(Frame::Image(state)) if state.number <= after) {
+            segments.drain(..index);
+            break;
         }
     }
     let happened = |frame: &Frame| match frame {
@@ -146,7 +152,7 @@ pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
             if frames.position as u64 > end {
                 break;
             }
-            if happened(&frame) {
+            if frame.number().is_some_and(|number| number > after) && happened(&frame) {
                 each(frame);
             }
         }
@@ -156,12 +162,56 @@ pub fn history(dir: &Path, mut each: impl FnMut(Frame)) -> io::Result<()> {
 
 /// The number up to which the blocks are in no kept segment any more; `None` when that cannot be told.
 pub fn forgotten(dir: &Path) -> io::Result<Option<u64>> {
-    let Some(oldest) = segments(dir)?.first().copied() else { return Ok(None) };
-    let bytes = fs::read(segment_path(dir, oldest))?;
-    Ok(match Frames::new(oldest, &bytes).nth(1) {
+    segments(dir)?.first().map_or(Ok(None), |oldest| begins(dir, *oldest))
+}
+
+/// The number up to which everything is in the segments before this one; `None` when it does not say.
+fn begins(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
+    let bytes = fs::read(segment_path(dir, segment))?;
+    Ok(match Frames::new(segment, &bytes).nth(1) {
         Some(Frame::Image(state)) => Some(state.number),
         _ => None,
     })
+}
+
+/// How much is kept of what is not needed any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct History {
+    /// How long after a segment's last frame.
+    pub age: Duration,
+    /// How many bytes of segments.
+    pub bytes: u64,
+}
+
+/// The segments before this one that need not be kept, oldest first.
+fn expired(dir: &Path, before: u64, keep: History, now: SystemTime) -> io::Result<Vec<u64>> {
+    let mut older = segments(dir)?;
+    older.retain(|segment| *segment < before);
+    let (mut kept, mut bytes) = (0, 0);
+    for segment in older.iter().rev() {
+        let metadata = fs::metadata(segment_path(dir, *segment))?;
+        bytes += metadata.len();
+        if bytes > keep.bytes || now.duration_since(metadata.modified()?).is_ok_and(|age| age > keep.age) {
+            break;
+        }
+        kept += 1;
+    }
+    older.truncate(older.len() - kept);
+    Ok(older)
+}
+
+/// The segments that [`Journal::prune`] would remove, for a moment before there is a journal to go on with, which takes room:
+/// those of which a store has everything that has it up to `number`. That must be fsynced before they go.
+pub fn spare(dir: &Path, contents: &Contents, keep: History, number: u64) -> io::Result<Vec<PathBuf>> {
+    let Some((mut next, _)) = contents.end else { return Ok(Vec::new()) };
+    let mut old = expired(dir, next, keep, SystemTime::now())?;
+    while let Some(last) = old.last()
+        && begins(dir, next)?.is_none_or(|begins| begins > number)
+    {
+        next = *last;
+        old.pop();
+    }
+    Ok(old.into_iter().map(|segment| segment_path(dir, segment)).collect())
 }
 
 /// The fold that knows which frames are durable: the numbers of blocks and queue changes rise along the journal, so a
@@ -225,12 +275,11 @@ fn checksum(segment: u64, length: [u8; 4], body: &[u8]) -> u32 {
 }
 
 fn encode(segment: u64, frame: &Frame) -> io::Result<Vec<u8>> {
-    let body = postcard::to_stdvec(frame).map_err(io::Error::other)?;
-    let length = u32::try_from(body.len()).map_err(io::Error::other)?.to_le_bytes();
-    let mut bytes = Vec::with_capacity(PREFIX + body.len());
-    bytes.extend_from_slice(&length);
-    bytes.extend_from_slice(&checksum(segment, length, &body).to_le_bytes());
-    bytes.extend_from_slice(&body);
+    let mut bytes = postcard::to_extend(frame, vec![0; PREFIX]).map_err(io::Error::other)?;
+    let length = u32::try_from(bytes.len() - PREFIX).map_err(io::Error::other)?.to_le_bytes();
+    let crc = checksum(segment, length, &bytes[PREFIX..]).to_le_bytes();
+    bytes[..4].copy_from_slice(&length);
+    bytes[4..PREFIX].copy_from_slice(&crc);
     Ok(bytes)
 }
 
@@ -359,15 +408,10 @@ impl Journal {
         self.trim(ended)
     }
 
-    /// Removes segments that ended before `now - keep`. The store's own files must have been fsynced since they ended.
-    pub fn prune(&self, keep: Duration, now: SystemTime) -> io::Result<()> {
-        for segment in segments(&self.dir)?.into_iter().filter(|segment| *segment < self.segment) {
-            let path = segment_path(&self.dir, segment);
-            if now.duration_since(fs::metadata(&path)?.modified()?).is_ok_and(|age| age > keep) {
-                fs::remove_file(&path)?;
-            }
-        }
-        Ok(())
+    /// Removes older segments than are to be kept. The store's own files must have been fsynced since they ended.
+    pub fn prune(&self, keep: History, now: SystemTime) -> io::Result<()> {
+        let expired = expired(&self.dir, self.segment, keep, now)?;
+        expired.into_iter().try_for_each(|segment| fs::remove_file(segment_path(&self.dir, segment)))
     }
 }
 

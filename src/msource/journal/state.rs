@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{
-    Block, BlockSource, Frame, Mark, MoveCause, Position, QueueCause, QueueChange, Seal, SealedOffsets, SealedRange,
+    Block, BlockSource, Frame, Mark, MoveCause, Position, QueueCause, QueueChange, QueueEntry, Seal, SealedOffsets,
+    SealedRange,
 };
 use crate::config::{Compression, Visibility};
 use crate::msink::FileKey;
@@ -190,14 +191,26 @@ impl State {
         files.map(|file| file.lines).sum::<u64>() == growth.totals.written
     }
 
-    /// Whether what became of this offset may still be taken back: an entry of the failure queue from there is neither tried
-    /// again nor removed before that is decided.
-    pub fn is_open(&self, partition: &TopicPartition, offset: i64) -> bool {
-        let grows = |growth: &Growth| offset >= growth.from;
-        let state = self.partitions.get(partition);
-        let growth = state.and_then(|state| state.growth.as_ref());
-        let sealed = |(_, offsets): (_, &SealedOffsets)| grows(&offsets.growth) && offset < offsets.to.next;
-        growth.is_some_and(grows) || self.prepared(partition).any(sealed)
+    /// Whether this entry of the failure queue may still be taken back with what its partition has grown by: it is neither
+    /// tried again nor removed before that is decided.
+    pub fn is_open(&self, key: u64, entry: &QueueEntry) -> bool {
+        // The key too: another topic of the same name may have left entries of the same offsets.
+        let grows = |growth: &Growth| key >= growth.first_key && entry.offset >= growth.from;
+        let growth = self.partitions.get(&entry.partition).and_then(|state| state.growth.as_ref());
+        let sealed = |(_, offsets): (_, &SealedOffsets)| grows(&offsets.growth) && entry.offset < offsets.to.next;
+        growth.is_some_and(grows) || self.prepared(&entry.partition).any(sealed)
+    }
+
+    /// Each growth that is not decided: its partition, and where its entries may begin. While that is the same, an entry that is
+    /// open stays so.
+    pub fn open(&self) -> Vec<(TopicPartition, u64)> {
+        let growing =
+            self.partitions.iter().filter_map(|(partition, state)| Some((partition, state.growth.as_ref()?.first_key)));
+        let offsets = self.seals.values().flat_map(|seal| &seal.ranges).filter_map(|range| range.offsets.as_ref());
+        let prepared = offsets.map(|offsets| (&offsets.to.partition, offsets.growth.first_key));
+        let mut open: Vec<_> = growing.chain(prepared).map(|(partition, key)| (partition.clone(), key)).collect();
+        open.sort();
+        open
     }
 
     /// Takes one frame in. Frames that only concern the journal itself change nothing.

@@ -125,12 +125,15 @@ fn what_lies_behind_the_end_that_the_next_segment_names_is_void() {
     let path = segment_path(scratch.path(), 1);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..ends[1] as usize]).unwrap();
-    let (mut journal, _) = write(scratch.path(), &[block(2, 15)]);
+    let mut image = state();
+    image.apply(&block(1, 10));
+    let mut journal = Journal::begin(scratch.path(), &read(scratch.path()).unwrap(), &image).unwrap();
+    journal.append(&block(2, 15)).unwrap();
     fs::write(&path, &whole).unwrap();
     journal.append(&Frame::Checkpoint { number: 2 }).unwrap();
     assert_eq!(read(scratch.path()).unwrap().end.unwrap().0, 2);
     let mut blocks = Vec::new();
-    history(scratch.path(), |frame| blocks.extend(Some(frame).filter(|frame| matches!(frame, Frame::Block(_)))))
+    history(scratch.path(), 0, |frame| blocks.extend(Some(frame).filter(|frame| matches!(frame, Frame::Block(_)))))
         .unwrap();
     assert_eq!(blocks, [block(1, 10), block(2, 15)]);
 }
@@ -170,10 +173,54 @@ fn old_segments_are_pruned_and_the_current_one_never_is() {
     journal.turn(&state()).unwrap();
     journal.turn(&state()).unwrap();
     let later = SystemTime::now() + Duration::from_secs(100);
-    journal.prune(Duration::from_secs(200), later).unwrap();
+    let keep = |seconds| History { age: Duration::from_secs(seconds), bytes: u64::MAX };
+    journal.prune(keep(200), later).unwrap();
     assert_eq!(segments(scratch.path()).unwrap(), [1, 2, 3]);
-    journal.prune(Duration::from_secs(50), later).unwrap();
+    let bytes = fs::metadata(segment_path(scratch.path(), 2)).unwrap().len();
+    journal.prune(History { bytes, ..keep(200) }, later).unwrap();
+    assert_eq!(segments(scratch.path()).unwrap(), [2, 3], "no more than so many bytes beside the current one");
+    journal.prune(keep(50), later).unwrap();
     assert_eq!(segments(scratch.path()).unwrap(), [3]);
+}
+
+#[test]
+fn before_the_journal_begins_only_what_the_store_has_is_spare() {
+    let scratch = TempDir::new().unwrap();
+    let (mut journal, _) = write(scratch.path(), &[block(1, 10)]);
+    let mut image = state();
+    for number in 1..=2 {
+        image.apply(&block(number, 10));
+        journal.turn(&image).unwrap();
+    }
+    let contents = read(scratch.path()).unwrap();
+    let none = History { age: Duration::MAX, bytes: 0 };
+    for (number, spares) in [(0, 0), (1, 1), (2, 2), (9, 2)] {
+        assert_eq!(spare(scratch.path(), &contents, none, number).unwrap().len(), spares, "the store is at {number}");
+    }
+    assert!(spare(scratch.path(), &contents, History { bytes: u64::MAX, ..none }, 9).unwrap().is_empty());
+}
+
+#[test]
+fn what_is_above_a_number_is_read_whatever_segment_it_is_in() {
+    let scratch = TempDir::new().unwrap();
+    let (mut journal, mut image) = (write(scratch.path(), &[]).0, state());
+    for number in 1..=6 {
+        journal.append(&block(number, 10)).unwrap();
+        image.apply(&block(number, 10));
+        if number % 2 == 0 {
+            journal.turn(&image).unwrap();
+        }
+    }
+    for after in 0..=7 {
+        let mut numbers = Vec::new();
+        history(scratch.path(), after, |frame| numbers.extend(frame.number())).unwrap();
+        assert_eq!(numbers, (after + 1..=6).collect::<Vec<_>>());
+    }
+    // What the store has is not even looked at.
+    fs::write(segment_path(scratch.path(), 1), "damaged").unwrap();
+    let mut numbers = Vec::new();
+    history(scratch.path(), 3, |frame| numbers.extend(frame.number())).unwrap();
+    assert_eq!(numbers, [4, 5, 6]);
 }
 
 #[test]
@@ -376,4 +423,34 @@ proptest! {
         segment.extend(bytes);
         prop_assert!(Frames::new(1, &segment).count() <= segment.len());
     }
+}
+
+#[test]
+fn an_entry_is_open_while_its_own_growth_is_and_not_that_of_another_topic_of_the_name() {
+    let entry = |offset| QueueEntry {
+        partition: position(0, 0).partition,
+        topic_id: "id".into(),
+        offset,
+        timestamp: None,
+        key: None,
+        headers: Vec::new(),
+        value: Vec::new(),
+        reject: crate::record::Reject::new(crate::record::Reason::NoId, "none"),
+        attempts: 1,
+        first_failure: 0,
+        last_failure: 0,
+        recipe: "r".into(),
+    };
+    let mut state = State { visibility: Visibility::Sealed, next_key: 7, ..state() };
+    state.apply(&block(1, 10));
+    assert!(state.is_open(7, &entry(3)));
+    assert!(!state.is_open(6, &entry(3)), "it was there before: left by a topic that was deleted");
+    let open = state.open();
+    let growth = state.partitions[&position(0, 0).partition].growth.clone().unwrap();
+    let range = SealedRange { offsets: Some(SealedOffsets { growth, to: position(0, 10) }), files: Vec::new() };
+    state.apply(&Frame::Prepared(Box::new(Seal { number: 2, incarnation: 1, ranges: vec![range] })));
+    assert_eq!(state.open(), open, "prepared is not decided");
+    assert!(state.is_open(7, &entry(3)) && !state.is_open(7, &entry(10)) && !state.is_open(6, &entry(3)));
+    state.apply(&Frame::Published { number: 2, partition: Some(position(0, 0).partition) });
+    assert!(!state.is_open(7, &entry(3)) && state.open().is_empty());
 }

@@ -10,9 +10,14 @@
 //! can be read of a damaged store.
 //!
 //! **Format.** One tree: `state` holds the [`State`]; `q` and a key (u64, big-endian) hold a row: the entries of the failure
-//! queue from that key on, in order, all below the next row's. Each value is a version byte and postcard's encoding, of a row
-//! that of key and [`QueueEntry`] in turn. What costs sled time, memory and room is the number of values, not their size: one
-//! value for each entry made a million of them take gigabytes.
+//! queue from that key on, in order, all below the next row's. Each is a version byte and postcard's encoding, of a row that of
+//! key and [`QueueEntry`] in turn. A row that is longer than a value may be goes on in further values, under its key and their
+//! number (u32, big-endian, from 1).
+//!
+//! **Memory.** Each value costs sled time, memory and room: one for each entry made a million of them take gigabytes. So there
+//! are rows. And whatever its cache may have, sled looks for something to evict only at every 64th access to one of its
+//! cache's 256 parts: a walk, which accesses each page once, would leave 16,384 of them in memory. So values are short, and
+//! whoever reads or writes one accesses it some times more. What stays is a page or two of each part: some 30 MiB.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -95,8 +100,15 @@ pub enum Walk {
 const STATE: &[u8] = b"state";
 const VERSION: u8 = 3;
 
-/// A row of this length gets no further entry. sled keeps sixteen in a page, which it writes anew now and then.
-const ROW_BYTES: usize = 8 << 10;
+/// Behind every key of the queue.
+const QUEUE_END: &[u8] = b"r";
+
+/// A row of this length gets no further entry, and one that is longer goes on in another value. sled keeps sixteen values in
+/// a page, which it writes anew now and then.
+const VALUE_BYTES: usize = 8 << 10;
+
+/// How often a value is touched, so that a page of some eight gets the accesses after which sled evicts.
+const TOUCHES: usize = 8;
 
 /// Room that is left on the disk beyond a change: sled, which writes whole segments of half a megabyte and some of them at
 /// a time of its own, is damaged by a write that fails.
@@ -152,32 +164,79 @@ impl SledStore {
         if free >= wanted { Ok(()) } else { Err(StoreError::NoRoom { path: self.path.clone(), free, wanted }) }
     }
 
+    /// Has the part of sled's cache that a value belongs to look for something to evict.
+    fn touch(&self, key: &[u8]) -> Result<(), StoreError> {
+        (0..TOUCHES).try_for_each(|_| self.reading(|| self.db.contains_key(key)).map(drop))
+    }
+
     /// The last row that begins at this key or before it.
     fn row_before(&self, key: u64) -> Result<Option<Row>, StoreError> {
-        let found = self.reading(|| self.db.range(queue_key(0)..=queue_key(key)).next_back().transpose())?;
-        found.map(|(key, value)| self.row(&key, &value)).transpose()
+        let end = key.checked_add(1).map_or(QUEUE_END.to_vec(), |behind| value_key(behind, 0));
+        let found = self.reading(|| self.db.range(value_key(0, 0)..end).next_back().transpose())?;
+        let Some((last, _)) = found else { return Ok(None) };
+        let mut row = None;
+        self.rows(self.place(&last)?.0, &mut |found| {
+            row = Some(found);
+            Walk::Stop
+        })?;
+        Ok(row)
+    }
+
+    /// The rows that begin at this key or behind it, in order, until `each` says to stop.
+    fn rows(&self, from: u64, each: &mut dyn FnMut(Row) -> Walk) -> Result<(), StoreError> {
+        let mut values = self.db.range(value_key(from, 0)..QUEUE_END.to_vec());
+        let mut next = || self.reading(|| values.next().transpose());
+        let mut ahead = next()?;
+        while let Some((key, first)) = ahead {
+            self.touch(&key)?;
+            let (start, 0) = self.place(&key)? else { return Err(self.damaged("a row has no beginning")) };
+            let (mut whole, mut parts) = (Vec::new(), 1);
+            ahead = next()?;
+            while let Some((key, part)) = &ahead {
+                if self.place(key)? != (start, parts) {
+                    break;
+                }
+                self.touch(key)?;
+                if parts == 1 {
+                    whole.extend_from_slice(&first);
+                }
+                whole.extend_from_slice(part);
+                parts += 1;
+                ahead = next()?;
+            }
+            let entries = self.row_entries(if parts == 1 { &first } else { &whole })?;
+            if each(Row { start, parts, entries }) == Walk::Stop {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Where the first row behind this key begins.
     fn next_row(&self, key: u64) -> Result<Option<u64>, StoreError> {
-        let found = self.reading(|| self.db.range(queue_key(key)..=queue_key(u64::MAX)).next().transpose())?;
-        found.map(|(key, _)| self.row_key(&key)).transpose()
+        let found = self.reading(|| self.db.range(value_key(key, 0)..QUEUE_END.to_vec()).next().transpose())?;
+        found.map(|(key, _)| Ok(self.place(&key)?.0)).transpose()
     }
 
-    fn row_key(&self, key: &[u8]) -> Result<u64, StoreError> {
-        let number = key.strip_prefix(b"q").and_then(|number| number.try_into().ok());
-        number.map(u64::from_be_bytes).ok_or_else(|| self.damaged("a key of the failure queue is none"))
+    /// The row that a value belongs to, and which part of it that is.
+    fn place(&self, key: &[u8]) -> Result<(u64, u32), StoreError> {
+        let split = key.strip_prefix(b"q").and_then(<[u8]>::split_first_chunk);
+        let place = split.and_then(|(start, part)| match part {
+            [] => Some((u64::from_be_bytes(*start), 0)),
+            part => Some((u64::from_be_bytes(*start), u32::from_be_bytes(part.try_into().ok()?))),
+        });
+        place.ok_or_else(|| self.damaged("a key of the failure queue is none"))
     }
 
-    fn row(&self, key: &[u8], value: &[u8]) -> Result<Row, StoreError> {
-        let mut row = Row { start: self.row_key(key)?, entries: Vec::new() };
+    fn row_entries(&self, value: &[u8]) -> Result<Vec<(u64, QueueEntry)>, StoreError> {
+        let mut entries = Vec::new();
         let mut rest = self.body(value)?;
         while !rest.is_empty() {
             let (entry, behind) = postcard::take_from_bytes(rest).map_err(|error| self.damaged(error))?;
-            row.entries.push(entry);
+            entries.push(entry);
             rest = behind;
         }
-        Ok(row)
+        Ok(entries)
     }
 
     /// Adds the rows that a change touches, as they are after it.
@@ -197,25 +256,25 @@ impl SledStore {
                     };
                 }
                 if entries.is_empty() {
-                    to.batch.remove(&queue_key(row.start));
+                    to.put_row(row.start, row.parts, &[]);
                     continue;
                 }
                 let left = entries.iter().try_fold(vec![VERSION], |row, entry| self.append(row, &entry))?;
-                to.put(&queue_key(row.start), left);
+                to.put_row(row.start, row.parts, &left);
             } else {
                 // New ones, up to where the next row begins.
                 let end = self.next_row(first)?;
                 let mut row: Option<(u64, Vec<u8>)> = None;
                 while let Some((key, entry)) = changes.next_if(|(key, _)| end.is_none_or(|end| *key < end)) {
                     let Some(entry) = entry else { continue };
-                    if let Some((start, full)) = row.take_if(|(_, bytes)| bytes.len() >= ROW_BYTES) {
-                        to.put(&queue_key(start), full);
+                    if let Some((start, full)) = row.take_if(|(_, bytes)| bytes.len() >= VALUE_BYTES) {
+                        to.put_row(start, 0, &full);
                     }
                     let (start, bytes) = row.take().unwrap_or_else(|| (key, vec![VERSION]));
                     row = Some((start, self.append(bytes, &(key, entry))?));
                 }
                 if let Some((start, bytes)) = row {
-                    to.put(&queue_key(start), bytes);
+                    to.put_row(start, 0, &bytes);
                 }
             }
         }
@@ -247,6 +306,8 @@ impl SledStore {
 /// See the format.
 struct Row {
     start: u64,
+    /// How many values it is.
+    parts: u32,
     entries: Vec<(u64, QueueEntry)>,
 }
 
@@ -255,12 +316,24 @@ struct Row {
 struct Values {
     batch: sled::Batch,
     bytes: u64,
+    keys: Vec<Vec<u8>>,
 }
 
 impl Values {
-    fn put(&mut self, key: &[u8], value: Vec<u8>) {
+    fn put(&mut self, key: &[u8], value: &[u8]) {
         self.bytes += value.len() as u64;
+        self.keys.push(key.to_vec());
         self.batch.insert(key, value);
+    }
+
+    /// Puts a row in place of one of so many values; one without bytes goes.
+    fn put_row(&mut self, start: u64, parts: u32, row: &[u8]) {
+        let mut part = 0;
+        for value in row.chunks(VALUE_BYTES) {
+            self.put(&value_key(start, part), value);
+            part += 1;
+        }
+        (part..parts).for_each(|part| self.batch.remove(value_key(start, part)));
     }
 }
 
@@ -293,10 +366,14 @@ fn is_lock(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock || error.to_string().contains("could not acquire lock")
 }
 
-fn queue_key(key: u64) -> [u8; 9] {
-    let mut bytes = [b'q'; 9];
-    bytes[1..].copy_from_slice(&key.to_be_bytes());
-    bytes
+/// The key of a value: which row it belongs to, and which part of it that is.
+fn value_key(start: u64, part: u32) -> Vec<u8> {
+    let mut key = b"q".to_vec();
+    key.extend(start.to_be_bytes());
+    if part > 0 {
+        key.extend(part.to_be_bytes());
+    }
+    key
 }
 
 impl Store for SledStore {
@@ -308,9 +385,10 @@ impl Store for SledStore {
     fn apply(&self, change: &StoreChange) -> Result<(), StoreError> {
         let mut values = Values::default();
         self.add_rows(change, &mut values)?;
-        values.put(STATE, self.append(vec![VERSION], &change.state)?);
+        values.put(STATE, &self.append(vec![VERSION], &change.state)?);
         self.check_room(values.bytes)?;
-        self.db.apply_batch(values.batch).map_err(|error| self.error(error))
+        self.db.apply_batch(values.batch).map_err(|error| self.error(error))?;
+        values.keys.iter().try_for_each(|key| self.touch(key))
     }
 
     fn entry(&self, key: u64) -> Result<Option<QueueEntry>, StoreError> {
@@ -320,15 +398,10 @@ impl Store for SledStore {
 
     fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), StoreError> {
         let start = self.row_before(from)?.map_or(from, |row| row.start);
-        let mut rows = self.db.range(queue_key(start)..=queue_key(u64::MAX));
-        while let Some((key, value)) = self.reading(|| rows.next().transpose())? {
-            for (key, entry) in self.row(&key, &value)?.entries {
-                if key >= from && each(key, entry) == Walk::Stop {
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
+        self.rows(start, &mut |row| {
+            let mut entries = row.entries.into_iter().filter(|(key, _)| *key >= from);
+            if entries.all(|(key, entry)| each(key, entry) == Walk::On) { Walk::On } else { Walk::Stop }
+        })
     }
 
     fn sync(&self) -> Result<(), StoreError> {

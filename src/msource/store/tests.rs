@@ -45,7 +45,7 @@ type Change = (Vec<u64>, Vec<(u64, usize)>);
 
 fn changes() -> impl Strategy<Value = Vec<Change>> {
     let keys = prop_oneof![0_u64..400, (0_u64..400).prop_map(|key| u64::MAX - key)];
-    let sizes = prop_oneof![4 => 0_usize..1000, 1 => 5_000_usize..20_000];
+    let sizes = prop_oneof![4 => 0_usize..1000, 1 => 5_000_usize..40_000];
     let new = (0_u64..400, 1_u64..60).prop_map(|(from, count)| (from..from + count).collect::<Vec<_>>());
     let insert = prop_oneof![
         proptest::collection::vec((keys.clone(), sizes), 0..20),

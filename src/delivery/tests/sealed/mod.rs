@@ -6,6 +6,7 @@
 //! failure queue, and above it there is none; manifests tile.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crossbeam_channel::{bounded, unbounded};
 use proptest::prelude::*;
@@ -238,4 +239,25 @@ fn blocks_are_written_on_while_what_is_to_be_published_is_synced() {
     assert_eq!(world.group.at(0).committed.as_ref().map(|found| found.offset), Some(30), "it is published with it");
     drop(store);
     world.check();
+}
+
+#[test]
+fn a_queue_above_its_bound_is_looked_through_once_until_an_entry_may_be_dropped() {
+    let mut world = World::new();
+    world.homes[0].queue_bound = Some(0);
+    world.start(0);
+    world.block(0, 0, 20);
+    world.settled(0);
+    let work = &world.run(0).work;
+    (0..2).for_each(|_| work.looked());
+    let store = Arc::clone(&world.homes[0].store);
+    let walks = store.1.load(Ordering::SeqCst);
+    let work = &world.run(0).work;
+    (0..100).for_each(|_| work.looked());
+    assert_eq!(store.1.load(Ordering::SeqCst), walks);
+    let answered = world.run(0).work.checkpoint(Finish::Hidden(vec![partition(0)]));
+    assert!(world.wait(0, &answered, u32::MAX).is_some());
+    let gauges = Arc::clone(&world.run(0).work.gauges);
+    wait_until("they are dropped", || gauges.durable().state.totals.queue_records == 0);
+    assert!(gauges.durable().state.totals.dropped > 0);
 }
