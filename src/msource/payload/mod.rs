@@ -98,6 +98,7 @@ pub fn claimed_size(payload: Payload, limit: usize, value: &[u8]) -> u64 {
 }
 
 /// The codec of a value; `None` for a plain one.
+#[inline]
 fn codec_of(payload: Payload, value: &[u8]) -> Option<Codec> {
     match payload {
         // No codec makes nothing of something: what is empty was never compressed.
