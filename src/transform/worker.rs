@@ -120,14 +120,7 @@ impl Worker {
             Records::Kafka(messages) => {
                 let Source::Partition { to, .. } = &source else { unreachable!("records of Kafka have a partition") };
                 let mut one = One { worker: self, bound: &mut bound, engine: &engine, output: &mut output };
-                for (index, message) in messages.iter().enumerate() {
-                    // They lie all over the memory, and were written on another core.
-                    if let Some(later) = messages.get(index + 8) {
-                        later.prefetch();
-                    }
-                    if let Some(next) = messages.get(index + 2) {
-                        next.prefetch_value();
-                    }
+                for message in &messages {
                     let origin = Origin {
                         partition: &to.partition,
                         topic_id: &to.topic_id,

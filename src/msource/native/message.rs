@@ -31,19 +31,6 @@ impl Message {
         unsafe { &*self.0 }
     }
 
-    /// Asks the processor to fetch what [`Self::value`] and the other fields are read from.
-    #[inline]
-    pub fn prefetch(&self) {
-        prefetch(self.0.cast(), 2);
-    }
-
-    /// Asks the processor to fetch the beginning of the value; by then the fields should be there. What comes behind it
-    /// the processor foresees by itself.
-    #[inline]
-    pub fn prefetch_value(&self) {
-        prefetch(self.raw().payload.cast(), 4);
-    }
-
     /// The error in place of a record, if this is one.
     pub fn error(&self) -> Option<KafkaError> {
         let raw = self.raw();
@@ -145,19 +132,6 @@ impl Drop for Message {
         // SAFETY: ours, and the last use.
         unsafe { rd::rd_kafka_message_destroy(self.0) }
     }
-}
-
-/// A hint for so many lines of the cache from `from` on, which need not even be an address.
-#[inline]
-fn prefetch(from: *const u8, lines: usize) {
-    #[cfg(target_arch = "x86_64")]
-    for line in 0..lines {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a hint reads nothing that the program sees and cannot fail, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(from.wrapping_add(64 * line).cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = (from, lines);
 }
 
 /// librdkafka tells the end in the text alone.

@@ -1,4 +1,4 @@
-//! The thin safe layer over librdkafka's C interface: the only module of the source with `unsafe` in it.
+//! The thin safe layer over librdkafka's C interface: all of the project's C is behind it.
 //!
 //! Why not `rdkafka`'s own consumers: they hand out one record a call through an event object each, and cannot answer a
 //! rebalance at a moment of our choosing. Here records come in batches whose payloads are read in place
