@@ -63,21 +63,22 @@ impl Delivery {
         }
         let claimed = Arc::clone(&self.claimed);
         let claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut removed, mut all_open) = (Vec::new(), true);
+        let (mut removed, mut some_open, mut all_open) = (Vec::new(), false, true);
         self.checkpointer.store.entries(0, &mut |key, entry| {
             if excess == 0 || key >= *claimed || removed.len() >= DROP_MAX {
                 all_open = false;
                 return Walk::Stop;
             }
             if self.state.is_open(key, &entry) {
+                some_open = true;
                 return Walk::On;
             }
             excess = excess.saturating_sub(entry.size());
             removed.push((key, entry.size()));
             Walk::On
         })?;
-        // To find that out again for each message would take all the time there is.
-        self.all_open = (all_open && removed.is_empty()).then_some(open);
+        // To find that out again for each message would take all the time there is. The next checkpoint may bring others.
+        self.all_open = (some_open && all_open && removed.is_empty()).then_some(open);
         if removed.is_empty() {
             return Ok(());
         }

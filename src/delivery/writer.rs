@@ -190,6 +190,7 @@ impl Delivery {
                 let Finished { number, took, held } = finished?;
                 tracing::debug!(number, ?took, "checkpoint");
                 self.in_checkpoint = false;
+                self.all_open = None;
                 self.budget.give_back(held);
                 self.answers.drain(..).for_each(|reply| answer(&reply));
                 if self.next_answers.is_empty() {
