@@ -147,7 +147,7 @@ impl Ready {
         let mut opened = home::open(&places, opening, history)?;
         keep(&desk.engine(), &places.recipes)?;
         let mut change = home::behind(&opened);
-        if opened.lies == Lies::InPlace {
+        if opening == Opening::First && opened.lies == Lies::InPlace {
             refuse_bare_dir(&config.sink.dir, &opened.contents)?;
         }
         let dir = event_dir(config, opening)?;

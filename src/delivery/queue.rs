@@ -63,13 +63,14 @@ impl Delivery {
         }
         let claimed = Arc::clone(&self.claimed);
         let claimed = claimed.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut removed, mut all_open) = (Vec::new(), true);
+        let (mut removed, mut found, mut stopped) = (Vec::new(), false, false);
         self.checkpointer.store.entries(0, &mut |key, entry| {
             if excess == 0 || key >= *claimed || removed.len() >= DROP_MAX {
-                all_open = false;
+                stopped = true;
                 return Walk::Stop;
             }
             if self.state.is_open(key, &entry) {
+                found = true;
                 return Walk::On;
             }
             excess = excess.saturating_sub(entry.size());
@@ -77,7 +78,7 @@ impl Delivery {
             Walk::On
         })?;
         // To find that out again for each message would take all the time there is.
-        self.all_open = (all_open && removed.is_empty()).then_some(open);
+        self.all_open = (found && !stopped && removed.is_empty()).then_some(open);
         if removed.is_empty() {
             return Ok(());
         }

@@ -242,7 +242,7 @@ fn many_unfinished_files_are_recovered_with_the_usual_limit_of_open_files() {
     let topic = Topic::create("manyfiles", 1);
     let mut home = Home::new(&topic);
     home.set("sink.file", "{log_name}.{seq}.log").set("sink.rotate.idle", "30m");
-    let produced: Vec<_> = (0..1100).map(|n| named(n)).collect();
+    let produced: Vec<_> = (0..1100).map(named).collect();
     topic.produce(Codec::None, &produced);
     let service = limited(&home, 1024);
     wait_until("all written", 3 * SOON, || {
