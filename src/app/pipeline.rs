@@ -24,7 +24,7 @@ use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
-use crate::msource::journal::{Contents, Frame, History, Journal, State};
+use crate::msource::journal::{Contents, History, Journal, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
 use crate::msource::store::Store;
@@ -147,7 +147,7 @@ impl Ready {
         let mut opened = home::open(&places, opening, history)?;
         keep(&desk.engine(), &places.recipes)?;
         let mut change = home::behind(&opened);
-        if opened.lies == Lies::InPlace {
+        if opening == Opening::First && opened.lies == Lies::InPlace {
             refuse_bare_dir(&config.sink.dir, &opened.contents)?;
         }
         let dir = event_dir(config, opening)?;
@@ -207,14 +207,12 @@ fn history(config: &Config) -> History {
     History { age: config.store.history, bytes: config.store.history_bytes }
 }
 
-/// Waits for the event directory where a crash left files in it and there is nothing at all: it is a mount that is missing,
-/// and every torn line would count as written in a file that somebody removed.
+/// Waits for the event directory where a crash left live files in it and there is nothing at all: it is a mount that is
+/// missing, and every torn line would count as written in a file that somebody removed. What is hidden is read again then.
 fn refuse_bare_dir(dir: &Path, contents: &Contents) -> Result<(), Broken> {
-    let unfinished = contents
-        .state
-        .as_ref()
-        .is_some_and(|state| state.files.values().any(|file| file.inode != 0) || !state.seals.is_empty())
-        || contents.tail.iter().any(|frame| matches!(frame, Frame::Made { .. }));
+    let mut state = contents.state.clone().unwrap_or_default();
+    contents.tail.iter().for_each(|frame| state.apply(frame));
+    let unfinished = state.files.values().any(|file| file.visibility == Visibility::Live && file.inode != 0);
     let bare = match fs::read_dir(dir) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == io::ErrorKind::NotFound,

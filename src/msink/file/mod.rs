@@ -9,7 +9,7 @@
 //! that have unsynced lines with [`FileSink::take_dirty`].
 //!
 //! **Hidden files** (`sealed`) have a dot before their name until they are published. They are not finished one by one: all of a
-//! partition are taken out together ([`hidden`]).
+//! partition are taken out together (`hidden`).
 //!
 //! **Rotation** of live files is judged by [`FileSink::rotate_due`], which a timer calls: size, age, idle, a changed name.
 
