@@ -7,7 +7,8 @@ use mtga::control::State;
 use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
-use crate::harness::own_broker::batches;
+use crate::harness::own_broker::{Batch, batches};
+use crate::harness::payload::Wrapping;
 use crate::harness::process::Service;
 use crate::harness::proxy::{FETCH, OFFSET_COMMIT};
 use crate::harness::tail::Tail;
@@ -362,11 +363,7 @@ fn memory_for_a_backlog(topic: &Topic, produced: &[Record], memory: &str) -> u64
     home.set("kafka.brokers", proxy.address()).set("memory", memory);
     let service = home.foreground();
     home.wait_for(State::Waiting);
-    let used = |field: &str| {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).expect("the service runs");
-        let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
-    };
+    let used = |field| memory_of(&service, field);
     let before = used("VmRSS:");
     proxy.heal();
     home.wait_done(produced);
@@ -375,6 +372,13 @@ fn memory_for_a_backlog(topic: &Topic, produced: &[Record], memory: &str) -> u64
     service.terminate();
     eprintln!("{memory}: {} MiB before, {} MiB at most", before >> 20, peak >> 20);
     peak - before
+}
+
+/// A field of the service's memory, bytes.
+fn memory_of(service: &Service, field: &str) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).expect("the service runs");
+    let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }
 
 /// What the process has besides records: what the store, the allocator and librdkafka's threads take under load.
@@ -398,6 +402,24 @@ fn a_backlog_of_large_records_stays_within_the_memory_bound() {
 #[test]
 fn a_backlog_of_many_partitions_stays_within_the_memory_bound() {
     assert_a_backlog_stays_within_the_memory_bound(64, 6144, 16 << 10);
+}
+
+#[test]
+fn values_that_become_ten_thousand_times_as_large_stay_within_the_memory_bound() {
+    let topic = Topic::create("bombs", 1);
+    let wrap = |record: Record| Record { value: record.value.map(|value| Wrapping::Zstd.wrap(&value)), ..record };
+    let records: Vec<_> = (0..80).map(|n| wrap(padded(n, 1, 7 << 20))).collect();
+    topic.produce(Codec::None, &records);
+    let mut home = Home::new(&topic);
+    home.set("memory", "32MiB");
+    let service = home.foreground();
+    wait_until("all are written", 3 * SOON, || {
+        let status = home.try_status()?;
+        holds(status.counts.written + status.counts.rejected.iter().sum::<u64>() == 80, status)
+    });
+    let peak = memory_of(&service, "VmHWM:") >> 20;
+    assert!(peak < 200, "{peak} MiB with a bound of 32 MiB");
+    service.terminate();
 }
 
 /// A sound record of this size.
@@ -466,21 +488,27 @@ fn a_log_cut_off_and_grown_past_the_stored_offset_is_followed_from_there() {
     assert_a_truncated_log_is_noticed(Mode::All, 2000);
 }
 
-#[test]
-fn a_batch_that_is_damaged_on_the_disk_is_a_gap_of_its_range() {
-    let broker = OwnBroker::new("");
-    let topic = Topic::on(broker.address(), "damaged", 1, &[]);
+/// Fills a topic of one partition, and damages one of its batches on the broker's disk.
+fn filled_and_damaged(broker: &OwnBroker, topic: &Topic) -> (Vec<Record>, Batch) {
     let mut produced = Vec::new();
     for [first, next] in [[0, 500], [500, 537], [537, 1500]] {
         produced.extend(topic.fill(Codec::None, Mix::Clean, first, next - first));
     }
     broker.stop();
-    let segment = broker.log(&topic, 0).join("00000000000000000000.log");
+    let segment = broker.log(topic, 0).join("00000000000000000000.log");
     let mut bytes = std::fs::read(&segment).expect("a segment");
     let batch = batches(&bytes).into_iter().find(|batch| batch.first >= 500).expect("such a batch");
     bytes[batch.position + batch.length / 2] ^= 1;
     std::fs::write(&segment, bytes).expect("the segment");
     broker.start();
+    (produced, batch)
+}
+
+#[test]
+fn a_batch_that_is_damaged_on_the_disk_is_a_gap_of_its_range() {
+    let broker = OwnBroker::new("");
+    let topic = Topic::on(broker.address(), "damaged", 1, &[]);
+    let (produced, batch) = filled_and_damaged(&broker, &topic);
     let home = home(&topic, Mode::All);
     let service = home.foreground();
     let kept = [&produced[..batch.first as usize], &produced[batch.next as usize..]].concat();
@@ -497,17 +525,7 @@ fn what_is_hidden_before_a_damaged_batch_is_read_again_when_the_session_ends_bef
     use rdkafka::consumer::Consumer as _;
     let broker = OwnBroker::new("");
     let topic = Topic::on(broker.address(), "damagedlost", 1, &[]);
-    let mut produced = Vec::new();
-    for [first, next] in [[0, 500], [500, 537], [537, 1500]] {
-        produced.extend(topic.fill(Codec::None, Mix::Clean, first, next - first));
-    }
-    broker.stop();
-    let segment = broker.log(&topic, 0).join("00000000000000000000.log");
-    let mut bytes = std::fs::read(&segment).expect("a segment");
-    let batch = batches(&bytes).into_iter().find(|batch| batch.first >= 500).expect("such a batch");
-    bytes[batch.position + batch.length / 2] ^= 1;
-    std::fs::write(&segment, bytes).expect("the segment");
-    broker.start();
+    let (produced, batch) = filled_and_damaged(&broker, &topic);
     let mut home = home(&topic, Mode::All);
     home.set("kafka.assignment", "group")
         .set("kafka.librdkafka", json!({"session.timeout.ms": "3000", "heartbeat.interval.ms": "300"}));

@@ -43,9 +43,6 @@ mod power;
 /// The failure queue and its commands.
 #[cfg(test)]
 mod queue;
-/// Two misfortunes at once.
-#[cfg(test)]
-mod review;
 /// Hidden files: published when complete and committed, through kills at every step.
 #[cfg(test)]
 mod sealed;

@@ -509,7 +509,7 @@ unsafe extern "C" fn on_commit(
 /// Besides passing lines on, learns by which id each topic is fetched.
 ///
 /// When a topic was deleted and another one of its name made, librdkafka goes on at the old offset in the new topic and
-/// tells nobody (it has a FIXME there), but it logs the new id just before it uses it, on the thread that would use it.
+/// tells nobody, but it logs the new id just before it uses it, on the thread that would use it.
 unsafe extern "C" fn on_log(rk: *const rd::rd_kafka_t, level: c_int, facility: *const c_char, line: *const c_char) {
     // SAFETY: both are strings that live during the callback.
     let (facility, line) = unsafe { (text(facility), text(line)) };
