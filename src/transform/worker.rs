@@ -422,6 +422,19 @@ mod tests {
     }
 
     #[test]
+    fn records_are_copied_only_until_a_file_of_their_name_was_made() {
+        let mut worker = Worker::new(crossbeam_channel::never());
+        let (engine, other) = (engine(Compression::None), engine(Compression::None));
+        let copies = |done: &DoneBlock| done.pieces.iter().map(|piece| piece.rejects.len()).collect::<Vec<_>>();
+        let first = worker.run(block(&engine));
+        assert_eq!(copies(&first), [20, 20, 20]);
+        first.pieces[1].made.set();
+        assert_eq!(copies(&worker.run(block(&engine))), [20, 0, 20]);
+        let other = Arc::new(Engine { fingerprint: "other".into(), ..Arc::into_inner(other).unwrap() });
+        assert_eq!(copies(&worker.run(block(&other))), [20, 20, 20], "another recipe may give other names");
+    }
+
+    #[test]
     fn each_piece_is_compressed_for_itself_and_the_checksum_is_of_what_lies_in_the_file() {
         let mut worker = Worker::new(crossbeam_channel::never());
         let plain = worker.run(block(&engine(Compression::None))).pieces;
