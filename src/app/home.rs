@@ -47,6 +47,8 @@ pub(super) struct Opened {
     pub(super) checked: Checked,
     pub(super) contents: Contents,
     pub(super) lies: Lies,
+    /// Whether the journal can tell what is in the store.
+    pub(super) is_told: bool,
 }
 
 /// Whether the home was in use by this process before.
@@ -170,7 +172,8 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
     rebuild::catch_up(places, &mut checked, &state)?;
     let lies = rebuild::recognise(places, &mut state, damage)?;
     contents.state = Some(state);
-    Ok(Opened { checked, contents, lies })
+    let is_told = checked.is_told && damage == Damage::None;
+    Ok(Opened { checked, contents, lies, is_told })
 }
 
 /// Removes old segments of the journal before anything needs room: what they hold may be what fills the disk.

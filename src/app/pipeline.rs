@@ -24,10 +24,10 @@ use crate::fault::point;
 use crate::msink::dir::EventDir;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
-use crate::msource::journal::{Contents, History, Journal, State};
+use crate::msource::journal::{Contents, History, Journal, Queue, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
-use crate::msource::store::Store;
+use crate::msource::store::{self, Store};
 use crate::msource::tracker::Tracker;
 use crate::settings::Settings;
 use crate::transform::recipe::{Engine, Recipe};
@@ -187,9 +187,15 @@ impl Ready {
         let store = opened.checked.store;
         store.apply(&change)?;
         point("start.applied");
-        // Old segments are what a lost store is rebuilt from: they go when the store has everything for good.
+        // Old segments are what a lost store is rebuilt from: they go when the store has everything, and a copy of the queue too.
         store.sync()?;
-        journal.prune(history, SystemTime::now()).map_err(|error| {
+        let queue = Queue {
+            number: state.number,
+            bytes: state.totals.queue_bytes,
+            entries: &|each| store::give_entries(&store, each),
+        };
+        let copied = if opened.is_told { Ok(true) } else { journal.copy(&queue) };
+        copied.and_then(|_| journal.prune(history, SystemTime::now(), &queue)).map_err(|error| {
             Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
         })?;
         // Not when it begins again: a reload may have kept a recipe just now that is not in force yet.

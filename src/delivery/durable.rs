@@ -11,8 +11,8 @@ use super::checkpoint::Job;
 use super::writer::{Delivery, answer};
 use super::{Error, Finish};
 use crate::msink::file::{FileSink, Ledger, Now, RotateReason, SyncFailed};
-use crate::msource::journal::{FileIntent, Frame, Journal, State};
-use crate::msource::store::StoreChange;
+use crate::msource::journal::{Each, FileIntent, Frame, Journal, Queue, State};
+use crate::msource::store::{self, StoreChange};
 
 impl Delivery {
     pub(super) fn serve_barriers(&mut self) -> Result<(), Error> {
@@ -103,9 +103,9 @@ impl Delivery {
         self.checkpoint_now()?;
         self.checkpointer.store.sync()?;
         let failed = |error| Error::Journal(self.checkpointer.journal_dir.clone(), error);
-        let mut journal = self.journal();
         // Before it, since it takes room.
-        journal.prune(self.history, SystemTime::now()).map_err(failed)?;
+        self.prune_journal().map_err(failed)?;
+        let mut journal = self.journal();
         match journal.turn(&self.state) {
             // It goes on beyond its reserved room, and is tried again after the next checkpoint.
             Err(error) if error.kind() == io::ErrorKind::StorageFull => {
@@ -114,6 +114,16 @@ impl Delivery {
             }
             turned => turned.map_err(failed),
         }
+    }
+
+    /// Removes old segments of the journal. No checkpoint may be under way, and the store was synced when they ended.
+    pub(super) fn prune_journal(&self) -> io::Result<()> {
+        let (number, bytes) = {
+            let state = &self.gauges.durable().state;
+            (state.number, state.totals.queue_bytes)
+        };
+        let entries = &|each: &mut Each<'_>| store::give_entries(&*self.checkpointer.store, each);
+        self.journal().prune(self.history, SystemTime::now(), &Queue { number, bytes, entries })
     }
 
     pub(super) fn journal(&self) -> MutexGuard<'_, Journal> {

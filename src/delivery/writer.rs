@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 
@@ -235,10 +235,9 @@ impl Delivery {
         if self.dirty && !is_next && now >= self.last_checkpoint + self.interval {
             self.checkpoint()?;
         }
-        if now >= self.last_prune + PRUNE_INTERVAL {
+        if now >= self.last_prune + PRUNE_INTERVAL && !self.in_checkpoint {
             self.last_prune = now;
-            // The store was synced when they ended.
-            if let Err(error) = self.journal().prune(self.history, SystemTime::now()) {
+            if let Err(error) = self.prune_journal() {
                 tracing::warn!(%error, "cannot remove old segments of the journal");
             }
         }

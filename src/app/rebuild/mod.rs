@@ -80,18 +80,25 @@ pub(super) struct Checked {
     pub(super) store: SledStore,
     pub(super) state: Option<State>,
     pub(super) queued: Queued,
+    /// Whether the journal can tell the same.
+    pub(super) is_told: bool,
 }
 
-/// Opens the store and reads all of it, so that damage shows.
-fn check(path: &Path, patience: Duration) -> Result<Checked, StoreError> {
+/// Opens the store and reads all of it, so that damage shows: it has what its state says, and nothing that was in the journal
+/// up to `forgotten` is missing.
+fn check(path: &Path, patience: Duration, forgotten: u64) -> Result<Checked, StoreError> {
     let store = SledStore::open(path, patience)?;
     let state = store.state()?;
     let queued = Queued::count(&store)?;
     let expected = state.as_ref().map(Queued::of).unwrap_or_default();
-    if queued == expected {
-        return Ok(Checked { store, state, queued });
-    }
-    let text = format!("it has {} entries of the failure queue, and should have {}", queued.records, expected.records);
+    let number = state.as_ref().map_or(0, |state| state.number);
+    let text = if queued != expected {
+        format!("it has {} entries of the failure queue, and should have {}", queued.records, expected.records)
+    } else if number < forgotten {
+        format!("it is as it was at block {number}, and the journal begins at {forgotten}")
+    } else {
+        return Ok(Checked { store, state, queued, is_told: true });
+    };
     Err(StoreError::Damaged(path.to_owned(), text))
 }
 
@@ -101,7 +108,8 @@ pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) 
     if present(places)? == fresh {
         put_in_place(&fresh, &places.sled)?;
     }
-    let why = match check(&places.sled, patience) {
+    let forgotten = journal::forgotten(&places.journal).map_err(|error| cannot_read(places, &error))?.unwrap_or(0);
+    let why = match check(&places.sled, patience, forgotten) {
         Err(StoreError::Damaged(_, why)) => why,
         // At a start, another process has it.
         Err(error @ StoreError::Locked(_)) if opening == Opening::First => return Err(failed(chain(&error)).into()),
@@ -109,13 +117,13 @@ pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) 
     };
     tracing::error!(why, "the store is damaged: rebuilding it from the journal and from what can be read of it");
     remove_all(&fresh).map_err(|error| Broken::disk(format_args!("cannot remove {}", fresh.display()), &error))?;
-    let readable = rebuild(places, &fresh)?;
+    let from = rebuild(places, &fresh)?;
     let aside = set_aside(&places.sled, now_millis() / 1000).map_err(|error| {
         Broken::disk(format_args!("cannot set the damaged store {} aside", places.sled.display()), &error)
     })?;
     crate::fault::point("store_aside");
     put_in_place(&fresh, &places.sled)?;
-    tracing::warn!(aside = %aside.display(), readable, "the store is rebuilt; the damaged one was set aside");
+    tracing::warn!(aside = %aside.display(), ?from, "the store is rebuilt; the damaged one was set aside");
     match forget_old(&places.sled, KEPT_DAMAGED) {
         Ok(gone) if gone.is_empty() => {}
         Ok(gone) => tracing::warn!(?gone, kept = KEPT_DAMAGED, "removed the oldest damaged stores"),
@@ -124,7 +132,7 @@ pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) 
     let store = SledStore::open(&places.sled, patience)?;
     let state = store.state()?;
     let queued = Queued::count(&store)?;
-    Ok(Checked { store, state, queued })
+    Ok(Checked { store, state, queued, is_told: from == Told::Journal })
 }
 
 /// Where the store is: under its name, or, when a rebuild was killed after it was whole and before it had that, beside it.
@@ -150,17 +158,34 @@ fn put_in_place(fresh: &Path, path: &Path) -> Result<(), Broken> {
     })
 }
 
-/// Makes a new store of what the damaged one and the kept segments of the journal have; returns how many entries could be
-/// read of the damaged one.
-fn rebuild(places: &Places, fresh: &Path) -> Result<u64, Broken> {
+/// What a store was rebuilt from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// The journal, which had everything.
+    Journal,
+    /// What the journal still had, and so many entries that could be read of the damaged store.
+    Both {
+        /// Their number.
+        readable: u64,
+    },
+}
+
+/// Makes a new store of what the journal knows, and of what can be read of the damaged one where that is not all.
+fn rebuild(places: &Places, fresh: &Path) -> Result<Told, Broken> {
     let contents = read_journal(places)?;
     let store = SledStore::open(fresh, Duration::ZERO)?;
     let mut writer =
         Writer { store: &store, state: contents.state.clone().unwrap_or_default(), changes: BTreeMap::new(), bytes: 0 };
+    let told = journal::told_from(&places.journal, writer.state.number);
+    let mut told = told.map_err(|error| cannot_read(places, &error))?;
     let mut readable = 0;
     let salvaged = salvage(&places.sled, |found| {
         match found {
-            Found::State(Some(state)) if state.number > last_number(&contents) => writer.state = state,
+            Found::State(Some(state)) if state.number > last_number(&contents) => {
+                writer.state = state;
+                told = None;
+            }
+            Found::State(_) if told.is_some() => return Ok(Walk::Stop),
             Found::State(_) => {}
             // What the journal has no word of any more is read from Kafka again.
             Found::Entry(key, _) if key >= writer.state.next_key => {}
@@ -169,15 +194,25 @@ fn rebuild(places: &Places, fresh: &Path) -> Result<u64, Broken> {
                 writer.put(key, Some(entry))?;
             }
         }
-        Ok(())
+        Ok(Walk::On)
     });
     salvaged?;
-    writer.replay(places, 0)?;
+    let from = told.unwrap_or(0);
+    let mut outcome = Ok(());
+    let read = journal::copied(&places.journal, from, &mut |key, entry| {
+        if outcome.is_ok() {
+            outcome = writer.put(key, Some(entry));
+        }
+        Ok(())
+    });
+    read.map_err(|error| cannot_read(places, &error))?;
+    outcome?;
+    writer.replay(places, from)?;
     if contents.state.is_some() || writer.state.number > 0 {
         writer.flush()?;
     }
     store.sync()?;
-    Ok(readable)
+    Ok(if told.is_some() { Told::Journal } else { Told::Both { readable } })
 }
 
 /// Puts entries into a store, some at a time.

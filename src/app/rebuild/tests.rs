@@ -8,7 +8,8 @@ use tempfile::TempDir;
 use super::*;
 use crate::app::home;
 use crate::msource::TopicPartition;
-use crate::msource::journal::{Block, History, Journal, Position, QueueCause, QueueChange};
+use crate::msource::journal::{Block, Each, History, Journal, Position, Queue, QueueCause, QueueChange};
+use crate::msource::store::give_entries;
 use crate::record::{Reason, Reject};
 
 /// Number of the last checkpoint that the store has.
@@ -305,6 +306,30 @@ fn without_old_segments_what_can_be_read_of_the_store_is_kept_and_the_rest_count
         },
     );
     assert!(kept > 0, "some damage takes nothing");
+}
+
+#[test]
+fn without_old_segments_a_copy_of_the_queue_tells_the_same() {
+    let scratch = TempDir::new().unwrap();
+    let whole = scratch.path().join("whole");
+    let places = world(&whole, 290);
+    let store = SledStore::open(&places.sled, Duration::from_secs(20)).unwrap();
+    let journal = Journal::begin(&scratch.path().join("other"), &Contents::default(), &State::default()).unwrap();
+    let (number, bytes, entries) = (SAVED, 0, &|each: &mut Each<'_>| give_entries(&store, each));
+    journal.copy(&Queue { number, bytes, entries }).unwrap();
+    let name = format!("{SAVED:020}.queue");
+    fs::rename(scratch.path().join("other").join(&name), places.journal.join(&name)).unwrap();
+    drop(store);
+    each_damage(&whole, |places| &places.sled, |places, what| assert_is(&reopen(places), LAST, what));
+    let root = scratch.path().join("older");
+    copy(&whole, &root);
+    let older = super::tests::places(&root);
+    fs::remove_dir_all(&older.sled).unwrap();
+    let (state, entries) = model(100);
+    let store = SledStore::open(&older.sled, Duration::ZERO).unwrap();
+    store.apply(&StoreChange { state, insert: entries.into_iter().collect(), remove: Vec::new() }).unwrap();
+    drop(store);
+    assert_is(&reopen(&older), LAST, "the store is as it was long ago");
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! was appended after it may be missing from some frame on, never from the middle: reading stops at the first bad frame.
 //!
 //! **Not here.** What the frames mean for files and for Kafka is the business of the `delivery` module; the fold into a
-//! [`State`] is all that is known of it here. The entries of the failure queue are kept by the store.
+//! [`State`] is all that is known of it here. The entries of the failure queue are looked up in the store; what the journal
+//! itself knows of them is in its frames and in a copy of its own, see [`copy`].
 //!
 //! **Format.** A directory of segments named by their number in twenty digits, `.log`. Each is a sequence of frames:
 //! length of the body (u32), CRC-32C (u32) of segment number, length and body, body; little-endian; the body is a
@@ -27,15 +28,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use serde::Serialize;
+
 use crate::config::Visibility;
 use crate::durable::create_dirs;
 use crate::fault::point;
 
+mod copy;
 mod frame;
 mod state;
 #[cfg(test)]
 mod tests;
 
+pub use copy::{Each, Queue};
 pub use frame::{
     Block, BlockSource, FileIntent, Frame, Header, Mark, MoveCause, Piece, Position, QueueCause, QueueChange,
     QueueEntry, Seal, SealedFile, SealedOffsets, SealedRange,
@@ -120,8 +125,8 @@ pub fn read(dir: &Path) -> io::Result<Contents> {
 }
 
 /// Every valid frame with a number above `after` in the kept segments, oldest first: what a store that lost something is made
-/// whole from. Segments that have none are not read.
-pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Result<()> {
+/// whole from. Segments that have none are not read. Returns whether that is everything that happened.
+pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Result<bool> {
     let mut segments = segments(dir)?;
     let mut ends = std::collections::BTreeMap::new();
     let mut dropped = Vec::new();
@@ -144,6 +149,7 @@ pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Resul
         Frame::Block(block) => !dropped.iter().any(|range| range.contains(&block.number)),
         _ => true,
     };
+    let (mut reached, mut whole) = (after, true);
     for segment in segments {
         let bytes = fs::read(segment_path(dir, segment))?;
         let mut frames = Frames::new(segment, &bytes);
@@ -152,12 +158,29 @@ pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Resul
             if frames.position as u64 > end {
                 break;
             }
+            if let Frame::Image(state) = &frame {
+                whole &= state.number <= reached;
+            }
+            reached = reached.max(frame.number().unwrap_or(0));
             if frame.number().is_some_and(|number| number > after) && happened(&frame) {
                 each(frame);
             }
         }
     }
-    Ok(())
+    Ok(whole)
+}
+
+/// The number from which the journal alone tells what became of the failure queue up to `upto`: what [`copied`] gives, and
+/// the [`history`] above it. `None` when something of it is missing.
+pub fn told_from(dir: &Path, upto: u64) -> io::Result<Option<u64>> {
+    let from = copy::newest(dir)?;
+    let told = from <= upto && copied(dir, from, &mut |_, _| Ok(()))? && history(dir, from, |_| ())?;
+    Ok(told.then_some(from))
+}
+
+/// Gives the entries that the failure queue had at such a number; whether that was all of them.
+pub fn copied(dir: &Path, number: u64, each: &mut Each<'_>) -> io::Result<bool> {
+    copy::read(dir, number, each)
 }
 
 /// The number up to which the blocks are in no kept segment any more; `None` when that cannot be told.
@@ -201,17 +224,26 @@ fn expired(dir: &Path, before: u64, keep: History, now: SystemTime) -> io::Resul
 }
 
 /// The segments that [`Journal::prune`] would remove, for a moment before there is a journal to go on with, which takes room:
-/// those of which a store has everything that has it up to `number`. That must be fsynced before they go.
+/// those of which a store has everything that has it up to `number`, and the copy of the queue too. The store must be fsynced
+/// before they go.
 pub fn spare(dir: &Path, contents: &Contents, keep: History, number: u64) -> io::Result<Vec<PathBuf>> {
-    let Some((mut next, _)) = contents.end else { return Ok(Vec::new()) };
+    let Some((next, _)) = contents.end else { return Ok(Vec::new()) };
     let mut old = expired(dir, next, keep, SystemTime::now())?;
-    while let Some(last) = old.last()
-        && begins(dir, next)?.is_none_or(|begins| begins > number)
-    {
-        next = *last;
-        old.pop();
-    }
+    retain_covered(dir, &mut old, number.min(copy::newest(dir)?))?;
     Ok(old.into_iter().map(|segment| segment_path(dir, segment)).collect())
+}
+
+/// Leaves those of the oldest segments that have nothing above a number.
+fn retain_covered(dir: &Path, old: &mut Vec<u64>, number: u64) -> io::Result<()> {
+    let all = segments(dir)?;
+    while let Some(last) = old.last() {
+        let next = all.iter().find(|segment| *segment > last);
+        match next {
+            Some(next) if begins(dir, *next)?.is_some_and(|begins| begins <= number) => break,
+            _ => old.pop(),
+        };
+    }
+    Ok(())
 }
 
 /// The fold that knows which frames are durable: the numbers of blocks and queue changes rise along the journal, so a
@@ -274,7 +306,7 @@ fn checksum(segment: u64, length: [u8; 4], body: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c_append(crc, &length), body)
 }
 
-fn encode(segment: u64, frame: &Frame) -> io::Result<Vec<u8>> {
+fn encode(segment: u64, frame: &impl Serialize) -> io::Result<Vec<u8>> {
     let mut bytes = postcard::to_extend(frame, vec![0; PREFIX]).map_err(io::Error::other)?;
     let length = u32::try_from(bytes.len() - PREFIX).map_err(io::Error::other)?.to_le_bytes();
     let crc = checksum(segment, length, &bytes[PREFIX..]).to_le_bytes();
@@ -288,6 +320,11 @@ fn segment_path(dir: &Path, segment: u64) -> PathBuf {
 }
 
 fn segments(dir: &Path) -> io::Result<Vec<u64>> {
+    numbers(dir, ".log")
+}
+
+/// The numbers of the files with such an extension, in order.
+fn numbers(dir: &Path, extension: &str) -> io::Result<Vec<u64>> {
     let mut numbers = Vec::new();
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(numbers),
@@ -296,8 +333,8 @@ fn segments(dir: &Path) -> io::Result<Vec<u64>> {
     for entry in entries {
         let name = entry?.file_name();
         if let Some(number) =
-            name.to_str().and_then(|name| name.strip_suffix(".log")).and_then(|name| name.parse().ok())
-            && *name == *segment_path(Path::new(""), number)
+            name.to_str().and_then(|name| name.strip_suffix(extension)).and_then(|name| name.parse().ok())
+            && *name == *format!("{number:020}{extension}")
         {
             numbers.push(number);
         }
@@ -331,6 +368,8 @@ impl Journal {
         let dropped = contents.tail.iter().rfind(|frame| matches!(frame, Frame::Dropped { .. }));
         let mut first = vec![Frame::Image(Box::new(image.clone()))];
         first.extend(dropped.cloned());
+        // Its numbers are used again: what was lost was no more than the end.
+        copy::remove(dir, |number| number > image.number)?;
         let journal = Self::segment(dir, contents.last_segment + 1, contents.end, &first)?;
         journal.trim(contents.end)?;
         Ok(journal)
@@ -408,10 +447,31 @@ impl Journal {
         self.trim(ended)
     }
 
-    /// Removes older segments than are to be kept. The store's own files must have been fsynced since they ended.
-    pub fn prune(&self, keep: History, now: SystemTime) -> io::Result<()> {
-        let expired = expired(&self.dir, self.segment, keep, now)?;
-        expired.into_iter().try_for_each(|segment| fs::remove_file(segment_path(&self.dir, segment)))
+    /// Removes older segments than are to be kept. Those that nothing else tells the entries of are copied first, once there are
+    /// as many bytes of them as the queue has, or stay while there is no room for that. The store's own files must have been
+    /// fsynced since they ended, and nothing may change in it meanwhile.
+    pub fn prune(&self, keep: History, now: SystemTime, queue: &Queue<'_>) -> io::Result<()> {
+        let old = expired(&self.dir, self.segment, keep, now)?;
+        let mut covered = old.clone();
+        retain_covered(&self.dir, &mut covered, copy::newest(&self.dir)?)?;
+        if covered.len() < old.len() {
+            let bytes = old.iter().map(|segment| Ok(fs::metadata(segment_path(&self.dir, *segment))?.len()));
+            if bytes.sum::<io::Result<u64>>()? >= queue.bytes && self.copy(queue)? {
+                covered = old;
+            }
+        }
+        covered.into_iter().try_for_each(|segment| fs::remove_file(segment_path(&self.dir, segment)))
+    }
+
+    /// Copies the queue, as it is; `false` when there is no room.
+    pub fn copy(&self, queue: &Queue<'_>) -> io::Result<bool> {
+        match copy::write(&self.dir, queue) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+                tracing::warn!(%error, bytes = queue.bytes, "no room for a copy of the failure queue: old segments of the journal stay");
+                Ok(false)
+            }
+            copied => copied.map(|()| true),
+        }
     }
 }
 

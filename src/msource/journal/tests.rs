@@ -166,6 +166,11 @@ fn a_turn_that_was_cut_short_leaves_the_segment_before_it() {
     assert_eq!((contents.state, contents.tail), (Some(image), Vec::new()));
 }
 
+/// A queue without entries, which nothing hinders from being copied.
+fn empty(number: u64) -> Queue<'static> {
+    Queue { number, bytes: 0, entries: &|_| Ok(()) }
+}
+
 #[test]
 fn old_segments_are_pruned_and_the_current_one_never_is() {
     let scratch = TempDir::new().unwrap();
@@ -174,17 +179,19 @@ fn old_segments_are_pruned_and_the_current_one_never_is() {
     journal.turn(&state()).unwrap();
     let later = SystemTime::now() + Duration::from_secs(100);
     let keep = |seconds| History { age: Duration::from_secs(seconds), bytes: u64::MAX };
-    journal.prune(keep(200), later).unwrap();
+    journal.prune(keep(200), later, &empty(0)).unwrap();
     assert_eq!(segments(scratch.path()).unwrap(), [1, 2, 3]);
     let bytes = fs::metadata(segment_path(scratch.path(), 2)).unwrap().len();
-    journal.prune(History { bytes, ..keep(200) }, later).unwrap();
+    journal.prune(History { bytes, ..keep(200) }, later, &empty(0)).unwrap();
     assert_eq!(segments(scratch.path()).unwrap(), [2, 3], "no more than so many bytes beside the current one");
-    journal.prune(keep(50), later).unwrap();
+    journal.prune(keep(50), later, &empty(0)).unwrap();
     assert_eq!(segments(scratch.path()).unwrap(), [3]);
 }
 
+const NONE: History = History { age: Duration::MAX, bytes: 0 };
+
 #[test]
-fn before_the_journal_begins_only_what_the_store_has_is_spare() {
+fn before_the_journal_begins_only_what_the_store_and_a_copy_have_is_spare() {
     let scratch = TempDir::new().unwrap();
     let (mut journal, _) = write(scratch.path(), &[block(1, 10)]);
     let mut image = state();
@@ -193,11 +200,119 @@ fn before_the_journal_begins_only_what_the_store_has_is_spare() {
         journal.turn(&image).unwrap();
     }
     let contents = read(scratch.path()).unwrap();
-    let none = History { age: Duration::MAX, bytes: 0 };
-    for (number, spares) in [(0, 0), (1, 1), (2, 2), (9, 2)] {
-        assert_eq!(spare(scratch.path(), &contents, none, number).unwrap().len(), spares, "the store is at {number}");
+    let spares = |number| spare(scratch.path(), &contents, NONE, number).unwrap().len();
+    assert_eq!(spares(9), 0, "there is no copy");
+    for copied in 1..=3 {
+        journal.copy(&empty(copied)).unwrap();
+        for number in [0, 1, 2, 9] {
+            assert_eq!(spares(number), number.min(copied).min(2) as usize, "copied {copied}, the store is at {number}");
+        }
     }
-    assert!(spare(scratch.path(), &contents, History { bytes: u64::MAX, ..none }, 9).unwrap().is_empty());
+    assert!(spare(scratch.path(), &contents, History { bytes: u64::MAX, ..NONE }, 9).unwrap().is_empty());
+}
+
+fn entry_of(key: u64) -> QueueEntry {
+    QueueEntry { offset: key as i64, value: vec![key as u8; 100], ..entry() }
+}
+
+/// The entries of a copy; `None` when it is not whole.
+fn copied_keys(dir: &Path, number: u64) -> Option<Vec<u64>> {
+    let mut keys = Vec::new();
+    let whole = copied(dir, number, &mut |key, found| {
+        assert_eq!(found, entry_of(key));
+        keys.push(key);
+        Ok(())
+    });
+    whole.unwrap().then_some(keys)
+}
+
+#[test]
+fn segments_with_entries_of_the_queue_go_when_it_is_copied_which_waits_until_there_are_as_many_bytes() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path();
+    let (mut journal, _) = write(dir, &[block(1, 10)]);
+    let mut image = state();
+    image.apply(&block(1, 10));
+    journal.turn(&image).unwrap();
+    let bytes = fs::metadata(segment_path(dir, 1)).unwrap().len();
+    let count = std::cell::Cell::new(0);
+    let entries = |each: &mut Each<'_>| {
+        count.set(count.get() + 1);
+        (0..50).try_for_each(|key| each(key, entry_of(key)))
+    };
+    let queue = |bytes| Queue { number: 1, bytes, entries: &entries };
+    journal.prune(NONE, SystemTime::now(), &queue(bytes + 1)).unwrap();
+    assert_eq!((segments(dir).unwrap(), count.get()), (vec![1, 2], 0), "the queue is larger than what would go");
+    assert_eq!(told_from(dir, 1).unwrap(), Some(0), "the segments tell everything");
+    journal.prune(NONE, SystemTime::now(), &queue(bytes)).unwrap();
+    assert_eq!((segments(dir).unwrap(), count.get()), (vec![2], 1));
+    assert_eq!(copied_keys(dir, 1), Some((0..50).collect()));
+    assert_eq!(told_from(dir, 1).unwrap(), Some(1));
+    journal.turn(&image).unwrap();
+    journal.prune(NONE, SystemTime::now(), &queue(u64::MAX)).unwrap();
+    assert_eq!((segments(dir).unwrap(), count.get()), (vec![3], 1), "the copy has what was in it already");
+}
+
+#[test]
+fn a_copy_that_is_torn_or_damaged_anywhere_is_none() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path();
+    let (journal, _) = write(dir, &[]);
+    journal
+        .copy(&Queue { number: 0, bytes: 0, entries: &|each| (0..25).try_for_each(|key| each(key, entry_of(key))) })
+        .unwrap();
+    let path = dir.join(format!("{:020}.queue", 0));
+    let whole = fs::read(&path).unwrap();
+    assert_eq!(copied_keys(dir, 0), Some((0..25).collect()));
+    for at in 0..whole.len() {
+        fs::write(&path, &whole[..at]).unwrap();
+        assert_eq!(copied_keys(dir, 0), None, "cut at {at}");
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x10;
+        fs::write(&path, flipped).unwrap();
+        assert!(!copied(dir, 0, &mut |_, _| Ok(())).unwrap(), "flipped at {at}");
+    }
+}
+
+#[test]
+fn a_copy_that_cannot_be_written_leaves_the_one_before_it() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path();
+    let (journal, _) = write(dir, &[]);
+    let full = |each: &mut Each<'_>| {
+        each(1, entry_of(1))?;
+        Err(io::ErrorKind::StorageFull.into())
+    };
+    assert!(journal.copy(&Queue { number: 1, bytes: 0, entries: &|each| each(7, entry_of(7)) }).unwrap());
+    assert!(!journal.copy(&Queue { number: 2, bytes: 0, entries: &full }).unwrap());
+    assert_eq!(copy::newest(dir).unwrap(), 1);
+    assert_eq!(copied_keys(dir, 1), Some(vec![7]));
+    assert!(!dir.join("queue.new").try_exists().unwrap());
+}
+
+#[test]
+fn a_journal_that_lost_a_part_does_not_tell_everything() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path();
+    let (mut journal, mut image) = (write(dir, &[]).0, state());
+    for number in 1..=3 {
+        journal.append(&block(number, 10)).unwrap();
+        image.apply(&block(number, 10));
+        journal.turn(&image).unwrap();
+    }
+    assert_eq!(told_from(dir, 3).unwrap(), Some(0));
+    assert_eq!(segments(dir).unwrap(), [1, 2, 3, 4]);
+    let second = fs::read(segment_path(dir, 2)).unwrap();
+    fs::remove_file(segment_path(dir, 2)).unwrap();
+    assert_eq!(told_from(dir, 3).unwrap(), None, "one is missing");
+    fs::write(segment_path(dir, 2), &second[..second.len() - 1]).unwrap();
+    assert_eq!(told_from(dir, 3).unwrap(), None, "the end of one is missing");
+    journal.copy(&empty(2)).unwrap();
+    assert_eq!(told_from(dir, 3).unwrap(), Some(2), "it was before the copy");
+    assert_eq!(told_from(dir, 1).unwrap(), None, "the copy is of later");
+    // The state fell back: what the copy says of later numbers is not what they will be.
+    drop(Journal::begin(dir, &read(dir).unwrap(), &State { number: 1, ..state() }).unwrap());
+    assert_eq!(copy::newest(dir).unwrap(), 0);
 }
 
 #[test]

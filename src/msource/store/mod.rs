@@ -2,9 +2,10 @@
 //!
 //! **Promise.** [`Store::apply`] takes the state, the new entries and the removed ones over together or not at all.
 //!
-//! **Not promised.** sled 0.34 alone does not survive a power cut: its flush writes pages but neither the length of the
-//! file nor the disk's cache. The journal is what makes progress durable; what the store lost is brought back from it,
-//! and a store that cannot be opened is set aside and rebuilt. That is why it stays behind this narrow trait.
+//! **Not promised.** sled 0.34 does not survive a power cut: its flush writes pages but neither the length of the file nor the
+//! disk's cache, and what was synced is moved, overwritten and cut off before what comes in its place is durable. The journal
+//! is what makes progress durable; what the store lost is brought back from it, and a store that cannot be opened is set aside
+//! and rebuilt. That is why it stays behind this narrow trait.
 //!
 //! **Damage.** sled is known to answer it with panics: reading turns them into [`StoreError::Damaged`]. [`salvage`] reads what
 //! can be read of a damaged store.
@@ -28,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::journal::{QueueEntry, State};
+use super::journal::{Each, QueueEntry, State};
 
 mod salvage;
 #[cfg(test)]
@@ -86,6 +87,17 @@ pub trait Store: Send + Sync {
     fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), StoreError>;
     /// Makes everything applied so far durable, as far as the disk can.
     fn sync(&self) -> Result<(), StoreError>;
+}
+
+/// Gives every entry of the failure queue to someone who may fail.
+pub fn give_entries(store: &dyn Store, each: &mut Each<'_>) -> io::Result<()> {
+    let mut outcome = Ok(());
+    let walked = store.entries(0, &mut |key, entry| {
+        outcome = each(key, entry);
+        if outcome.is_ok() { Walk::On } else { Walk::Stop }
+    });
+    walked.map_err(io::Error::other)?;
+    outcome
 }
 
 /// Whether a walk over the entries goes on.

@@ -25,9 +25,9 @@ const SALVAGE_PATIENCE: Duration = Duration::from_secs(20);
 /// Failures after which no more is looked for.
 const SALVAGE_FAILURES: u32 = 1000;
 
-/// Reads what can be read of a damaged store. sled may panic or hang over it, so it works on a thread of its own, which is
+/// Reads what can be read of a damaged store, until `each` says to stop. sled may panic or hang over it, so it works on a thread of its own, which is
 /// left alone when it gives nothing any more.
-pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<(), StoreError>) -> Result<(), StoreError> {
+pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<Walk, StoreError>) -> Result<(), StoreError> {
     let (found, finds) = bounded(1000);
     let path = path.to_owned();
     let read = move || {
@@ -41,9 +41,9 @@ pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<(), StoreError
     };
     let spawned = thread::Builder::new().name("salvage".into()).spawn(read);
     spawned.map_err(|error| StoreError::Io(PathBuf::from("a thread"), error))?;
-    while let Ok(found) = finds.recv_timeout(SALVAGE_PATIENCE) {
-        each(found)?;
-    }
+    while let Ok(found) = finds.recv_timeout(SALVAGE_PATIENCE)
+        && each(found)? == Walk::On
+    {}
     Ok(())
 }
 

@@ -1,0 +1,126 @@
+//! The copy of the failure queue: what lets old segments go although the queue still has entries of theirs.
+//!
+//! **Promise.** A copy and the frames above its number tell every entry, so that the store is but an index of what the journal
+//! knows, and may be lost. A copy is there whole or not at all.
+//!
+//! **Format.** A file beside the segments, `.queue`, named as they are by the number of the last block or change in it. Its
+//! frames are framed like a segment's, with that number for the segment's; the body is a list of keys and entries, in
+//! order, and an empty one is the end.
+//!
+//! **Failure.** One that cannot be read to its end is none. One that could not be written leaves the one before it.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use super::{FRAME_MAX, PREFIX, QueueEntry, checksum, encode, numbers, point};
+
+const EXTENSION: &str = ".queue";
+
+/// A frame of so many bytes of entries gets no more.
+const FRAME_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 256 << 10 };
+
+/// What is done with each entry.
+pub type Each<'a> = dyn FnMut(u64, QueueEntry) -> io::Result<()> + 'a;
+
+/// The failure queue as a store has it.
+pub struct Queue<'a> {
+    /// Of the last block or change in it.
+    pub number: u64,
+    /// The sizes of its entries, bytes.
+    pub bytes: u64,
+    /// Gives every entry, in order.
+    pub entries: &'a dyn Fn(&mut Each<'_>) -> io::Result<()>,
+}
+
+impl fmt::Debug for Queue<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("number", &self.number).field("bytes", &self.bytes).finish_non_exhaustive()
+    }
+}
+
+fn path_of(dir: &Path, number: u64) -> PathBuf {
+    dir.join(format!("{number:020}{EXTENSION}"))
+}
+
+/// The number of the newest copy; 0 when there is none, since an empty queue needs none.
+pub(super) fn newest(dir: &Path) -> io::Result<u64> {
+    Ok(numbers(dir, EXTENSION)?.last().copied().unwrap_or(0))
+}
+
+/// Makes a copy durable, and removes those before it.
+pub(super) fn write(dir: &Path, queue: &Queue<'_>) -> io::Result<()> {
+    let fresh = dir.join("queue.new");
+    let written = write_file(&fresh, queue);
+    point("copy.written");
+    if let Err(error) = written.and_then(|()| fs::rename(&fresh, path_of(dir, queue.number))) {
+        drop(fs::remove_file(&fresh));
+        return Err(error);
+    }
+    File::open(dir)?.sync_all()?;
+    point("copy.named");
+    remove(dir, |number| number != queue.number)
+}
+
+/// Removes the copies of some numbers.
+pub(super) fn remove(dir: &Path, which: impl Fn(u64) -> bool) -> io::Result<()> {
+    let mut gone = numbers(dir, EXTENSION)?;
+    gone.retain(|number| which(*number));
+    gone.into_iter().try_for_each(|number| fs::remove_file(path_of(dir, number)))
+}
+
+fn write_file(path: &Path, queue: &Queue<'_>) -> io::Result<()> {
+    let file = File::options().write(true).create(true).truncate(true).mode(0o640).open(path)?;
+    let mut file = BufWriter::with_capacity(1 << 20, file);
+    let (mut some, mut bytes) = (Vec::new(), 0);
+    (queue.entries)(&mut |key, entry| {
+        bytes += entry.size();
+        some.push((key, entry));
+        if bytes >= FRAME_BYTES {
+            bytes = 0;
+            file.write_all(&encode(queue.number, &std::mem::take(&mut some))?)?;
+        }
+        Ok(())
+    })?;
+    if !some.is_empty() {
+        file.write_all(&encode(queue.number, &std::mem::take(&mut some))?)?;
+    }
+    file.write_all(&encode(queue.number, &some)?)?;
+    file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
+}
+
+/// Gives the entries of a copy. Whether it was whole; there is none of number 0, and that is whole.
+pub(super) fn read(dir: &Path, number: u64, each: &mut Each<'_>) -> io::Result<bool> {
+    let file = match File::open(path_of(dir, number)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(number == 0),
+        file => file?,
+    };
+    let mut file = BufReader::with_capacity(1 << 20, file);
+    loop {
+        match read_frame(&mut file, number)? {
+            None => return Ok(false),
+            Some(some) if some.is_empty() => return Ok(true),
+            Some(some) => some.into_iter().try_for_each(|(key, entry)| each(key, entry))?,
+        }
+    }
+}
+
+/// The next frame; `None` when it is bad.
+fn read_frame(file: &mut impl Read, number: u64) -> io::Result<Option<Vec<(u64, QueueEntry)>>> {
+    let mut prefix = [0; PREFIX];
+    let mut body = Vec::new();
+    let whole = file.read_exact(&mut prefix).and_then(|()| {
+        let size = u32::from_le_bytes([prefix[0], prefix[1], prefix[2], prefix[3]]) as usize;
+        let read = file.take(size.min(FRAME_MAX) as u64).read_to_end(&mut body)?;
+        if read == size { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
+    });
+    match whole {
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        whole => whole?,
+    }
+    let [a, b, c, d, crc @ ..] = prefix;
+    let good = checksum(number, [a, b, c, d], &body) == u32::from_le_bytes(crc);
+    Ok(if good { postcard::from_bytes(&body).ok() } else { None })
+}
