@@ -12,8 +12,9 @@ use std::time::Instant;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::slot::{Fetch, Slot};
 use super::watchdog::Old;
-use super::{Consumer, Error, Fetch, REQUEST_TIMEOUT, RETRY, Slot};
+use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::msource::TopicPartition;
