@@ -137,9 +137,10 @@ impl Consumer {
         let offsets = offsets.unwrap_or_else(|error| vec![Err(error); gone.len()]);
         let is_taken = |partition: &TopicPartition, group: Option<&GroupOffset>| {
             let base = state.partitions.get(partition).and_then(|here| here.mark.as_ref());
-            state.prepared(partition).next().is_some_and(|(mark, range)| {
-                judge(&mark, (range.growth.from, base), group, Held::ByUs) == Verdict::Committed
-            })
+            state
+                .prepared(partition)
+                .next()
+                .is_some_and(|(mark, range)| judge(&mark, range, base, group, Held::ByUs) == Verdict::Committed)
         };
         let mut rest = Vec::new();
         for (partition, group) in gone.into_iter().zip(offsets) {
