@@ -135,7 +135,7 @@ pub fn judge(
     // Looked for first: who was there where the range begins may be there again, and starts are pinned with the same number.
     if found.mark == *prepared || found.previous.contains(prepared) {
         Verdict::Committed
-    } else if is_of_other_topic(&found, &range.to.topic_id) {
+    } else if differ(&found.topic_id, &range.to.topic_id) {
         Verdict::Undecided
     } else if ours(&found.mark) || Some(&found.mark) == base {
         unchanged
@@ -154,16 +154,16 @@ fn names(found: &Owner, of: &Mark) -> bool {
     is_of(&found.mark) || found.previous.iter().any(is_of)
 }
 
-/// Whether a text is about another topic of this name, as far as both ids are known.
-fn is_of_other_topic(found: &Owner, topic_id: &str) -> bool {
-    !found.topic_id.is_empty() && !topic_id.is_empty() && found.topic_id != topic_id
+/// Whether two ids are those of two topics of the same name, as far as both are known.
+fn differ(one: &str, other: &str) -> bool {
+    !one.is_empty() && !other.is_empty() && one != other
 }
 
 /// Whether what a partition has grown by may go on: nobody has committed since where it began.
 pub fn may_grow(partition: &PartitionState, growth: &Growth, group: Option<&GroupOffset>) -> bool {
     let Some(group) = group else { return false };
     let found = group.metadata.parse::<Owner>().ok();
-    let is_same = found.as_ref().is_none_or(|owner| !is_of_other_topic(owner, &partition.topic_id));
+    let is_same = found.as_ref().is_none_or(|owner| !differ(&owner.topic_id, &partition.topic_id));
     is_same && group.offset == growth.from && found.map(|owner| owner.mark) == partition.mark
 }
 
@@ -225,7 +225,7 @@ pub fn settle(
     let goes_on = hides && state.is_whole(partition, growth) && may_grow(here, growth, group);
     // While it is not ours, nobody may have read it again yet; and nobody can if the topic is no more, which the brokers tell.
     let may_wait = |group: &GroupOffset| {
-        let of_other = |owner: Owner| is_of_other_topic(&owner, &here.topic_id);
+        let of_other = |owner: Owner| differ(&owner.topic_id, &here.topic_id);
         group.offset == growth.from || group.metadata.parse().is_ok_and(of_other)
     };
     if goes_on || held == Held::NotByUs && group.is_some_and(may_wait) { Hidden::Stays } else { Hidden::Refused }
@@ -285,7 +285,7 @@ pub enum Decision {
 /// Decides. The local position wins while nobody else has read on, also when the group's offsets are gone (they expire
 /// some days after the last member left): only so is no record repeated. An operator who wants another place sets it.
 pub fn decide(known: &Known<'_>) -> Decision {
-    let other = |id: &str| !id.is_empty() && !known.topic_id.is_empty() && id != known.topic_id;
+    let other = |id: &str| differ(id, known.topic_id);
     let owner = known.group.and_then(|group| group.metadata.parse::<Owner>().ok());
     let is_ours = |Mark { home, incarnation, .. }: &Mark| {
         home == known.home.0 && (*incarnation == known.home.1 || known.former.contains(incarnation))
