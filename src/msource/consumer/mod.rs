@@ -9,7 +9,7 @@
 //! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more. `group` and `seals` speak with the
 //! group, and the `watchdog` looks at all of it.
 //!
-//! **Memory.** Records are counted against the [`Budget`] from the moment they are taken, compressed values also for what
+//! **Memory.** Records are counted against the `Budget` from the moment they are taken, compressed values also for what
 //! they become: when the first one of a block is compressed, each of its values is asked. Without room the thread takes
 //! nothing; after five seconds of that it pauses its partitions, so that it can serve the group meanwhile.
 //!
