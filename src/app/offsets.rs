@@ -277,7 +277,7 @@ fn refuse_to_skip(state: &State, standing: &Standing) -> Result<(), Failure> {
     let Standing { partition, group, current, .. } = standing;
     let Some(here) = state.partitions.get(partition) else { return Ok(()) };
     let goes = |(mark, offsets): &(Mark, &SealedOffsets)| {
-        judge(mark, (offsets.growth.from, here.mark.as_ref()), group.as_ref(), Held::ByUs) == Verdict::Refused
+        judge(mark, offsets, here.mark.as_ref(), group.as_ref(), Held::ByUs) == Verdict::Refused
     };
     let prepared = state.prepared(partition).filter(goes).map(|(_, offsets)| offsets.growth.from);
     match prepared.chain(here.growth.as_ref().map(|growth| growth.from)).min() {
@@ -300,7 +300,7 @@ pub(super) fn settle(
 ) -> Result<(), Failure> {
     let Some(here) = state.partitions.get(partition) else { return Ok(()) };
     for (mark, offsets) in state.prepared(partition) {
-        let verdict = judge(&mark, (offsets.growth.from, here.mark.as_ref()), group, Held::ByUs);
+        let verdict = judge(&mark, offsets, here.mark.as_ref(), group, Held::ByUs);
         let number = mark.number;
         tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
         let (reply, answered) = bounded(1);

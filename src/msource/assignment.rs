@@ -110,35 +110,41 @@ pub enum Held {
     NotByUs,
 }
 
-/// Whether the group has taken the offsets of a range that we prepared. `base` is where the range begins, and what stood beside
-/// the group's offset there.
+/// Whether the group has taken the offsets of a range that we prepared. `base` is what stood beside the group's offset where
+/// the range begins.
 ///
 /// Numbers are compared by equality: every owner leaves its own beside the offset and carries on those of the owners before
-/// it, so that one which is not there was not committed.
-pub fn judge(prepared: &Mark, base: (i64, Option<&Mark>), group: Option<&GroupOffset>, held: Held) -> Verdict {
-    let ours = |mark: &&Mark| (&mark.home, mark.incarnation) == (&prepared.home, prepared.incarnation);
+/// it, so that one which is not there was not committed. But the group forgets all of them with their topic.
+pub fn judge(
+    prepared: &Mark,
+    range: &SealedOffsets,
+    base: Option<&Mark>,
+    group: Option<&GroupOffset>,
+    held: Held,
+) -> Verdict {
+    let ours = |mark: &Mark| (&mark.home, mark.incarnation) == (&prepared.home, prepared.incarnation);
     let unchanged = match held {
         Held::ByUs => Verdict::Refused,
         Held::NotByUs => Verdict::Open,
     };
     let Some(found) = group.and_then(|group| group.metadata.parse::<Owner>().ok()) else {
         // A tool may have set the offset where the range begins; nobody has committed since, then.
-        let untouched = group.is_some_and(|group| (group.offset, None) == base);
+        let untouched = group.is_some_and(|group| (group.offset, None) == (range.growth.from, base));
         return if untouched { unchanged } else { Verdict::Undecided };
     };
-    if found.mark == *prepared {
+    // Looked for first: who was there where the range begins may be there again, and starts are pinned with the same number.
+    if found.mark == *prepared || found.previous.contains(prepared) {
         Verdict::Committed
-    } else if ours(&&found.mark) || Some(&found.mark) == base.1 {
+    } else if differ(&found.topic_id, &range.to.topic_id) {
+        Verdict::Undecided
+    } else if ours(&found.mark) || Some(&found.mark) == base {
         unchanged
     } else {
-        match found.previous.iter().find(ours) {
-            Some(mark) if mark == prepared => Verdict::Committed,
-            None if found.previous.len() >= PREVIOUS_OWNERS => Verdict::Undecided,
-            // Whoever comes later carries on who was there where the range begins, unless a tool wiped that text in between:
-            // our commit may have been in it.
-            _ if base.1.is_some_and(|base| !names(&found, base)) => Verdict::Undecided,
-            _ => Verdict::Refused,
-        }
+        let is_pushed_out = found.previous.len() >= PREVIOUS_OWNERS && !found.previous.iter().any(ours);
+        // Whoever comes later carries on who was there where the range begins, unless a tool wiped that text in between: our
+        // commit may have been in it.
+        let is_wiped = base.is_some_and(|base| !names(&found, base));
+        if is_pushed_out || is_wiped { Verdict::Undecided } else { Verdict::Refused }
     }
 }
 
@@ -148,11 +154,17 @@ fn names(found: &Owner, of: &Mark) -> bool {
     is_of(&found.mark) || found.previous.iter().any(is_of)
 }
 
+/// Whether two ids are those of two topics of the same name, as far as both are known.
+fn differ(one: &str, other: &str) -> bool {
+    !one.is_empty() && !other.is_empty() && one != other
+}
+
 /// Whether what a partition has grown by may go on: nobody has committed since where it began.
 pub fn may_grow(partition: &PartitionState, growth: &Growth, group: Option<&GroupOffset>) -> bool {
     let Some(group) = group else { return false };
     let found = group.metadata.parse::<Owner>().ok();
-    group.offset == growth.from && found.map(|owner| owner.mark) == partition.mark
+    let is_same = found.as_ref().is_none_or(|owner| !differ(&owner.topic_id, &partition.topic_id));
+    is_same && group.offset == growth.from && found.map(|owner| owner.mark) == partition.mark
 }
 
 /// Whether a prepared range that the group has not taken may be committed now. The same commit, should one of before arrive
@@ -194,7 +206,7 @@ pub fn settle(
 ) -> Hidden {
     let Some(here) = state.partitions.get(partition) else { return Hidden::Stays };
     if let Some((mark, offsets)) = state.prepared(partition).next() {
-        return match judge(&mark, (offsets.growth.from, here.mark.as_ref()), group, held) {
+        return match judge(&mark, offsets, here.mark.as_ref(), group, held) {
             Verdict::Open => Hidden::Stays,
             // This home is a copy: the one that it was copied from has the same range, and may have published it.
             Verdict::Committed
@@ -211,12 +223,12 @@ pub fn settle(
     let Some(growth) = &here.growth else { return Hidden::Stays };
     let hides = visibility == Visibility::Sealed;
     let goes_on = hides && state.is_whole(partition, growth) && may_grow(here, growth, group);
-    // While it is not ours, nobody may have read it again yet.
-    if goes_on || held == Held::NotByUs && group.is_some_and(|group| group.offset == growth.from) {
-        Hidden::Stays
-    } else {
-        Hidden::Refused
-    }
+    // While it is not ours, nobody may have read it again yet; and nobody can if the topic is no more, which the brokers tell.
+    let may_wait = |group: &GroupOffset| {
+        let of_other = |owner: Owner| differ(&owner.topic_id, &here.topic_id);
+        group.offset == growth.from || group.metadata.parse().is_ok_and(of_other)
+    };
+    if goes_on || held == Held::NotByUs && group.is_some_and(may_wait) { Hidden::Stays } else { Hidden::Refused }
 }
 
 impl GroupOffset {
@@ -273,7 +285,7 @@ pub enum Decision {
 /// Decides. The local position wins while nobody else has read on, also when the group's offsets are gone (they expire
 /// some days after the last member left): only so is no record repeated. An operator who wants another place sets it.
 pub fn decide(known: &Known<'_>) -> Decision {
-    let other = |id: &str| !id.is_empty() && !known.topic_id.is_empty() && id != known.topic_id;
+    let other = |id: &str| differ(id, known.topic_id);
     let owner = known.group.and_then(|group| group.metadata.parse::<Owner>().ok());
     let is_ours = |Mark { home, incarnation, .. }: &Mark| {
         home == known.home.0 && (*incarnation == known.home.1 || known.former.contains(incarnation))
@@ -419,6 +431,11 @@ mod tests {
         assert_eq!(begun(&[&old, &other, ""]), None, "of an older version, another topic, a tool");
     }
 
+    fn range(from: i64, next: i64) -> SealedOffsets {
+        let to = Position { partition: partition(), topic_id: ID.into(), next, leader_epoch: -1 };
+        SealedOffsets { growth: Growth { from, ..Growth::default() }, to }
+    }
+
     fn mark(home: &str, number: u64) -> Mark {
         Mark { home: home.into(), incarnation: 1, number }
     }
@@ -468,7 +485,8 @@ mod tests {
     fn a_prepared_range_is_judged_by_what_every_owner_left_beside_the_offset() {
         use Held::{ByUs, NotByUs};
         let base = mark("x", 4);
-        let tell = |metadata: &str, held| judge(&mark("me", 9), (30, Some(&base)), Some(&group(40, metadata)), held);
+        let tell =
+            |metadata: &str, held| judge(&mark("me", 9), &range(30, 40), Some(&base), Some(&group(40, metadata)), held);
         // Ours is there.
         assert_eq!(tell(&format!("me/1/9/{ID}"), NotByUs), Verdict::Committed);
         assert_eq!(tell(&format!("y/1/5/{ID} x/1/4 me/1/9"), NotByUs), Verdict::Committed);
@@ -484,23 +502,75 @@ mod tests {
         assert_eq!(tell(&format!("me/2/9/{ID} x/1/4"), NotByUs), Verdict::Refused);
         // Whoever had committed last is not there any more: a tool wiped the text, and ours may have been in it.
         for known in [mark("me", 8), base.clone()] {
-            let told = judge(&mark("me", 9), (30, Some(&known)), Some(&group(40, &format!("y/1/5/{ID}"))), ByUs);
+            let found = group(40, &format!("y/1/5/{ID}"));
+            let told = judge(&mark("me", 9), &range(30, 40), Some(&known), Some(&found), ByUs);
             assert_eq!(told, Verdict::Undecided, "{known:?}");
         }
         // Too many came since, or somebody else wrote there.
         let many: Vec<_> = (0..PREVIOUS_OWNERS).map(|number| format!("h{number}/1/5")).collect();
         assert_eq!(tell(&format!("y/1/5/{ID} {}", many.join(" ")), ByUs), Verdict::Undecided);
         assert_eq!(tell("", ByUs), Verdict::Undecided);
-        assert_eq!(judge(&mark("me", 9), (30, Some(&base)), None, ByUs), Verdict::Undecided);
-        assert_eq!(judge(&mark("me", 9), (40, None), Some(&group(40, "")), ByUs), Verdict::Refused);
-        assert_eq!(judge(&mark("me", 9), (40, None), Some(&group(50, "")), ByUs), Verdict::Undecided);
+        assert_eq!(judge(&mark("me", 9), &range(30, 40), Some(&base), None, ByUs), Verdict::Undecided);
+        for (offset, expected) in [(30, Verdict::Refused), (40, Verdict::Undecided)] {
+            assert_eq!(judge(&mark("me", 9), &range(30, 40), None, Some(&group(offset, "")), ByUs), expected);
+        }
+    }
+
+    #[test]
+    fn a_start_pinned_once_more_by_who_was_there_before_hides_no_commit_of_ours() {
+        let pinned = mark("x", 0);
+        for held in [Held::ByUs, Held::NotByUs] {
+            let found = group(40, &format!("x/1/0/{ID} me/1/9"));
+            let told = judge(&mark("me", 9), &range(30, 40), Some(&pinned), Some(&found), held);
+            assert_eq!(told, Verdict::Committed);
+        }
+    }
+
+    #[test]
+    fn nothing_is_decided_by_the_numbers_of_another_topic_of_the_same_name() {
+        use Held::{ByUs, NotByUs};
+        let here = PartitionState { mark: Some(mark("x", 0)), ..local(40, ID) };
+        let seal = |id: &str| {
+            let mut of = range(30, 40);
+            of.to.topic_id = id.into();
+            Seal { number: 9, incarnation: 1, ranges: vec![SealedRange { offsets: Some(of), files: Vec::new() }] }
+        };
+        let state = |id: &str| State {
+            home: "me".into(),
+            incarnation: 1,
+            partitions: [(partition(), here.clone())].into(),
+            seals: [(9, seal(id))].into(),
+            ..State::default()
+        };
+        let tell = |state: &State, metadata: &str, held| {
+            settle(state, &partition(), Some(&group(30, metadata)), held, Visibility::Sealed)
+        };
+        // The owner of before, we ourselves, or somebody new has begun the other topic: what the group had of ours is forgotten.
+        for metadata in ["x/1/0/bbbb", "me/1/0/bbbb", "y/1/5/bbbb", "x/1/5/bbbb"] {
+            for held in [ByUs, NotByUs] {
+                assert_eq!(tell(&state(ID), metadata, held), Hidden::Decided(9, Verdict::Undecided), "{metadata}");
+            }
+        }
+        // That ours was there is certain whoever carries it on.
+        let carried = tell(&state(ID), "y/1/5/bbbb me/1/9", NotByUs);
+        assert_eq!(carried, Hidden::Decided(9, Verdict::Committed));
+        // Brokers without ids tell no topics apart.
+        assert_eq!(tell(&state(""), "x/1/0/bbbb", NotByUs), Hidden::Stays);
+        assert_eq!(tell(&state(ID), "x/1/0/", NotByUs), Hidden::Stays);
+        // What is not prepared waits until the brokers tell, and does not go on with the other topic's offsets.
+        let growth = Growth { from: 30, ..Growth::default() };
+        let grown = PartitionState { growth: Some(growth), ..here.clone() };
+        let growing = State { partitions: [(partition(), grown)].into(), ..State::default() };
+        for offset in [30, 50] {
+            let of_other = group(offset, "x/1/0/bbbb");
+            let tell = |held| settle(&growing, &partition(), Some(&of_other), held, Visibility::Sealed);
+            assert_eq!((tell(NotByUs), tell(ByUs)), (Hidden::Stays, Hidden::Refused), "at {offset}");
+        }
     }
 
     #[test]
     fn a_range_is_judged_by_the_incarnation_that_prepared_it() {
-        let to = Position { partition: partition(), topic_id: ID.into(), next: 40, leader_epoch: -1 };
-        let growth = Growth { from: 30, ..Growth::default() };
-        let range = SealedRange { offsets: Some(SealedOffsets { growth, to }), files: Vec::new() };
+        let range = SealedRange { offsets: Some(range(30, 40)), files: Vec::new() };
         let seal = Seal { number: 9, incarnation: 1, ranges: vec![range] };
         let state = State {
             home: "me".into(),
@@ -525,9 +595,8 @@ mod tests {
 
     #[test]
     fn a_prepared_range_is_asked_for_again_only_where_everything_is_as_it_was() {
-        let to = Position { partition: partition(), topic_id: ID.into(), next: 40, leader_epoch: -1 };
-        let growth = Growth { from: 30, ..Growth::default() };
-        let range = SealedRange { offsets: Some(SealedOffsets { growth, to: to.clone() }), files: Vec::new() };
+        let (offsets, to) = (range(30, 40), range(30, 40).to);
+        let range = SealedRange { offsets: Some(offsets), files: Vec::new() };
         let seal = Seal { number: 9, incarnation: 1, ranges: vec![range] };
         let here = PartitionState { mark: Some(mark("x", 4)), ..local(40, ID) };
         let state = State {

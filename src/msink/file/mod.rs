@@ -11,7 +11,7 @@
 //! **Hidden files** (`sealed`) have a dot before their name until they are published. They are not finished one by one: all of a
 //! partition are taken out together (`hidden`).
 //!
-//! **Rotation** of live files is judged by [`FileSink::rotate_due`], which a timer calls: size, age, idle, a changed name.
+//! **Rotation** of live files is judged where a line comes and where a timer calls (`rotate`): size, age, idle, a changed name.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
@@ -28,8 +28,10 @@ use crate::fault;
 use crate::msource::journal::{FileIntent, FileState};
 
 mod hidden;
+mod rotate;
 
 pub use hidden::{Group, HiddenGone};
+pub use rotate::RotateReason;
 
 /// Who keeps account of files; the delivery's journal.
 pub trait Ledger {
@@ -55,43 +57,6 @@ impl SyncFailed {
     /// The error that carries it.
     pub fn io(what: &str, source: io::Error) -> io::Error {
         io::Error::other(Self { what: what.to_owned(), source })
-    }
-}
-
-/// Why a file was finished.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum RotateReason {
-    /// It reached `rotate.size`.
-    Size,
-    /// It reached `rotate.age`.
-    Age,
-    /// It got no line for `rotate.idle`.
-    Idle,
-    /// The template gives another name by now.
-    Name,
-    /// The service stops.
-    Stop,
-    /// It is gone, or not as it was left: somebody else touched it.
-    Foreign,
-    /// The group takes the partition of a hidden file back.
-    Revoke,
-}
-
-impl RotateReason {
-    /// Every reason, in the order of their indices.
-    pub const ALL: [Self; 7] = [Self::Size, Self::Age, Self::Idle, Self::Name, Self::Stop, Self::Foreign, Self::Revoke];
-
-    /// The name used in logs and counters.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Size => "size",
-            Self::Age => "age",
-            Self::Idle => "idle",
-            Self::Name => "name",
-            Self::Stop => "stop",
-            Self::Foreign => "foreign",
-            Self::Revoke => "revoke",
-        }
     }
 }
 
@@ -318,31 +283,10 @@ impl FileSink {
         Ok(count)
     }
 
-    /// Whether a file of this length is to be finished.
-    pub fn is_over(&self, length: u64) -> bool {
-        length >= self.rotate.size
-    }
-
     fn forget(&mut self, key: &FileKey) -> Option<Active> {
         let active = self.active.remove(key)?;
         self.keys.remove(&active.id);
         Some(active)
-    }
-
-    /// Finishes every file that is due.
-    pub fn rotate_due(&mut self, now: Now, ledger: &mut dyn Ledger) -> io::Result<()> {
-        if self.visibility == Visibility::Sealed {
-            return Ok(());
-        }
-        let due: Vec<_> =
-            self.active.iter().filter_map(|(key, active)| Some((key.clone(), self.due(active, key, now)?))).collect();
-        due.into_iter().try_for_each(|(key, reason)| self.finish(&key, reason, ledger))
-    }
-
-    /// Finishes every file.
-    pub fn finish_all(&mut self, reason: RotateReason, ledger: &mut dyn Ledger) -> io::Result<()> {
-        let keys: Vec<_> = self.active.keys().cloned().collect();
-        keys.into_iter().try_for_each(|key| self.finish(&key, reason, ledger))
     }
 
     /// The files with lines that were not synced since the last call.
@@ -375,41 +319,6 @@ impl FileSink {
     /// Files open for writing.
     pub fn open_files(&self) -> usize {
         self.active.values().filter(|active| active.file.is_some()).count()
-    }
-
-    fn due(&self, active: &Active, key: &FileKey, now: Now) -> Option<RotateReason> {
-        if active.length == 0 {
-            return None;
-        }
-        let age = u64::try_from(now.wall - active.opened).unwrap_or(0);
-        if self.visibility == Visibility::Live && active.is_foreign() {
-            foreign(&active.path);
-            Some(RotateReason::Foreign)
-        } else if active.length >= self.rotate.size {
-            Some(RotateReason::Size)
-        } else if self.template.stem(key, now.wall) != active.stem {
-            Some(RotateReason::Name)
-        } else if age >= self.rotate.age.as_secs().max(1) {
-            Some(RotateReason::Age)
-        } else if now.tick.duration_since(active.last_line) >= self.rotate.idle {
-            Some(RotateReason::Idle)
-        } else {
-            None
-        }
-    }
-
-    fn finish(&mut self, key: &FileKey, reason: RotateReason, ledger: &mut dyn Ledger) -> io::Result<()> {
-        let Some(active) = self.active.get(key) else { return Ok(()) };
-        ledger.end(active.id)?;
-        fault::point("file.ended");
-        tracing::info!(file = active.path, bytes = active.length, reason = reason.name(), "finished a file");
-        self.rotated[reason as usize] += 1;
-        if let Some(active) = self.forget(key)
-            && active.dirty
-        {
-            self.unsynced.extend(active.file);
-        }
-        Ok(())
     }
 
     fn create(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<()> {

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
+use super::slot::Fetch;
 use super::starts::offsets_at;
-use super::{Consumer, Error, Fetch, REQUEST_TIMEOUT, RETRY};
+use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY};
 use crate::config::OutOfRange;
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;

@@ -7,11 +7,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 
 use super::seals::Rejoin;
+use super::slot::Slot;
 use super::watchdog::Old;
-use super::{
-    Code, Consumer, Error, Failed, InFlight, LONGEST_RETRY, Parts, REQUEST_TIMEOUT, RETRY, REVOKE_DEADLINE, Reassigned,
-    Said, Slot,
-};
+use super::{Code, Consumer, Error, Failed, InFlight, Parts, REQUEST_TIMEOUT, RETRY, Reassigned, Said};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
@@ -19,6 +17,12 @@ use crate::msource::TopicPartition;
 use crate::msource::assignment::Owner;
 use crate::msource::journal::{Mark, PartitionState, Position, State};
 use crate::msource::native::{Client, Commit, Event, KafkaError, Protocol};
+
+/// Longest pause before a client that failed is replaced.
+const LONGEST_RETRY: Duration = Duration::from_secs(30);
+
+/// How long a revoked partition's blocks may take; less when `max.poll.interval.ms` is below its default of five minutes.
+const REVOKE_DEADLINE: Duration = Duration::from_mins(1);
 
 impl Consumer {
     pub(super) fn events(&mut self) -> Result<(), Error> {

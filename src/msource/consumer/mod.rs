@@ -5,7 +5,11 @@
 //! compacted-away ones) belong to the block around them, so that lag reaches 0. When a partition is taken away, its blocks are
 //! finished, checkpointed and committed first; when it was lost, what was read of it is dropped.
 //!
-//! **Memory.** Records are counted against the [`Budget`] from the moment they are taken, compressed values also for what
+//! A record goes through `take`, into the open block of its `slot`, while there is `room`. `starts` finds out where a partition
+//! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more. `group` and `seals` speak with the
+//! group, and the `watchdog` looks at all of it.
+//!
+//! **Memory.** Records are counted against the `Budget` from the moment they are taken, compressed values also for what
 //! they become: when the first one of a block is compressed, each of its values is asked. Without room the thread takes
 //! nothing; after five seconds of that it pauses its partitions, so that it can serve the group meanwhile.
 //!
@@ -13,10 +17,15 @@
 //! error of the client, one that stands still, and a topic made anew get another client. Only `out_of_range: stop`, clients
 //! that do not end, and a broken delivery end the thread.
 
+mod fetching;
 mod gaps;
 mod group;
+mod parts;
+mod room;
 mod seals;
+mod slot;
 mod starts;
+mod take;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -24,27 +33,22 @@ mod watchdog;
 
 pub(super) use gaps::is_damage;
 
+pub use parts::{Cut, Desk, Parts};
 pub use starts::topic_names;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crossbeam_channel::{Receiver, Sender};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::TopicPartition;
-use super::journal::{Mark, Position};
+use super::journal::Mark;
 use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec, Remains};
-use super::payload::claimed_size;
-use super::tracker::{Epoch, Tracker};
-use crate::block::{RawBlock, Records, Source};
-use crate::config::{Assignment, Kafka, Visibility, WhenFull};
+use crate::config::Assignment;
 use crate::control;
-use crate::delivery::{Budget, Finish, Gauges, Inbox, SealRequest, Tickets};
-use crate::fault;
-use crate::transform::recipe::Engine;
+use crate::delivery::Finish;
+use slot::Slot;
 use watchdog::Watchdog;
 
 /// How long the thread waits for room before it pauses its partitions.
@@ -64,15 +68,6 @@ const LAST_COMMIT: Duration = Duration::from_secs(5);
 
 /// Pause after a request that failed, and between looks at what is waited for.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// Longest pause before a client that failed is replaced.
-const LONGEST_RETRY: Duration = Duration::from_secs(30);
-
-/// How long a revoked partition's blocks may take; less when `max.poll.interval.ms` is below its default of five minutes.
-const REVOKE_DEADLINE: Duration = Duration::from_mins(1);
-
-/// What a record costs besides its bytes: librdkafka's and our bookkeeping.
-const RECORD_COST: u64 = 300;
 
 /// Why the consumer cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -114,221 +109,6 @@ pub enum Error {
     /// The delivery or the workers are gone; they tell why.
     #[error("the delivery ended")]
     Closed,
-}
-
-/// How blocks are cut.
-#[derive(Clone, Debug)]
-pub struct Cut {
-    /// Most records in a block.
-    pub lines: usize,
-    /// Most bytes in a block, of compressed values as they are decompressed; one record may be larger.
-    pub bytes: u64,
-    /// How long a block waits for company.
-    pub linger: Duration,
-}
-
-/// What the thread shows and is told; shared with the control plane.
-#[derive(Debug)]
-pub struct Desk {
-    /// What it is doing, and why it waits.
-    state: Mutex<(control::State, Option<String>)>,
-    /// Assigned partitions.
-    pub partitions: AtomicUsize,
-    /// Whether the group has given every partition to others.
-    pub without_share: AtomicBool,
-    /// How often the client stood still and was made anew.
-    pub client_restarts: AtomicU64,
-    /// How many clients that were replaced have not ended yet.
-    pub clients_left: AtomicUsize,
-    /// Set once: to finish and end.
-    stop: AtomicBool,
-    /// What turns records into lines from now on.
-    engine: RwLock<Arc<Engine>>,
-}
-
-impl Desk {
-    /// A desk for a thread that is about to start.
-    pub fn new(engine: Arc<Engine>) -> Self {
-        Self {
-            state: Mutex::new((control::State::Starting, None)),
-            partitions: AtomicUsize::new(0),
-            without_share: AtomicBool::new(false),
-            client_restarts: AtomicU64::new(0),
-            clients_left: AtomicUsize::new(0),
-            stop: AtomicBool::new(false),
-            engine: RwLock::new(engine),
-        }
-    }
-
-    /// What the thread is doing, and why it waits.
-    pub fn state(&self) -> (control::State, Option<String>) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Shows what is being done.
-    pub fn show(&self, state: control::State, reason: Option<String>) {
-        let mut shown = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if shown.0 != state || shown.1 != reason {
-            tracing::info!(?state, reason = reason.as_deref().unwrap_or(""), "state");
-            *shown = (state, reason);
-        }
-    }
-
-    /// Asks the thread to finish and end.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-    }
-
-    /// Whether it was asked to.
-    pub fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Acquire)
-    }
-
-    /// What turns records into lines now.
-    pub fn engine(&self) -> Arc<Engine> {
-        Arc::clone(&self.engine.read().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    /// Blocks from now on are made by this engine.
-    pub fn set_engine(&self, engine: Arc<Engine>) {
-        *self.engine.write().unwrap_or_else(PoisonError::into_inner) = engine;
-    }
-}
-
-/// What the thread works with.
-#[derive(Debug)]
-pub struct Parts {
-    /// `kafka` of the configuration.
-    pub config: Kafka,
-    /// librdkafka's properties, complete.
-    pub properties: BTreeMap<String, String>,
-    /// How often `assignment: all` looks for new partitions.
-    pub discovery: Duration,
-    /// How long the group waits for a member that gives partitions up.
-    pub max_poll_interval: Duration,
-    /// How blocks are cut.
-    pub cut: Cut,
-    /// `failure_queue.max_bytes` and `when_full`.
-    pub queue: (u64, WhenFull),
-    /// Takes blocks to the workers.
-    pub blocks: Sender<RawBlock>,
-    /// Takes notes and barriers to the delivery.
-    pub inbox: Sender<Inbox>,
-    /// Brings the offsets that the group must take before files can be published.
-    pub seals: Receiver<SealRequest>,
-    /// Whether files are hidden until the group has taken their offsets.
-    pub visibility: Visibility,
-    /// Order of blocks and notes.
-    pub tickets: Arc<Tickets>,
-    /// Whose partitions are whose.
-    pub tracker: Arc<Tracker>,
-    /// The memory bound.
-    pub budget: Arc<Budget>,
-    /// What the delivery shows.
-    pub gauges: Arc<Gauges>,
-    /// What we show.
-    pub desk: Arc<Desk>,
-    /// Our home and incarnation.
-    pub home: (String, u64),
-    /// Incarnations of ours that ended here.
-    pub former: Vec<u64>,
-}
-
-/// A partition that is read.
-struct Slot {
-    partition: TopicPartition,
-    topic_id: String,
-    epoch: Epoch,
-    /// The next offset to be taken from Kafka.
-    next: i64,
-    /// The offset that the group has acknowledged or been sent.
-    committed: i64,
-    open: Vec<Message>,
-    /// First offset of the open block.
-    from: i64,
-    bytes: u64,
-    /// Bytes that its values become when they are decompressed; 0 while they are taken for plain, as the first one is.
-    unpacked: u64,
-    cost: u64,
-    since: Instant,
-    leader_epoch: i32,
-    fetch: Fetch,
-    /// Whether the end of the partition was told since the last record. See [`Slot::skips`].
-    told: Told,
-    /// Where it could not be read on, and how often.
-    attempts: Option<(i64, u32)>,
-}
-
-/// Whether what librdkafka hands out of a partition is taken.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fetch {
-    /// It is.
-    On,
-    /// Not before it was told, at this time or later, to read from where the partition stands.
-    Seek(Instant),
-    /// The same, and the broker is to say first whether it still has the record before that place. Until then the partition
-    /// is assigned at this offset.
-    Check(Instant, i64),
-    /// Not at all: it may be of another topic of the same name.
-    Stale,
-}
-
-/// What librdkafka handed out last of a partition.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Told {
-    /// A record, or nothing yet.
-    Record,
-    /// That its end was reached.
-    End,
-}
-
-impl Slot {
-    /// Whether what comes next, at this offset, may have skipped a record.
-    ///
-    /// librdkafka takes the end of a partition, when it hands it out within a batch, for a record at that offset: each time
-    /// it resumes the partition after that (a rebalance is enough) it goes on one too far. A control record gives the same
-    /// picture, and then reading once more from where we stand gives the same again.
-    fn skips(&self, offset: i64) -> bool {
-        self.told == Told::End && offset > self.next
-    }
-
-    /// What librdkafka is told when it is given the partition.
-    fn assignment(&self) -> (TopicPartition, i64) {
-        let place = if let Fetch::Check(_, at) = self.fetch { at } else { self.next };
-        (self.partition.clone(), place)
-    }
-
-    /// Adds a record to the open block; returns what it costs. `claimed` tells how long a value is when it is decompressed.
-    #[inline]
-    fn add(&mut self, record: Message, now: Instant, claimed: impl Fn(&[u8]) -> u64) -> u64 {
-        self.told = Told::Record;
-        if !self.is_open() {
-            self.since = now;
-        }
-        let size = record.size() as u64;
-        let mut cost = size + RECORD_COST;
-        if self.unpacked > 0 || self.open.is_empty() {
-            let unpacked = claimed(record.value().unwrap_or_default());
-            self.unpacked += unpacked;
-            cost += unpacked;
-        }
-        self.next = record.offset() + 1;
-        self.bytes += size;
-        self.cost += cost;
-        self.open.push(record);
-        cost
-    }
-
-    /// Has the partition read once more from where it stands.
-    fn read_again(&mut self, at: Instant) {
-        self.told = Told::Record;
-        self.fetch = Fetch::Seek(at);
-    }
-
-    /// Whether anything waits to become a block: records, or offsets without any.
-    fn is_open(&self) -> bool {
-        self.next > self.from
-    }
 }
 
 /// Whether a commit is on its way.
@@ -510,130 +290,6 @@ impl Consumer {
         }
     }
 
-    fn take(&mut self) -> Result<(), Error> {
-        if fault::happens("kafka.standstill") {
-            tracing::info!("the fault kafka.standstill happens");
-            drop(self.client.pause(&self.partitions()));
-        }
-        let mut batch = std::mem::take(&mut self.batch);
-        self.client.consume(&mut batch, BATCH, Duration::ZERO);
-        if batch.is_empty() {
-            self.client.consume(&mut batch, 1, self.idle_wait());
-            if !batch.is_empty() {
-                self.client.consume(&mut batch, BATCH - 1, Duration::ZERO);
-            }
-        }
-        if batch.len() < BATCH && !self.client.has_event() {
-            self.reassigned = Reassigned::No;
-        }
-        let routed = self.route(&mut batch);
-        batch.clear();
-        self.batch = batch;
-        routed
-    }
-
-    fn idle_wait(&self) -> Duration {
-        let linger = self.parts.cut.linger;
-        let due = self.slots.iter().filter(|slot| slot.is_open()).map(|slot| slot.since + linger).min();
-        let now = Instant::now();
-        due.map_or(IDLE_WAIT, |due| due.saturating_duration_since(now).min(IDLE_WAIT))
-    }
-
-    /// Puts messages into the open blocks of their partitions; those of partitions that are not ours are dropped.
-    fn route(&mut self, batch: &mut Vec<Message>) -> Result<(), Error> {
-        let now = Instant::now();
-        let (mut records, mut cost) = (0, 0);
-        self.notice_new_topics();
-        let mut current = ((0, -1), None);
-        for message in batch.drain(..) {
-            let key = (message.topic_key(), message.partition());
-            if current.0 != key {
-                current = (key, self.slot_of(key, &message));
-            }
-            let Some(number) = current.1 else {
-                if !message.is_record() {
-                    self.trouble(&message);
-                }
-                continue;
-            };
-            if !message.is_record() {
-                self.account(&mut records, &mut cost);
-                self.partition_event(number, &message, now)?;
-                continue;
-            }
-            let slot = &mut self.slots[number];
-            let offset = message.offset();
-            // Within a damaged answer, librdkafka may hand out a record once more.
-            if offset < slot.next || slot.fetch != Fetch::On {
-                continue;
-            }
-            if slot.skips(offset) {
-                slot.read_again(now);
-                continue;
-            }
-            let claimed = |value: &[u8]| claimed_size(self.parts.config.payload, self.payload_limit, value);
-            cost += slot.add(message, now, claimed);
-            records += 1;
-            if slot.open.len() >= self.parts.cut.lines || slot.bytes.max(slot.unpacked) >= self.parts.cut.bytes {
-                self.account(&mut records, &mut cost);
-                self.cut(number)?;
-                self.wait_within_batch()?;
-            }
-        }
-        if records > 0 {
-            self.trouble = None;
-        }
-        self.account(&mut records, &mut cost);
-        Ok(())
-    }
-
-    /// Counts what was taken, before it can be counted as anything else.
-    fn account(&self, records: &mut u64, cost: &mut u64) {
-        if *records > 0 {
-            self.parts.gauges.consumed(std::mem::take(records));
-            self.parts.budget.take(std::mem::take(cost));
-        }
-    }
-
-    fn slot_of(&mut self, key: (usize, i32), message: &Message) -> Option<usize> {
-        if let Some(known) = self.index.get(&key) {
-            return *known;
-        }
-        let topic = message.topic();
-        let found =
-            self.slots.iter().position(|slot| slot.partition.partition == key.1 && *slot.partition.topic == *topic);
-        self.index.insert(key, found);
-        found
-    }
-
-    fn partition_event(&mut self, number: usize, message: &Message, now: Instant) -> Result<(), Error> {
-        let Some(error) = message.error() else { return Ok(()) };
-        if self.slots[number].fetch != Fetch::On {
-            return Ok(());
-        }
-        match error.code {
-            Code::PartitionEOF => {
-                self.trouble = None;
-                let slot = &mut self.slots[number];
-                if slot.skips(message.offset()) {
-                    slot.read_again(now);
-                    return Ok(());
-                }
-                slot.told = Told::End;
-                if message.offset() > slot.next {
-                    if !slot.is_open() {
-                        slot.since = now;
-                    }
-                    slot.next = message.offset();
-                }
-            }
-            Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(number, message)?,
-            code if is_damage(code) => self.damaged(number, &error)?,
-            _ => self.trouble(message),
-        }
-        Ok(())
-    }
-
     fn trouble(&mut self, message: &Message) {
         let Some(error) = message.error() else { return };
         // The client is asked for what is fatal.
@@ -652,116 +308,6 @@ impl Consumer {
             self.trouble = Some(text);
             self.probe_at = Instant::now() + RETRY;
         }
-    }
-
-    fn cut_due(&mut self, now: Instant) -> Result<(), Error> {
-        for number in 0..self.slots.len() {
-            let slot = &self.slots[number];
-            if slot.is_open() && now >= slot.since + self.parts.cut.linger {
-                self.cut(number)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends the open block of a partition to the workers.
-    fn cut(&mut self, number: usize) -> Result<(), Error> {
-        let slot = &mut self.slots[number];
-        if !slot.is_open() {
-            return Ok(());
-        }
-        let records = std::mem::replace(&mut slot.open, Vec::with_capacity(self.parts.cut.lines.min(BATCH)));
-        if let Some(last) = records.last() {
-            slot.leader_epoch = last.leader_epoch();
-        }
-        let to = Position {
-            partition: slot.partition.clone(),
-            topic_id: slot.topic_id.clone(),
-            next: slot.next,
-            leader_epoch: slot.leader_epoch,
-        };
-        let block = RawBlock {
-            ticket: self.parts.tickets.take(),
-            source: Source::Partition { epoch: slot.epoch, from: slot.from, to },
-            records: Records::Kafka(records),
-            engine: self.parts.desk.engine(),
-            now: now_millis(),
-            cost: std::mem::take(&mut slot.cost),
-        };
-        (slot.bytes, slot.unpacked) = (0, 0);
-        slot.from = slot.next;
-        self.parts.blocks.send(block).map_err(|_| Error::Closed)
-    }
-
-    /// Whether records may be taken now.
-    fn has_room(&mut self) -> bool {
-        let blocked = self.parts.gauges.stalled().is_some() || self.queue_is_full();
-        let room = !blocked && self.parts.budget.wait_for_room(Duration::ZERO);
-        if room {
-            self.no_room_since = None;
-            if std::mem::take(&mut self.paused) {
-                let partitions = self.partitions();
-                if let Err(error) = self.client.resume(&partitions) {
-                    tracing::warn!(%error, "cannot resume the partitions");
-                }
-                self.rewind(&partitions);
-            }
-        }
-        room
-    }
-
-    fn queue_is_full(&self) -> bool {
-        let (most, when_full) = self.parts.queue;
-        when_full == WhenFull::Pause && self.parts.gauges.queue_bytes.load(Ordering::Relaxed) >= most
-    }
-
-    /// Waits a moment for room. When that lasts, the partitions are paused, and the group is served by taking nothing.
-    fn wait_for_room(&mut self) -> Result<(), Error> {
-        let since = *self.no_room_since.get_or_insert_with(Instant::now);
-        if !self.paused {
-            // Blocks that wait for company would be the ones that are waited for.
-            for number in 0..self.slots.len() {
-                self.cut(number)?;
-            }
-            if since.elapsed() < PATIENCE {
-                self.parts.budget.wait_for_room(IDLE_WAIT);
-                if self.parts.gauges.stalled().is_some() || self.queue_is_full() {
-                    std::thread::park_timeout(IDLE_WAIT);
-                }
-                return Ok(());
-            }
-            let partitions = self.partitions();
-            match self.client.pause(&partitions) {
-                Ok(()) => self.paused = true,
-                Err(error) => tracing::warn!(%error, "cannot pause the partitions"),
-            }
-        }
-        let mut batch = std::mem::take(&mut self.batch);
-        self.client.consume(&mut batch, 1, IDLE_WAIT);
-        let routed = self.route(&mut batch);
-        self.batch = batch;
-        routed
-    }
-
-    /// Waits for room before more of a batch is taken, since it may be many times the bound when it is decompressed. When that
-    /// lasts, the rest of it is dropped, and read again when there is room.
-    fn wait_within_batch(&mut self) -> Result<(), Error> {
-        if self.paused || self.parts.budget.wait_for_room(Duration::ZERO) {
-            return Ok(());
-        }
-        for number in 0..self.slots.len() {
-            self.cut(number)?;
-        }
-        let until = Instant::now() + PATIENCE;
-        while !self.parts.budget.wait_for_room(IDLE_WAIT) {
-            let now = Instant::now();
-            if now >= until || self.parts.desk.stopping() || self.parts.gauges.is_over() {
-                self.slots.iter_mut().filter(|slot| slot.fetch == Fetch::On).for_each(|slot| slot.read_again(now));
-                break;
-            }
-            self.serve_seals()?;
-        }
-        Ok(())
     }
 
     fn partitions(&self) -> Vec<TopicPartition> {

@@ -1,21 +1,27 @@
 //! The consumer against brokers in the process (librdkafka's mock cluster), with a delivery that the test plays.
 
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::thread;
 
-use crossbeam_channel::{TryRecvError, bounded, unbounded};
+use crossbeam_channel::{Receiver, Sender, TryRecvError, bounded, unbounded};
 use rdkafka::ClientConfig;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::{BaseProducer, BaseRecord, DefaultProducerContext, Producer as _};
 
 use super::seals::Rejoin;
+use super::slot::Fetch;
 use super::watchdog::{MOST_LEFT, Old};
 use super::*;
-use crate::config::{OutOfRange, Payload, Start, TimeZone, Validation};
-use crate::delivery::{Prepared, Verdict};
-use crate::msource::journal::{Frame, Growth, MoveCause, PartitionState, Seal, SealedOffsets, SealedRange, State};
+use crate::block::{RawBlock, Source};
+use crate::config::{Kafka, OutOfRange, Payload, Start, TimeZone, Validation, Visibility, WhenFull};
+use crate::delivery::{Budget, Gauges, Inbox, Prepared, SealRequest, Verdict};
+use crate::msource::journal::{
+    Frame, Growth, MoveCause, PartitionState, Position, Seal, SealedOffsets, SealedRange, State,
+};
 use crate::msource::native::Commit;
 use crate::msource::properties;
-use crate::transform::recipe::Recipe;
+use crate::transform::recipe::{Engine, Recipe};
 
 /// How long a test waits for something that should come soon, on a busy machine.
 const SOON: Duration = Duration::from_mins(1);

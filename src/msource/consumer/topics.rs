@@ -12,8 +12,9 @@ use std::time::Instant;
 
 use rdkafka::types::RDKafkaErrorCode as Code;
 
+use super::slot::{Fetch, Slot};
 use super::watchdog::Old;
-use super::{Consumer, Error, Fetch, REQUEST_TIMEOUT, RETRY, Slot};
+use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::msource::TopicPartition;
@@ -136,9 +137,10 @@ impl Consumer {
         let offsets = offsets.unwrap_or_else(|error| vec![Err(error); gone.len()]);
         let is_taken = |partition: &TopicPartition, group: Option<&GroupOffset>| {
             let base = state.partitions.get(partition).and_then(|here| here.mark.as_ref());
-            state.prepared(partition).next().is_some_and(|(mark, range)| {
-                judge(&mark, (range.growth.from, base), group, Held::ByUs) == Verdict::Committed
-            })
+            state
+                .prepared(partition)
+                .next()
+                .is_some_and(|(mark, range)| judge(&mark, range, base, group, Held::ByUs) == Verdict::Committed)
         };
         let mut rest = Vec::new();
         for (partition, group) in gone.into_iter().zip(offsets) {

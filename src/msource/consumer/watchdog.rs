@@ -13,7 +13,8 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::{Consumer, Error, Fetch};
+use super::slot::Fetch;
+use super::{Consumer, Error};
 use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::native::{Client, KafkaError, OffsetSpec, Remains};

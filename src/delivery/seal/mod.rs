@@ -21,6 +21,8 @@
 //! **How it fails.** A disk that fails stalls the step, which is repeated; each may be repeated after any interruption. An
 //! unknown answer of the group leaves the range prepared.
 
+mod decision;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::time::Instant;
@@ -31,11 +33,10 @@ use super::writer::{Delivery, answer};
 use super::{CommitPoint, Error, Prepared, SealRequest, Verdict};
 use crate::config::Visibility;
 use crate::fault;
-use crate::msink::file::{Group, HiddenGone, Now, RotateReason};
-use crate::msink::manifest::{self, Manifest, Range, Source};
+use crate::msink::file::{Group, Now, RotateReason};
 use crate::msource::TopicPartition;
-use crate::msource::journal::{FileState, Frame, Growth, Position, Seal, SealedFile, SealedOffsets, SealedRange};
-use crate::msource::store::Walk;
+use crate::msource::journal::{FileState, Frame, Position, Seal, SealedFile, SealedOffsets, SealedRange};
+use decision::Step;
 
 /// What is at work, and what comes next.
 #[derive(Debug, Default)]
@@ -63,32 +64,6 @@ enum Stage {
     Synced,
     /// Nothing further is taken: the rest is little.
     Ready,
-}
-
-/// A decision that is to be carried out.
-#[derive(Debug)]
-enum Step {
-    Publish {
-        number: u64,
-        group: Group,
-    },
-    SetAside {
-        number: u64,
-        partition: TopicPartition,
-    },
-    /// Whether it is whole, or else it is refused.
-    Check {
-        number: u64,
-        partition: TopicPartition,
-        reply: Sender<Prepared>,
-    },
-    /// `seal` is `None` for what was not prepared.
-    Refuse {
-        seal: Option<u64>,
-        partition: TopicPartition,
-    },
-    /// Names of hidden files.
-    Remove(Vec<String>),
 }
 
 impl Sealing {
@@ -367,172 +342,6 @@ impl Delivery {
             leader_epoch: state.leader_epoch,
         };
         Some(SealedOffsets { growth: state.growth.clone()?, to })
-    }
-
-    /// Carries a decision out. The outer error ends the pipeline, the inner one stalls; done twice, it is done once.
-    fn step(&mut self, step: &Step) -> Result<io::Result<()>, Error> {
-        match step {
-            Step::Publish { number, group } => self.publish(*number, group),
-            Step::Check { number, partition, reply } => self.check(*number, partition, reply),
-            Step::SetAside { number, partition } => self.set_aside(*number, partition),
-            Step::Refuse { seal, partition } => self.refuse(*seal, partition).map(Ok),
-            Step::Remove(names) => Ok(names.iter().try_for_each(|name| self.sink.remove_hidden(name))),
-        }
-    }
-
-    /// The range of a seal, while it is not done.
-    fn range(&self, number: u64, group: &Group) -> Option<SealedRange> {
-        let ranges = &self.state.seals.get(&number)?.ranges;
-        ranges.iter().find(|range| range.partition() == group.as_ref()).cloned()
-    }
-
-    /// Last step: the files of a range get their names.
-    fn publish(&mut self, number: u64, group: &Group) -> Result<io::Result<()>, Error> {
-        let Some(range) = self.range(number, group) else { return Ok(Ok(())) };
-        fault::point("publish.begin");
-        if let Err(error) = self.publish_files(number, &range) {
-            return Ok(Err(error));
-        }
-        fault::point("publish.done");
-        self.note_durably(&Frame::Published { number, partition: group.clone() })?;
-        fault::point("publish.noted");
-        let files = range.files.len();
-        if let Some(SealedOffsets { growth, to }) = &range.offsets {
-            tracing::info!(partition = %to.partition, from = growth.from, to = to.next, number, files, "published");
-        } else {
-            tracing::info!(number, files, "published retries");
-        }
-        Ok(Ok(()))
-    }
-
-    fn publish_files(&self, number: u64, range: &SealedRange) -> io::Result<()> {
-        let source = match &range.offsets {
-            None => Source::Retries,
-            Some(SealedOffsets { growth, to }) => Source::Range(Range {
-                topic: to.partition.topic.to_string(),
-                topic_id: to.topic_id.clone(),
-                partition: to.partition.partition,
-                from: growth.from,
-                to: to.next,
-            }),
-        };
-        let manifest = |file: Option<&SealedFile>| Manifest {
-            file: file.map(|file| file.name.rsplit('/').next().unwrap_or(&file.name).to_owned()),
-            lines: file.map_or(0, |file| file.lines),
-            bytes: file.map_or(0, |file| file.bytes),
-            crc32c: file.map_or(0, |file| file.crc),
-            compression: file.map_or_else(Default::default, |file| file.compression),
-            source: source.clone(),
-            home: self.state.home.clone(),
-            incarnation: self.state.seals.get(&number).map_or(self.state.incarnation, |seal| seal.incarnation),
-            number,
-        };
-        for file in &range.files {
-            self.sink.publish(file, &manifest(Some(file)).to_json())?;
-        }
-        if let (Source::Range(offsets), true) = (&source, range.files.is_empty()) {
-            let name = manifest::name_of_empty(offsets, number);
-            self.sink.publish_manifest(&name, &manifest(None).to_json())?;
-        }
-        Ok(())
-    }
-
-    /// Tells whether a prepared range is whole; it is refused when it is not.
-    fn check(
-        &mut self,
-        number: u64,
-        partition: &TopicPartition,
-        reply: &Sender<Prepared>,
-    ) -> Result<io::Result<()>, Error> {
-        let range = self.range(number, &Some(partition.clone()));
-        let mut prepared = if range.is_some() { Prepared::Whole } else { Prepared::Gone };
-        for SealedFile { name, inode, bytes, .. } in range.into_iter().flat_map(|range| range.files) {
-            let visibility = Visibility::Sealed;
-            let file = FileState { name, inode, length: bytes, visibility, ..FileState::default() };
-            match self.sink.check_hidden(&file) {
-                Ok(()) => {}
-                Err(error) if error.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<HiddenGone>) => {
-                    tracing::error!(%partition, number, %error, "what was prepared is not whole any more");
-                    self.refuse(Some(number), partition)?;
-                    prepared = Prepared::Gone;
-                    break;
-                }
-                Err(error) => return Ok(Err(error)),
-            }
-        }
-        // Who asked may have given up waiting.
-        let _ = reply.send(prepared);
-        Ok(Ok(()))
-    }
-
-    /// Keeps files out of the way of which nobody can say whether they stand for records that another owner wrote too.
-    fn set_aside(&mut self, number: u64, partition: &TopicPartition) -> Result<io::Result<()>, Error> {
-        let Some(range) = self.range(number, &Some(partition.clone())) else { return Ok(Ok(())) };
-        for file in &range.files {
-            match self.sink.set_aside(file) {
-                Ok(name) => tracing::error!(
-                    %partition, file = name, lines = file.lines,
-                    "the group's metadata does not tell whether it took these lines: they are set aside"
-                ),
-                Err(error) => return Ok(Err(error)),
-            }
-        }
-        self.note_durably(&Frame::Undecided { number, partition: partition.clone() })?;
-        if let Some(SealedOffsets { growth, to }) = &range.offsets {
-            tracing::error!(%partition, from = growth.from, to = to.next, number, "undecided: if no other instance has published these offsets, publish the files by hand");
-        }
-        Ok(Ok(()))
-    }
-
-    /// Takes back what a partition has grown by: its offset, counts, entries of the failure queue, and hidden files.
-    fn refuse(&mut self, seal: Option<u64>, partition: &TopicPartition) -> Result<(), Error> {
-        let (growth, end, files) = if let Some(number) = seal {
-            let Some(range) = self.range(number, &Some(partition.clone())) else { return Ok(()) };
-            let Some(offsets) = range.offsets else { return Ok(()) };
-            (offsets.growth, offsets.to.next, range.files.into_iter().map(|file| file.name).collect())
-        } else {
-            let files = self.state.files.values().filter(|file| file.partition().as_ref() == Some(partition));
-            let files: Vec<_> = files.map(|file| file.name.clone()).collect();
-            let growth = self.state.partitions.get(partition).and_then(|state| state.growth.clone());
-            match growth {
-                Some(growth) => (growth, i64::MAX, files),
-                None if files.is_empty() => return Ok(()),
-                None => (Growth::default(), i64::MAX, files),
-            }
-        };
-        self.checkpoint_now()?;
-        let removed = self.entries_of(partition, &growth, end)?;
-        let keys: Vec<u64> = removed.iter().map(|(key, _)| *key).collect();
-        let number = self.state.number + 1;
-        self.note_durably(&Frame::Refused { number, seal, partition: partition.clone(), removed })?;
-        fault::point("refuse.noted");
-        self.gauges.undone(&growth);
-        if seal.is_none() {
-            self.sink.forget_partition(partition);
-        }
-        self.remove.extend(keys);
-        self.show_queue();
-        self.seal.grown.remove(&Some(partition.clone()));
-        let records = growth.totals.consumed;
-        if records > 0 {
-            tracing::warn!(%partition, from = growth.from, records, "what was hidden of these records goes: they are read again, here or by their next owner, as far as the topic still has them");
-        }
-        self.seal.steps.push_front((Step::Remove(files), None));
-        Ok(())
-    }
-
-    /// The entries of the failure queue that a growth has up to an offset, with their sizes.
-    fn entries_of(&self, partition: &TopicPartition, growth: &Growth, end: i64) -> Result<Vec<(u64, u64)>, Error> {
-        let mut found = Vec::new();
-        if growth.totals.rejected.iter().sum::<u64>() > 0 {
-            self.checkpointer.store.entries(growth.first_key, &mut |key, entry| {
-                if entry.partition == *partition && (growth.from..end).contains(&entry.offset) {
-                    found.push((key, entry.size()));
-                }
-                Walk::On
-            })?;
-        }
-        Ok(found)
     }
 
     /// Whether this run hides its files.
