@@ -411,14 +411,14 @@ fn a_backlog_of_many_partitions_stays_within_the_memory_bound() {
 fn values_that_become_ten_thousand_times_as_large_stay_within_the_memory_bound() {
     let topic = Topic::create("bombs", 1);
     let wrap = |record: Record| Record { value: record.value.map(|value| Wrapping::Zstd.wrap(&value)), ..record };
-    let records: Vec<_> = (0..80).map(|n| wrap(padded(n, 1, 7 << 20))).collect();
+    let records: Vec<_> = (0..40).map(|n| wrap(padded(n, 1, 7 << 20))).collect();
     topic.produce(Codec::None, &records);
     let mut home = Home::new(&topic);
     home.set("memory", "32MiB");
     let service = home.foreground();
     wait_until("all are written", 3 * SOON, || {
         let status = home.try_status()?;
-        holds(status.counts.written + status.counts.rejected.iter().sum::<u64>() == 80, status)
+        holds(status.counts.written + status.counts.rejected.iter().sum::<u64>() == 40, status)
     });
     let peak = memory_of(&service, "VmHWM:") >> 20;
     assert!(peak < 200, "{peak} MiB with a bound of 32 MiB");
