@@ -195,6 +195,8 @@ fn positions_of_a_live_home_are_left_to_whoever_has_taken_over() {
     let topic = Topic::create("adoptlate", 2);
     let (lost, ours) = two_in_group(&topic);
     lose(&lost, topic.load(Codec::Snappy, Mix::Clean));
+    // In each partition there is something to go on with.
+    topic.fill(Codec::Snappy, Mix::Clean, 1_000_000, 100);
     let service = ours.foreground();
     wait_no_lag(&ours);
     service.terminate();

@@ -59,18 +59,25 @@ impl Rig {
         service.terminate();
     }
 
-    /// A store writes when a segment of it is full: so there are more records until it does.
-    fn pauses(&mut self, because_of: &str) {
+    /// Waits until the service has paused because of something, once more than `before`: by its log, since a pause may be
+    /// over in a moment. A store that cannot be written can be opened again, and writes only when a segment of it is full:
+    /// so there are more records until it does.
+    fn has_paused(&mut self, because_of: &str, before: usize) {
         wait_until(&format!("a pause because of {because_of}"), SOON, || {
             let status = self.home.try_status()?;
             if status.state == State::Consuming && status.counts.consumed == self.produced.len() as u64 {
                 self.fill();
             }
-            let told = status.reason.as_ref().is_some_and(|reason| reason.contains(because_of));
-            holds(status.state == State::Paused && told, status)
+            holds(self.pauses(because_of) > before, status)
         });
         let sinks = self.home.status().counts.rejected[Reason::Sink.index()];
         assert_eq!(sinks, 0, "a disk that fails is no record's fault");
+    }
+
+    /// How often the log says that consuming pauses because of something.
+    fn pauses(&self, because_of: &str) -> usize {
+        let log = self.home.log();
+        log.lines().filter(|line| line.contains("state=Paused") && line.contains(because_of)).count()
     }
 }
 
@@ -169,9 +176,10 @@ fn assert_pauses_while_writes_fail(pattern: &str, error: Errno, reason: &str) {
     for _ in 0..2 {
         rig.fill();
         rig.home.wait_done(&rig.produced);
+        let before = rig.pauses(reason);
         rig.layer.fail_writes(pattern, error);
         rig.fill();
-        rig.pauses(reason);
+        rig.has_paused(reason, before);
         assert!(rig.home.integer("kafka_lag") >= 0, "the lag is known while the disk fails");
         rig.layer.heal();
     }
@@ -206,7 +214,8 @@ fn a_service_that_pauses_can_be_stopped_and_goes_on_at_the_next_start() {
     rig.home.wait_written(100);
     rig.layer.fail_writes("store/journal", Errno::EIO);
     rig.fill();
-    rig.pauses("journal");
+    rig.has_paused("journal", 0);
+    rig.home.wait_for(State::Paused);
     let refused = rig.home.mtga(["clear_failure_queue"]).code(69);
     assert!(refused.stderr.contains("journal"), "it says why: {}", refused.stderr);
     service.terminate();

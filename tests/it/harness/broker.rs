@@ -5,6 +5,10 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 
+/// For brokers that live for seconds or minutes: most of what they need of the processor goes into optimising code that is
+/// about to be thrown away.
+pub(crate) const JVM: &str = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC";
+
 /// `HOST:PORT` of the broker: the one that `MTGA_TEST_KAFKA` names, else one that `scripts/kafka` brings up.
 pub(crate) fn address() -> &'static str {
     static BROKER: OnceLock<Broker> = OnceLock::new();
@@ -25,6 +29,7 @@ impl Broker {
             return Self { address, _keeper: None };
         }
         let mut keeper = Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/kafka"))
+            .env("JAVA_TOOL_OPTIONS", JVM)
             .args(["run", "--", "sh", "-c", "echo \"$KAFKA_BROKERS\"; exec cat >/dev/null"])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -6,8 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
-use mtga::control::{FailureEntry, PartitionOffsets, State, Status};
+use mtga::control::client::Remote;
+use mtga::control::{FailureEntry, FailureKind, PartitionOffsets, Service as _, State, Status};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -20,6 +22,9 @@ use super::{Record, SOON, Topic, holds, wait_until};
 
 /// The program under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_mtga");
+
+/// How long a service may take for an answer on its socket, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A deploy layout with its own state. When dropped, its daemon is killed and the directory goes; it stays, and its path
 /// is told, when the test has failed.
@@ -161,7 +166,14 @@ impl Home {
     }
 
     /// `status`, or what was said instead.
+    ///
+    /// Tests ask for it many times a second while they wait, so a service that runs is asked on its socket: a process each
+    /// time would take more of the machine than everything that is tested. A stopped one is asked with the command.
     pub(crate) fn try_status(&self) -> Result<Status, String> {
+        match Remote::new(self.path("tmp/mtga.sock"), PATIENCE).status() {
+            Err(failure) if failure.kind == FailureKind::Unavailable => {}
+            answer => return answer.map_err(|failure| failure.to_string()),
+        }
         let done = self.mtga(["--json", "status"]);
         serde_json::from_str(&done.stdout).map_err(|error| format!("no status, {error}: {done:?}"))
     }

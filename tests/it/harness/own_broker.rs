@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
+use super::broker::JVM;
 use super::process::Finished;
 use super::{SOON, Topic};
 
@@ -55,7 +56,7 @@ impl OwnBroker {
 
     fn run_with(&self, command: &str, properties: &str, first: Option<&Self>) {
         let mut script = Command::new(script());
-        script.arg(command).arg(self.dir.path()).env("MTGA_KAFKA_HEAP", "400m");
+        script.arg(command).arg(self.dir.path()).env("MTGA_KAFKA_HEAP", "400m").env("JAVA_TOOL_OPTIONS", JVM);
         script.args(first.map(|first| first.dir.path()));
         Finished::run(script.env("MTGA_KAFKA_PROPERTIES", properties), 2 * SOON).success();
     }
@@ -126,26 +127,4 @@ pub(crate) fn batches(segment: &[u8]) -> Vec<Batch> {
         position += length;
     }
     found
-}
-
-#[test]
-fn a_broker_of_its_own_keeps_its_data_when_it_is_stopped_and_killed() {
-    use super::{Codec, Mix, holds, wait_until};
-    let broker = OwnBroker::new("");
-    let topic = Topic::on(broker.address(), "own", 1, &[]);
-    topic.fill(Codec::None, Mix::Clean, 0, 100);
-    broker.stop();
-    let segment = fs::read(broker.log(&topic, 0).join("00000000000000000000.log")).expect("a segment");
-    let found = batches(&segment);
-    assert_eq!((found[0].first, found[found.len() - 1].next), (0, 100));
-    broker.start();
-    broker.kill();
-    broker.start();
-    wait_until("the topic is there", SOON, || {
-        use rdkafka::consumer::{BaseConsumer, Consumer as _};
-        let mut config = rdkafka::ClientConfig::new();
-        let consumer: BaseConsumer = config.set("bootstrap.servers", broker.address()).create().expect("a consumer");
-        let found = consumer.fetch_watermarks(&topic.name, 0, SOON);
-        holds(matches!(found, Ok((0, 100))), found)
-    });
 }

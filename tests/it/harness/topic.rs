@@ -210,7 +210,7 @@ impl Topic {
 
     /// Produces in the background until told to stop: some thousand records a second.
     pub(crate) fn load(&self, codec: Codec, mix: Mix) -> Load {
-        self.load_every(Duration::from_millis(10), codec, mix)
+        self.load_every(Duration::from_millis(20), codec, mix)
     }
 
     /// The same with this pause after each 200 records.
