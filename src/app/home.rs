@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
 use uuid::Uuid;
@@ -47,8 +47,6 @@ pub(super) struct Opened {
     pub(super) checked: Checked,
     pub(super) contents: Contents,
     pub(super) lies: Lies,
-    /// Whether the journal can tell what is in the store.
-    pub(super) is_told: bool,
 }
 
 /// Whether the home was in use by this process before.
@@ -157,36 +155,35 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
             STORE_PATIENCE
         }
     };
-    let mut checked = rebuild::open_store(places, opening, patience)?;
     let mut contents = rebuild::read_journal(places)?;
     if opening == Opening::Again && contents.state.is_none() {
         let text = format!("the journal {} is gone; bring it back", places.journal.display());
         return Err(Broken::Passing(failed(text)));
     }
+    let mut checked = rebuild::open_store(places, &contents, opening, patience)?;
     make_room(places, &checked, &contents, history)?;
     let damage = rebuild::reunite(&mut contents, checked.state.clone());
     let mut state = contents.state.take().unwrap_or_else(first_state);
     if damage == Damage::Journal {
         tracing::error!(journal = %places.journal.display(), number = state.number, "the journal is gone, or lost its end: going on with what the store has");
+        // From here on the journal tells everything again.
+        checked.with_queue(|queue| rebuild::copy_queue(places, queue))?;
     }
     rebuild::catch_up(places, &mut checked, &state)?;
     let lies = rebuild::recognise(places, &mut state, damage)?;
     contents.state = Some(state);
-    let is_told = checked.is_told && damage == Damage::None;
-    Ok(Opened { checked, contents, lies, is_told })
+    Ok(Opened { checked, contents, lies })
 }
 
-/// Removes old segments of the journal before anything needs room: what they hold may be what fills the disk.
+/// Removes what is not needed of the journal before anything needs room: it may be what fills the disk.
 fn make_room(places: &Places, checked: &Checked, contents: &Contents, history: History) -> Result<(), Broken> {
-    let number = checked.state.as_ref().map_or(0, |state| state.number);
-    let failed = |error: io::Error| {
+    let removed = journal::forget_unfinished(&places.journal).and_then(|()| {
+        let Some((segment, _)) = contents.end else { return Ok(()) };
+        checked.with_queue(|queue| journal::prune(&places.journal, segment, history, SystemTime::now(), queue))
+    });
+    removed.map_err(|error| {
         Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
-    };
-    let spare = journal::spare(&places.journal, contents, history, number).map_err(failed)?;
-    if !spare.is_empty() {
-        checked.store.sync()?;
-    }
-    spare.iter().try_for_each(fs::remove_file).map_err(failed)
+    })
 }
 
 /// Removes kept recipes that neither the journal nor the one in force needs. For a moment when nothing is in flight.

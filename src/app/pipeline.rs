@@ -194,8 +194,7 @@ impl Ready {
             bytes: state.totals.queue_bytes,
             entries: &|each| store::give_entries(&store, each),
         };
-        let copied = if opened.is_told { Ok(true) } else { journal.copy(&queue) };
-        copied.and_then(|_| journal.prune(history, SystemTime::now(), &queue)).map_err(|error| {
+        journal.prune(history, SystemTime::now(), &queue).map_err(|error| {
             Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
         })?;
         // Not when it begins again: a reload may have kept a recipe just now that is not in force yet.

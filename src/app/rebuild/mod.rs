@@ -24,7 +24,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::home::{Broken, Opening, Places, chain, failed};
 use crate::msource::consumer::now_millis;
 use crate::msource::journal::{self, BlockSource, Contents, Frame, MoveCause, Place, QueueChange, QueueEntry, State};
-use crate::msource::store::{Found, SledStore, Store, StoreChange, StoreError, Walk, forget_old, salvage, set_aside};
+use crate::msource::store::{
+    Found, SledStore, Store, StoreChange, StoreError, Walk, forget_old, give_entries, salvage, set_aside,
+};
 
 /// Entries that go into a store together.
 const CHUNK: usize = 1000;
@@ -80,13 +82,23 @@ pub(super) struct Checked {
     pub(super) store: SledStore,
     pub(super) state: Option<State>,
     pub(super) queued: Queued,
-    /// Whether the journal can tell the same.
-    pub(super) is_told: bool,
 }
 
-/// Opens the store and reads all of it, so that damage shows: it has what its state says, and nothing that was in the journal
-/// up to `forgotten` is missing.
-fn check(path: &Path, patience: Duration, forgotten: u64) -> Result<Checked, StoreError> {
+impl Checked {
+    /// Has something done with the failure queue as the store has it.
+    pub(super) fn with_queue<T>(&self, act: impl FnOnce(&journal::Queue<'_>) -> T) -> T {
+        act(&journal::Queue {
+            number: self.state.as_ref().map_or(0, |state| state.number),
+            bytes: self.queued.bytes,
+            entries: &|each| give_entries(&self.store, each),
+        })
+    }
+}
+
+/// Opens the store and reads all of it, so that damage shows: it has what its state says, and the journal tells everything that
+/// happened since.
+fn check(places: &Places, contents: &Contents, patience: Duration) -> Result<Checked, StoreError> {
+    let path = &places.sled;
     let store = SledStore::open(path, patience)?;
     let state = store.state()?;
     let queued = Queued::count(&store)?;
@@ -94,22 +106,33 @@ fn check(path: &Path, patience: Duration, forgotten: u64) -> Result<Checked, Sto
     let number = state.as_ref().map_or(0, |state| state.number);
     let text = if queued != expected {
         format!("it has {} entries of the failure queue, and should have {}", queued.records, expected.records)
-    } else if number < forgotten {
-        format!("it is as it was at block {number}, and the journal begins at {forgotten}")
+    } else if is_behind(contents, number)
+        && !journal::history(&places.journal, number, |_| ())
+            .map_err(|error| StoreError::Io(places.journal.clone(), error))?
+    {
+        format!("it is as it was at block {number}, and the journal has not all that came after")
     } else {
-        return Ok(Checked { store, state, queued, is_told: true });
+        return Ok(Checked { store, state, queued });
     };
     Err(StoreError::Damaged(path.to_owned(), text))
 }
 
+fn is_behind(contents: &Contents, number: u64) -> bool {
+    contents.state.as_ref().is_some_and(|state| number < state.number)
+}
+
 /// Opens the store; a damaged one is rebuilt, from itself and from the journal.
-pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) -> Result<Checked, Broken> {
+pub(super) fn open_store(
+    places: &Places,
+    contents: &Contents,
+    opening: Opening,
+    patience: Duration,
+) -> Result<Checked, Broken> {
     let fresh = places.sled.with_extension("new");
     if present(places)? == fresh {
         put_in_place(&fresh, &places.sled)?;
     }
-    let forgotten = journal::forgotten(&places.journal).map_err(|error| cannot_read(places, &error))?.unwrap_or(0);
-    let why = match check(&places.sled, patience, forgotten) {
+    let why = match check(places, contents, patience) {
         Err(StoreError::Damaged(_, why)) => why,
         // At a start, another process has it.
         Err(error @ StoreError::Locked(_)) if opening == Opening::First => return Err(failed(chain(&error)).into()),
@@ -117,7 +140,7 @@ pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) 
     };
     tracing::error!(why, "the store is damaged: rebuilding it from the journal and from what can be read of it");
     remove_all(&fresh).map_err(|error| Broken::disk(format_args!("cannot remove {}", fresh.display()), &error))?;
-    let from = rebuild(places, &fresh)?;
+    let from = rebuild(places, contents, &fresh)?;
     let aside = set_aside(&places.sled, now_millis() / 1000).map_err(|error| {
         Broken::disk(format_args!("cannot set the damaged store {} aside", places.sled.display()), &error)
     })?;
@@ -132,7 +155,7 @@ pub(super) fn open_store(places: &Places, opening: Opening, patience: Duration) 
     let store = SledStore::open(&places.sled, patience)?;
     let state = store.state()?;
     let queued = Queued::count(&store)?;
-    Ok(Checked { store, state, queued, is_told: from == Told::Journal })
+    Ok(Checked { store, state, queued })
 }
 
 /// Where the store is: under its name, or, when a rebuild was killed after it was whole and before it had that, beside it.
@@ -170,9 +193,8 @@ enum Told {
     },
 }
 
-/// Makes a new store of what the journal knows, and of what can be read of the damaged one where that is not all.
-fn rebuild(places: &Places, fresh: &Path) -> Result<Told, Broken> {
-    let contents = read_journal(places)?;
+/// Makes a new store of what the journal tells, or, where that is not all, of that and what can be read of the damaged one.
+fn rebuild(places: &Places, contents: &Contents, fresh: &Path) -> Result<Told, Broken> {
     let store = SledStore::open(fresh, Duration::ZERO)?;
     let mut writer =
         Writer { store: &store, state: contents.state.clone().unwrap_or_default(), changes: BTreeMap::new(), bytes: 0 };
@@ -181,7 +203,7 @@ fn rebuild(places: &Places, fresh: &Path) -> Result<Told, Broken> {
     let mut readable = 0;
     let salvaged = salvage(&places.sled, |found| {
         match found {
-            Found::State(Some(state)) if state.number > last_number(&contents) => {
+            Found::State(Some(state)) if state.number > last_number(contents) => {
                 writer.state = state;
                 told = None;
             }
@@ -212,7 +234,19 @@ fn rebuild(places: &Places, fresh: &Path) -> Result<Told, Broken> {
         writer.flush()?;
     }
     store.sync()?;
-    Ok(if told.is_some() { Told::Journal } else { Told::Both { readable } })
+    if told.is_some() {
+        return Ok(Told::Journal);
+    }
+    // From here on the journal tells everything again.
+    let (state, queued) = (store.state()?, Queued::count(&store)?);
+    Checked { store, state, queued }.with_queue(|queue| copy_queue(places, queue))?;
+    Ok(Told::Both { readable })
+}
+
+/// Copies the queue beside the journal if there is room.
+pub(super) fn copy_queue(places: &Places, queue: &journal::Queue<'_>) -> Result<(), Broken> {
+    let copied = journal::copy(&places.journal, queue).map(drop);
+    copied.map_err(|error| Broken::disk(format_args!("cannot copy the queue to {}", places.journal.display()), &error))
 }
 
 /// Puts entries into a store, some at a time.

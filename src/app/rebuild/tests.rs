@@ -8,8 +8,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::app::home;
 use crate::msource::TopicPartition;
-use crate::msource::journal::{Block, Each, History, Journal, Position, Queue, QueueCause, QueueChange};
-use crate::msource::store::give_entries;
+use crate::msource::journal::{Block, History, Journal, Position, QueueCause, QueueChange};
 use crate::record::{Reason, Reject};
 
 /// Number of the last checkpoint that the store has.
@@ -308,28 +307,52 @@ fn without_old_segments_what_can_be_read_of_the_store_is_kept_and_the_rest_count
     assert!(kept > 0, "some damage takes nothing");
 }
 
+/// Copies the queue beside the journal, as the store has it.
+fn copy_beside(places: &Places) {
+    let store = SledStore::open(&places.sled, Duration::from_secs(20)).unwrap();
+    let (state, queued) = (store.state().unwrap(), Queued::count(&store).unwrap());
+    Checked { store, state, queued }.with_queue(|queue| copy_queue(places, queue)).unwrap();
+}
+
+/// Puts a store in place that is as it was at a number.
+fn put_older_store(places: &Places, number: u64) {
+    fs::remove_dir_all(&places.sled).unwrap();
+    let (state, entries) = model(number);
+    let store = SledStore::open(&places.sled, Duration::ZERO).unwrap();
+    store.apply(&StoreChange { state, insert: entries.into_iter().collect(), remove: Vec::new() }).unwrap();
+}
+
 #[test]
 fn without_old_segments_a_copy_of_the_queue_tells_the_same() {
     let scratch = TempDir::new().unwrap();
     let whole = scratch.path().join("whole");
     let places = world(&whole, 290);
-    let store = SledStore::open(&places.sled, Duration::from_secs(20)).unwrap();
-    let journal = Journal::begin(&scratch.path().join("other"), &Contents::default(), &State::default()).unwrap();
-    let (number, bytes, entries) = (SAVED, 0, &|each: &mut Each<'_>| give_entries(&store, each));
-    journal.copy(&Queue { number, bytes, entries }).unwrap();
-    let name = format!("{SAVED:020}.queue");
-    fs::rename(scratch.path().join("other").join(&name), places.journal.join(&name)).unwrap();
-    drop(store);
+    copy_beside(&places);
     each_damage(&whole, |places| &places.sled, |places, what| assert_is(&reopen(places), LAST, what));
-    let root = scratch.path().join("older");
-    copy(&whole, &root);
-    let older = super::tests::places(&root);
-    fs::remove_dir_all(&older.sled).unwrap();
-    let (state, entries) = model(100);
-    let store = SledStore::open(&older.sled, Duration::ZERO).unwrap();
-    store.apply(&StoreChange { state, insert: entries.into_iter().collect(), remove: Vec::new() }).unwrap();
-    drop(store);
-    assert_is(&reopen(&older), LAST, "the store is as it was long ago");
+    put_older_store(&places, 100);
+    assert_is(&reopen(&places), LAST, "the store is as it was long ago");
+}
+
+#[test]
+fn a_store_that_is_behind_a_journal_with_a_hole_is_made_anew_of_the_copy() {
+    let scratch = TempDir::new().unwrap();
+    let places = world(&scratch.path().join("store"), 0);
+    copy_beside(&places);
+    let first = places.journal.join(format!("{:020}.log", 1));
+    let cut = fs::read(&first).unwrap().iter().rposition(|byte| *byte != 0).unwrap() / 10 * 9;
+    File::options().write(true).open(first).unwrap().set_len(cut as u64).unwrap();
+    put_older_store(&places, 100);
+    assert_is(&reopen(&places), LAST, "what the segment had is in the copy");
+}
+
+#[test]
+fn what_a_kill_left_of_a_copy_goes() {
+    let scratch = TempDir::new().unwrap();
+    let places = world(&scratch.path().join("store"), 0);
+    let left = places.journal.join("queue.new");
+    fs::write(&left, "half").unwrap();
+    assert_is(&reopen(&places), LAST, "it is in nobody's way");
+    assert!(!left.try_exists().unwrap());
 }
 
 #[test]
@@ -391,7 +414,7 @@ fn a_rebuilt_store_whose_last_step_was_cut_short_takes_its_place() {
     let scratch = TempDir::new().unwrap();
     let places = world(&scratch.path().join("store"), 0);
     let fresh = places.sled.with_extension("new");
-    rebuild(&places, &fresh).unwrap();
+    rebuild(&places, &read_journal(&places).unwrap(), &fresh).unwrap();
     fs::rename(&places.sled, places.sled.with_extension("damaged-1")).unwrap();
     assert_is(&reopen(&places), LAST, "renamed at last");
     assert!(!fresh.try_exists().unwrap(), "it has its name");

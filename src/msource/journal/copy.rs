@@ -15,9 +15,15 @@ use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{FRAME_MAX, PREFIX, QueueEntry, checksum, encode, numbers, point};
+use super::{FRAME_MAX, PREFIX, QueueEntry, SEGMENT_BYTES, checksum, encode, numbers, point};
 
 const EXTENSION: &str = ".queue";
+
+/// The name of a copy that is being written.
+const UNFINISHED: &str = "queue.new";
+
+/// Room that a copy leaves: for segments of the journal, and for what the store writes at a time of its own.
+const RESERVE_BYTES: u64 = 2 * SEGMENT_BYTES + (16 << 20);
 
 /// A frame of so many bytes of entries gets no more.
 const FRAME_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 256 << 10 };
@@ -52,7 +58,8 @@ pub(super) fn newest(dir: &Path) -> io::Result<u64> {
 
 /// Makes a copy durable, and removes those before it.
 pub(super) fn write(dir: &Path, queue: &Queue<'_>) -> io::Result<()> {
-    let fresh = dir.join("queue.new");
+    check_room(dir, queue.bytes)?;
+    let fresh = dir.join(UNFINISHED);
     let written = write_file(&fresh, queue);
     point("copy.written");
     if let Err(error) = written.and_then(|()| fs::rename(&fresh, path_of(dir, queue.number))) {
@@ -62,6 +69,26 @@ pub(super) fn write(dir: &Path, queue: &Queue<'_>) -> io::Result<()> {
     File::open(dir)?.sync_all()?;
     point("copy.named");
     remove(dir, |number| number != queue.number)
+}
+
+/// A disk that is filled up keeps the service from starting, and a write that fails damages the store.
+fn check_room(dir: &Path, bytes: u64) -> io::Result<()> {
+    let disk = nix::sys::statvfs::statvfs(dir)?;
+    let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+    let wanted = bytes + bytes / 4 + RESERVE_BYTES;
+    if free >= wanted {
+        return Ok(());
+    }
+    let text = format!("{} has {free} bytes free, and a copy wants {wanted}", dir.display());
+    Err(io::Error::new(io::ErrorKind::StorageFull, text))
+}
+
+/// Removes what a kill left.
+pub(super) fn forget_unfinished(dir: &Path) -> io::Result<()> {
+    match fs::remove_file(dir.join(UNFINISHED)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed,
+    }
 }
 
 /// Removes the copies of some numbers.
@@ -74,9 +101,10 @@ pub(super) fn remove(dir: &Path, which: impl Fn(u64) -> bool) -> io::Result<()> 
 fn write_file(path: &Path, queue: &Queue<'_>) -> io::Result<()> {
     let file = File::options().write(true).create(true).truncate(true).mode(0o640).open(path)?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
-    let (mut some, mut bytes) = (Vec::new(), 0);
+    let (mut some, mut bytes, mut all) = (Vec::new(), 0, 0);
     (queue.entries)(&mut |key, entry| {
         bytes += entry.size();
+        all += entry.size();
         some.push((key, entry));
         if bytes >= FRAME_BYTES {
             bytes = 0;
@@ -84,6 +112,11 @@ fn write_file(path: &Path, queue: &Queue<'_>) -> io::Result<()> {
         }
         Ok(())
     })?;
+    if all != queue.bytes {
+        let text =
+            format!("the store has {all} bytes of entries of the failure queue, and should have {}", queue.bytes);
+        return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+    }
     if !some.is_empty() {
         file.write_all(&encode(queue.number, &std::mem::take(&mut some))?)?;
     }

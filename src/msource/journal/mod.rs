@@ -9,11 +9,11 @@
 //!
 //! **Format.** A directory of segments named by their number in twenty digits, `.log`. Each is a sequence of frames:
 //! length of the body (u32), CRC-32C (u32) of segment number, length and body, body; little-endian; the body is a
-//! [`Frame`] in postcard's encoding. A segment begins with a `Header` and an `Image` of the state, both fsynced before
-//! anything else is written. Segments are allocated whole in advance, so that a full disk can still be recorded; a
+//! [`Frame`] in postcard's encoding. A segment begins with a `Header`, what was `Dropped` before it if anything was, and an
+//! `Image` of the state, all fsynced before anything else is written. Segments are allocated whole in advance, so that a full disk can still be recorded; a
 //! length of zero is the end.
 //!
-//! The newest segment whose first two frames are good is the journal; older ones are history. No segment is ever
+//! The newest segment with a good `Image` is the journal; older ones are history. No segment is ever
 //! continued by another process: each start begins a new one, whose header names the segment before it and the length
 //! up to which that was valid, and all past that is void.
 //!
@@ -21,7 +21,8 @@
 //! written again.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -48,7 +49,7 @@ pub use frame::{
 pub use state::{FileState, Growth, PartitionState, Place, State, Totals};
 
 /// Version of the format.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// Bytes allocated for a segment, and its usual length: one holds some hundred million records' worth of blocks. Small in
 /// tests, so that they see segments follow each other.
@@ -110,7 +111,7 @@ pub fn read(dir: &Path) -> io::Result<Contents> {
             );
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
-        let Some(Frame::Image(state)) = frames.next() else { continue };
+        let Some(Beginning { state, .. }) = frames.image() else { continue };
         let mut fold = Fold { state: *state, tail: Vec::new() };
         for frame in frames.by_ref() {
             fold.take(frame);
@@ -136,11 +137,9 @@ pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Resul
         if let Some(Frame::Header(Header { previous: Some((previous, end)), .. })) = frames.next() {
             ends.insert(previous, end);
         }
-        let image = frames.next();
-        if let Some(Frame::Dropped { from, to }) = frames.next() {
-            dropped.push(from..=to);
-        }
-        if matches!(image, Some(Frame::Image(state)) if state.number <= after) {
+        let Some(begun) = frames.image() else { continue };
+        dropped.extend(begun.dropped);
+        if begun.state.number <= after {
             segments.drain(..index);
             break;
         }
@@ -161,8 +160,10 @@ pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Resul
             if let Frame::Image(state) = &frame {
                 whole &= state.number <= reached;
             }
-            reached = reached.max(frame.number().unwrap_or(0));
-            if frame.number().is_some_and(|number| number > after) && happened(&frame) {
+            // That some were dropped does not tell what they were.
+            let Some(number) = frame.number().filter(|_| !matches!(frame, Frame::Dropped { .. })) else { continue };
+            reached = reached.max(number);
+            if number > after && happened(&frame) {
                 each(frame);
             }
         }
@@ -190,11 +191,17 @@ pub fn forgotten(dir: &Path) -> io::Result<Option<u64>> {
 
 /// The number up to which everything is in the segments before this one; `None` when it does not say.
 fn begins(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
-    let bytes = fs::read(segment_path(dir, segment))?;
-    Ok(match Frames::new(segment, &bytes).nth(1) {
-        Some(Frame::Image(state)) => Some(state.number),
-        _ => None,
-    })
+    let mut file = File::open(segment_path(dir, segment))?;
+    let mut bytes = Vec::new();
+    // An image is seldom longer.
+    for more in [64 << 10, u64::MAX] {
+        file.by_ref().take(more).read_to_end(&mut bytes)?;
+        let mut frames = Frames::new(segment, &bytes);
+        if let (Some(Frame::Header(_)), Some(begun)) = (frames.next(), frames.image()) {
+            return Ok(Some(begun.state.number));
+        }
+    }
+    Ok(None)
 }
 
 /// How much is kept of what is not needed any more.
@@ -223,27 +230,54 @@ fn expired(dir: &Path, before: u64, keep: History, now: SystemTime) -> io::Resul
     Ok(older)
 }
 
-/// The segments that [`Journal::prune`] would remove, for a moment before there is a journal to go on with, which takes room:
-/// those of which a store has everything that has it up to `number`, and the copy of the queue too. The store must be fsynced
-/// before they go.
-pub fn spare(dir: &Path, contents: &Contents, keep: History, number: u64) -> io::Result<Vec<PathBuf>> {
-    let Some((next, _)) = contents.end else { return Ok(Vec::new()) };
-    let mut old = expired(dir, next, keep, SystemTime::now())?;
-    retain_covered(dir, &mut old, number.min(copy::newest(dir)?))?;
-    Ok(old.into_iter().map(|segment| segment_path(dir, segment)).collect())
+/// Removes older segments than are to be kept, of those before this one. Those that nothing else tells the entries of are copied
+/// first, once there are as many bytes of them as the queue has, or stay while there is no room for that. Nothing may change
+/// in the queue meanwhile.
+pub fn prune(dir: &Path, before: u64, keep: History, now: SystemTime, queue: &Queue<'_>) -> io::Result<()> {
+    let mut old = expired(dir, before, keep, now)?;
+    let mut covered = covered(dir, &old, copy::newest(dir)?.min(queue.number))?;
+    if covered < old.len() {
+        let bytes = old.iter().map(|segment| Ok(fs::metadata(segment_path(dir, *segment))?.len()));
+        if bytes.sum::<io::Result<u64>>()? >= queue.bytes && copy(dir, queue)? {
+            covered = self::covered(dir, &old, queue.number)?;
+        }
+    }
+    old.truncate(covered);
+    if !old.is_empty() {
+        // A copy may be there of which a kill kept the name from being durable.
+        File::open(dir)?.sync_all()?;
+    }
+    old.into_iter().try_for_each(|segment| fs::remove_file(segment_path(dir, segment)))
 }
 
-/// Leaves those of the oldest segments that have nothing above a number.
-fn retain_covered(dir: &Path, old: &mut Vec<u64>, number: u64) -> io::Result<()> {
-    let all = segments(dir)?;
-    while let Some(last) = old.last() {
-        let next = all.iter().find(|segment| *segment > last);
-        match next {
-            Some(next) if begins(dir, *next)?.is_some_and(|begins| begins <= number) => break,
-            _ => old.pop(),
-        };
+/// How many of the oldest segments have nothing above a number.
+fn covered(dir: &Path, old: &[u64], number: u64) -> io::Result<usize> {
+    let (mut count, all) = (0, segments(dir)?);
+    for (index, segment) in old.iter().enumerate() {
+        let Some(next) = all.iter().find(|next| *next > segment) else { break };
+        match begins(dir, *next)? {
+            Some(begins) if begins > number => break,
+            Some(_) => count = index + 1,
+            None => {}
+        }
     }
-    Ok(())
+    Ok(count)
+}
+
+/// Copies the queue, as it is; `false` when there is no room.
+pub fn copy(dir: &Path, queue: &Queue<'_>) -> io::Result<bool> {
+    match copy::write(dir, queue) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
+            tracing::warn!(%error, bytes = queue.bytes, "cannot copy the failure queue: old segments of the journal stay");
+            Ok(false)
+        }
+        copied => copied.map(|()| true),
+    }
+}
+
+/// Removes what a kill left of a copy.
+pub fn forget_unfinished(dir: &Path) -> io::Result<()> {
+    copy::forget_unfinished(dir)
 }
 
 /// The fold that knows which frames are durable: the numbers of blocks and queue changes rise along the journal, so a
@@ -274,9 +308,28 @@ struct Frames<'a> {
     position: usize,
 }
 
+/// Where a segment begins.
+struct Beginning {
+    /// The blocks before it that did not happen.
+    dropped: Option<RangeInclusive<u64>>,
+    state: Box<State>,
+}
+
 impl<'a> Frames<'a> {
     fn new(segment: u64, bytes: &'a [u8]) -> Self {
         Self { segment, bytes, position: 0 }
+    }
+
+    /// What follows the header.
+    fn image(&mut self) -> Option<Beginning> {
+        match self.next()? {
+            Frame::Image(state) => Some(Beginning { dropped: None, state }),
+            Frame::Dropped { from, to } => match self.next()? {
+                Frame::Image(state) => Some(Beginning { dropped: Some(from..=to), state }),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 
@@ -365,9 +418,10 @@ impl Journal {
             file.write_all_at(&frames, 0)?;
             file.sync_all()?;
         }
+        // Before the image, which makes the segment one: what was dropped must not come back.
         let dropped = contents.tail.iter().rfind(|frame| matches!(frame, Frame::Dropped { .. }));
-        let mut first = vec![Frame::Image(Box::new(image.clone()))];
-        first.extend(dropped.cloned());
+        let mut first: Vec<_> = dropped.cloned().into_iter().collect();
+        first.push(Frame::Image(Box::new(image.clone())));
         // Its numbers are used again: what was lost was no more than the end.
         copy::remove(dir, |number| number > image.number)?;
         let journal = Self::segment(dir, contents.last_segment + 1, contents.end, &first)?;
@@ -447,31 +501,9 @@ impl Journal {
         self.trim(ended)
     }
 
-    /// Removes older segments than are to be kept. Those that nothing else tells the entries of are copied first, once there are
-    /// as many bytes of them as the queue has, or stay while there is no room for that. The store's own files must have been
-    /// fsynced since they ended, and nothing may change in it meanwhile.
+    /// Removes older segments than are to be kept; see [`prune`].
     pub fn prune(&self, keep: History, now: SystemTime, queue: &Queue<'_>) -> io::Result<()> {
-        let old = expired(&self.dir, self.segment, keep, now)?;
-        let mut covered = old.clone();
-        retain_covered(&self.dir, &mut covered, copy::newest(&self.dir)?)?;
-        if covered.len() < old.len() {
-            let bytes = old.iter().map(|segment| Ok(fs::metadata(segment_path(&self.dir, *segment))?.len()));
-            if bytes.sum::<io::Result<u64>>()? >= queue.bytes && self.copy(queue)? {
-                covered = old;
-            }
-        }
-        covered.into_iter().try_for_each(|segment| fs::remove_file(segment_path(&self.dir, segment)))
-    }
-
-    /// Copies the queue, as it is; `false` when there is no room.
-    pub fn copy(&self, queue: &Queue<'_>) -> io::Result<bool> {
-        match copy::write(&self.dir, queue) {
-            Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {
-                tracing::warn!(%error, bytes = queue.bytes, "no room for a copy of the failure queue: old segments of the journal stay");
-                Ok(false)
-            }
-            copied => copied.map(|()| true),
-        }
+        prune(&self.dir, self.segment, keep, now, queue)
     }
 }
 

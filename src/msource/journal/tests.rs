@@ -191,24 +191,25 @@ fn old_segments_are_pruned_and_the_current_one_never_is() {
 const NONE: History = History { age: Duration::MAX, bytes: 0 };
 
 #[test]
-fn before_the_journal_begins_only_what_the_store_and_a_copy_have_is_spare() {
-    let scratch = TempDir::new().unwrap();
-    let (mut journal, _) = write(scratch.path(), &[block(1, 10)]);
-    let mut image = state();
-    for number in 1..=2 {
-        image.apply(&block(number, 10));
-        journal.turn(&image).unwrap();
-    }
-    let contents = read(scratch.path()).unwrap();
-    let spares = |number| spare(scratch.path(), &contents, NONE, number).unwrap().len();
-    assert_eq!(spares(9), 0, "there is no copy");
-    for copied in 1..=3 {
-        journal.copy(&empty(copied)).unwrap();
-        for number in [0, 1, 2, 9] {
-            assert_eq!(spares(number), number.min(copied).min(2) as usize, "copied {copied}, the store is at {number}");
+fn before_the_journal_begins_only_what_the_store_and_a_copy_have_goes() {
+    for number in [0, 1, 2] {
+        let scratch = TempDir::new().unwrap();
+        let (mut journal, _) = write(scratch.path(), &[block(1, 10)]);
+        let mut image = state();
+        for number in 1..=2 {
+            image.apply(&block(number, 10));
+            journal.turn(&image).unwrap();
         }
+        let now = SystemTime::now();
+        prune(scratch.path(), 3, History { bytes: u64::MAX, ..NONE }, now, &empty(number)).unwrap();
+        assert_eq!(segments(scratch.path()).unwrap(), [1, 2, 3], "none is too much");
+        // A junk segment is in nobody's way.
+        fs::write(segment_path(scratch.path(), 2), "junk").unwrap();
+        prune(scratch.path(), 3, NONE, now, &empty(number)).unwrap();
+        let kept: &[u64] = if number < 2 { &[1, 2, 3] } else { &[3] };
+        assert_eq!(segments(scratch.path()).unwrap(), kept, "the store is at {number}");
+        assert_eq!(copy::newest(scratch.path()).unwrap(), number);
     }
-    assert!(spare(scratch.path(), &contents, History { bytes: u64::MAX, ..NONE }, 9).unwrap().is_empty());
 }
 
 fn entry_of(key: u64) -> QueueEntry {
@@ -235,32 +236,32 @@ fn segments_with_entries_of_the_queue_go_when_it_is_copied_which_waits_until_the
     image.apply(&block(1, 10));
     journal.turn(&image).unwrap();
     let bytes = fs::metadata(segment_path(dir, 1)).unwrap().len();
+    let size = entry_of(0).size();
     let count = std::cell::Cell::new(0);
-    let entries = |each: &mut Each<'_>| {
-        count.set(count.get() + 1);
-        (0..50).try_for_each(|key| each(key, entry_of(key)))
+    let prune = |journal: &Journal, keys: u64| {
+        let entries = &|each: &mut Each<'_>| {
+            count.set(count.get() + 1);
+            (0..keys).try_for_each(|key| each(key, entry_of(key)))
+        };
+        journal.prune(NONE, SystemTime::now(), &Queue { number: 1, bytes: keys * size, entries }).unwrap();
+        (segments(dir).unwrap(), count.get())
     };
-    let queue = |bytes| Queue { number: 1, bytes, entries: &entries };
-    journal.prune(NONE, SystemTime::now(), &queue(bytes + 1)).unwrap();
-    assert_eq!((segments(dir).unwrap(), count.get()), (vec![1, 2], 0), "the queue is larger than what would go");
+    assert_eq!(prune(&journal, bytes / size + 1), (vec![1, 2], 0), "the queue is larger than what would go");
     assert_eq!(told_from(dir, 1).unwrap(), Some(0), "the segments tell everything");
-    journal.prune(NONE, SystemTime::now(), &queue(bytes)).unwrap();
-    assert_eq!((segments(dir).unwrap(), count.get()), (vec![2], 1));
-    assert_eq!(copied_keys(dir, 1), Some((0..50).collect()));
+    let some = bytes / size;
+    assert_eq!(prune(&journal, some), (vec![2], 1));
+    assert_eq!(copied_keys(dir, 1), Some((0..some).collect()));
     assert_eq!(told_from(dir, 1).unwrap(), Some(1));
     journal.turn(&image).unwrap();
-    journal.prune(NONE, SystemTime::now(), &queue(u64::MAX)).unwrap();
-    assert_eq!((segments(dir).unwrap(), count.get()), (vec![3], 1), "the copy has what was in it already");
+    assert_eq!(prune(&journal, u64::MAX / size), (vec![3], 1), "the copy has what was in it already");
 }
 
 #[test]
 fn a_copy_that_is_torn_or_damaged_anywhere_is_none() {
     let scratch = TempDir::new().unwrap();
     let dir = scratch.path();
-    let (journal, _) = write(dir, &[]);
-    journal
-        .copy(&Queue { number: 0, bytes: 0, entries: &|each| (0..25).try_for_each(|key| each(key, entry_of(key))) })
-        .unwrap();
+    let entries = &|each: &mut Each<'_>| (0..25).try_for_each(|key| each(key, entry_of(key)));
+    copy(dir, &Queue { number: 0, bytes: 25 * entry_of(0).size(), entries }).unwrap();
     let path = dir.join(format!("{:020}.queue", 0));
     let whole = fs::read(&path).unwrap();
     assert_eq!(copied_keys(dir, 0), Some((0..25).collect()));
@@ -278,16 +279,53 @@ fn a_copy_that_is_torn_or_damaged_anywhere_is_none() {
 fn a_copy_that_cannot_be_written_leaves_the_one_before_it() {
     let scratch = TempDir::new().unwrap();
     let dir = scratch.path();
-    let (journal, _) = write(dir, &[]);
+    let one = |each: &mut Each<'_>| each(7, entry_of(7));
     let full = |each: &mut Each<'_>| {
         each(1, entry_of(1))?;
         Err(io::ErrorKind::StorageFull.into())
     };
-    assert!(journal.copy(&Queue { number: 1, bytes: 0, entries: &|each| each(7, entry_of(7)) }).unwrap());
-    assert!(!journal.copy(&Queue { number: 2, bytes: 0, entries: &full }).unwrap());
+    let bytes = entry_of(0).size();
+    assert!(copy(dir, &Queue { number: 1, bytes, entries: &one }).unwrap());
+    assert!(!copy(dir, &Queue { number: 2, bytes, entries: &full }).unwrap());
+    assert!(!copy(dir, &Queue { number: 2, bytes: 1 << 60, entries: &one }).unwrap(), "there is no such room");
+    let short = copy(dir, &Queue { number: 2, bytes: bytes + 1, entries: &one }).unwrap_err();
+    assert_eq!(short.kind(), io::ErrorKind::InvalidData, "the store lost some");
     assert_eq!(copy::newest(dir).unwrap(), 1);
     assert_eq!(copied_keys(dir, 1), Some(vec![7]));
     assert!(!dir.join("queue.new").try_exists().unwrap());
+}
+
+#[test]
+fn what_was_dropped_stays_so_wherever_the_next_segment_is_cut() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path();
+    let sealed = State { visibility: Visibility::Sealed, ..state() };
+    let mut journal = Journal::begin(dir, &Contents::default(), &sealed).unwrap();
+    for number in 1..=3 {
+        journal.append(&block(number, 10)).unwrap();
+        if number == 1 {
+            journal.append(&Frame::Checkpoint { number }).unwrap();
+        }
+    }
+    drop(journal);
+    let contents = read(dir).unwrap();
+    assert_eq!(contents.tail, [Frame::Dropped { from: 2, to: 3 }]);
+    let mut image = contents.state.clone().unwrap();
+    contents.tail.iter().for_each(|frame| image.apply(frame));
+    let journal = Journal::begin(dir, &contents, &image).unwrap();
+    let (path, end) = (segment_path(dir, 2), journal.position as usize);
+    let whole = fs::read(&path).unwrap();
+    for cut in 0..=end {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let found = read(dir).unwrap();
+        let mut numbers = Vec::new();
+        history(dir, 0, |frame| numbers.extend(frame.number())).unwrap();
+        let begun = found.end.is_some_and(|(segment, _)| segment == 2);
+        assert_eq!(begun, cut == end, "cut at {cut}");
+        // Either the tail still drops them, or the segment has.
+        let expected: &[u64] = if begun { &[1] } else { &[1, 2, 3] };
+        assert_eq!(numbers, expected, "cut at {cut}");
+    }
 }
 
 #[test]
@@ -307,7 +345,7 @@ fn a_journal_that_lost_a_part_does_not_tell_everything() {
     assert_eq!(told_from(dir, 3).unwrap(), None, "one is missing");
     fs::write(segment_path(dir, 2), &second[..second.len() - 1]).unwrap();
     assert_eq!(told_from(dir, 3).unwrap(), None, "the end of one is missing");
-    journal.copy(&empty(2)).unwrap();
+    copy(dir, &empty(2)).unwrap();
     assert_eq!(told_from(dir, 3).unwrap(), Some(2), "it was before the copy");
     assert_eq!(told_from(dir, 1).unwrap(), None, "the copy is of later");
     // The state fell back: what the copy says of later numbers is not what they will be.

@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -30,8 +32,10 @@ const SALVAGE_FAILURES: u32 = 1000;
 pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<Walk, StoreError>) -> Result<(), StoreError> {
     let (found, finds) = bounded(1000);
     let path = path.to_owned();
+    let left_alone = Arc::new(AtomicBool::new(false));
+    let is_over = Arc::clone(&left_alone);
     let read = move || {
-        let store = open_damaged(&path);
+        let store = open_damaged(&path, &is_over);
         let state = store.as_ref().and_then(|store| store.state().ok().flatten());
         if found.send(Found::State(state)).is_ok()
             && let Some(store) = store
@@ -41,15 +45,22 @@ pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<Walk, StoreErr
     };
     let spawned = thread::Builder::new().name("salvage".into()).spawn(read);
     spawned.map_err(|error| StoreError::Io(PathBuf::from("a thread"), error))?;
-    while let Ok(found) = finds.recv_timeout(SALVAGE_PATIENCE)
-        && each(found)? == Walk::On
-    {}
+    let mut walk = Ok(Walk::On);
+    while let (Ok(Walk::On), Ok(found)) = (&walk, finds.recv_timeout(SALVAGE_PATIENCE)) {
+        walk = each(found);
+    }
+    left_alone.store(true, Ordering::Relaxed);
+    walk?;
     Ok(())
 }
 
 /// Opens a damaged store, at last without what sled can make anew from its log.
-fn open_damaged(path: &Path) -> Option<SledStore> {
+fn open_damaged(path: &Path, is_over: &AtomicBool) -> Option<SledStore> {
     for without in [None, Some("snap."), Some("conf")] {
+        // Another store may be there by now.
+        if is_over.load(Ordering::Relaxed) {
+            return None;
+        }
         if let Some(prefix) = without {
             for entry in fs::read_dir(path).ok()?.flatten() {
                 if entry.file_name().to_string_lossy().starts_with(prefix) {
