@@ -165,6 +165,11 @@ impl Expected {
         good.then_some((len, Step { end, kind }))
     }
 
+    /// What stands before the value.
+    fn text(&self) -> &[u8] {
+        &self.text[..usize::from(self.len) & 31]
+    }
+
     /// Whether it is the member of this key, as it stands in the record.
     fn is_key(&self, key: &str) -> bool {
         self.text[2..usize::from(self.len) - 2] == *key.as_bytes()
@@ -300,14 +305,25 @@ fn follow(
     loop {
         let (count, at) = run_ahead(shape.expected.get(next..).unwrap_or_default(), cursor.bytes, cursor.at, noted);
         (next, cursor.at) = (next + count, at);
+        // Most often it is the value that is another, or none that can be foretold.
+        if let Some(expected) = shape.expected.get_mut(next)
+            && cursor.bytes.get(at..).is_some_and(|rest| rest.starts_with(expected.text()))
+        {
+            cursor.at = at + expected.text().len();
+            let value = cursor.value(DEPTH)?;
+            if expected.guess != Guess::Nothing {
+                expected.wrong(value, shape.records);
+            }
+            expected.role.note(noted, at, value);
+            next += 1;
+            continue;
+        }
         let separator = if next == 0 { b'{' } else { b',' };
         let Some(key) = cursor.key(separator)? else { return Ok(()) };
         let value = cursor.value(DEPTH)?;
-        match shape.expected.get_mut(next) {
+        match shape.expected.get(next) {
+            // With white space in it.
             Some(expected) if expected.is_key(key.of(json)) => {
-                if expected.guess != Guess::Nothing {
-                    expected.wrong(value, shape.records);
-                }
                 expected.role.note(noted, at, value);
                 next += 1;
             }
