@@ -1,5 +1,7 @@
 //! The journal's bytes: torn, damaged, continued and pruned; and the fold over its frames.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 use tempfile::TempDir;
 
