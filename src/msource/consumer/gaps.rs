@@ -221,7 +221,8 @@ fn search(from: i64, high: i64, mut fetch: impl FnMut(i64) -> Result<Found, Kafk
 }
 
 fn probe(client: &Client, partition: &TopicPartition, offset: i64) -> Result<Found, KafkaError> {
-    client.assign(&[(partition.clone(), offset)])?;
+    let from_there = [(partition.clone(), offset)];
+    client.assign(&from_there)?;
     let deadline = Instant::now() + PROBE;
     let mut batch = Vec::new();
     let mut last = KafkaError { code: Code::OperationTimedOut, text: format!("no answer to a fetch at {offset}") };
@@ -234,7 +235,13 @@ fn probe(client: &Client, partition: &TopicPartition, offset: i64) -> Result<Fou
                 None => found = Some(Found::Sound),
                 Some(error) if error.code == Code::PartitionEOF => found = Some(Found::Sound),
                 Some(error) if is_damage(error.code) => found = Some(Found::Damage),
-                Some(error) => last = error,
+                Some(error) => {
+                    // librdkafka goes on inside of a damaged batch, takes what lies there for the next offset, and fetches nothing
+                    // more once the broker has refused that.
+                    last = error;
+                    client.unassign()?;
+                    client.assign(&from_there)?;
+                }
             }
         }
     }
