@@ -207,7 +207,7 @@ pub enum Verdict {
     Refused,
     /// That cannot be found out any more: the files are set aside.
     Undecided,
-    /// It may still do either; the partition is not ours for now.
+    /// It may still do either, as long as the partition is not ours.
     Open,
 }
 

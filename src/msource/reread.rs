@@ -168,9 +168,9 @@ enum Read {
     Whole(Vec<Message>),
     /// They are not to be had, for this reason.
     Gone(String),
-    /// They cannot be read, perhaps for now.
+    /// They cannot be read; another try may find them whole.
     Damaged(String),
-    /// The brokers say what would mean that they are gone, perhaps for now.
+    /// The brokers say what would mean that they are gone, which only time can tell.
     Doubtful(String),
     /// Nobody can tell yet.
     NotNow(String),

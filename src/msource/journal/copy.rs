@@ -83,8 +83,8 @@ fn check_room(dir: &Path, bytes: u64) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::StorageFull, text))
 }
 
-/// Removes what a kill left.
-pub(super) fn forget_unfinished(dir: &Path) -> io::Result<()> {
+/// Removes what a kill left of a copy.
+pub fn forget_unfinished(dir: &Path) -> io::Result<()> {
     match fs::remove_file(dir.join(UNFINISHED)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed,

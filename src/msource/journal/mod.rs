@@ -42,12 +42,12 @@ mod state;
 #[cfg(test)]
 mod tests;
 
-pub use copy::{Each, Queue};
+pub use copy::{Each, Queue, forget_unfinished};
 pub use frame::{
     Block, BlockSource, FileIntent, Frame, Header, Mark, MoveCause, Piece, Position, QueueCause, QueueChange,
     QueueEntry, Seal, SealedFile, SealedOffsets, SealedRange,
 };
-pub use prune::{History, copy, forget_unfinished, prune};
+pub use prune::{History, copy, prune};
 pub use state::{FileState, Growth, PartitionState, Place, State, Totals};
 
 /// Version of the format.

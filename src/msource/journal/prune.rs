@@ -84,8 +84,3 @@ pub fn copy(dir: &Path, queue: &Queue<'_>) -> io::Result<bool> {
         copied => copied.map(|()| true),
     }
 }
-
-/// Removes what a kill left of a copy.
-pub fn forget_unfinished(dir: &Path) -> io::Result<()> {
-    copy::forget_unfinished(dir)
-}

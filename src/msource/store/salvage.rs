@@ -27,8 +27,8 @@ const SALVAGE_PATIENCE: Duration = Duration::from_secs(20);
 /// Failures after which no more is looked for.
 const SALVAGE_FAILURES: u32 = 1000;
 
-/// Reads what can be read of a damaged store, until `each` says to stop. sled may panic or hang over it, so it works on a thread of its own, which is
-/// left alone when it gives nothing any more.
+/// Reads what can be read of a damaged store, until `each` says to stop. sled may panic or hang over it, so it works on a
+/// thread of its own, which is left alone when it gives nothing any more.
 pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<Walk, StoreError>) -> Result<(), StoreError> {
     let (found, finds) = bounded(1000);
     let path = path.to_owned();
