@@ -1,59 +1,87 @@
-//! Many bytes at a time: the three questions that the scanner asks, answered as bit masks.
+//! Many bytes at a time: the questions that the scanner asks, answered as bit masks.
 //!
-//! Bit `i` of an answer speaks of the byte `i` behind the place that was asked about. There are two ways of the same answers:
-//! [`Narrow`] takes sixteen bytes, on `x86_64` with SSE2, which every such processor has, elsewhere in a plain loop;
-//! `Wide` takes thirty-two with AVX2. [`dispatch`] runs a job with the widest that the processor has. A test holds all
-//! of them to the plain answers.
+//! Bit `i` of an answer speaks of the byte `i` behind the place that was asked about. [`special`] and [`digits`] take
+//! sixteen bytes, [`fitting`] as many as there are, in the widest steps that the processor has: sixteen with SSE2, which
+//! every `x86_64` has, thirty-two with AVX2; elsewhere all of it is a plain loop. A test holds all of them to the plain answers.
 
-/// Bytes of an expected text: what [`Lanes::equal`] compares.
-pub(super) type Text = [u8; 32];
+/// How many bytes an answer of [`special`] and [`digits`] speaks of; the bits above are 0.
+pub(super) const WIDTH: usize = 16;
 
-/// A way of looking at many bytes at once.
-pub(super) trait Lanes {
-    /// How many bytes an answer speaks of; the bits above are 0.
+/// The widest step of [`fitting`].
+pub(super) const WIDEST: usize = 32;
+
+/// A way of looking at many bytes at once. All slices that are given to it have `WIDTH` bytes.
+trait Lanes {
     const WIDTH: usize;
 
-    /// Which bytes end the plain part of a string: quotes, backslashes and control characters. `at` lies in `bytes` with the
-    /// whole width.
-    fn special(bytes: &[u8], at: usize) -> Option<u32>;
-
-    /// Which bytes are decimal digits.
-    fn digits(bytes: &[u8], at: usize) -> Option<u32>;
-
-    /// Which bytes are the same in both.
-    fn equal(left: &Text, right: &Text) -> u32;
+    /// Which bytes are not as they should be: see [`fitting`].
+    fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u64;
 }
 
-/// What runs the same with any lanes.
-pub(super) trait Job {
-    type Out;
-    fn run<L: Lanes>(self) -> Self::Out;
-}
-
-/// [`Lanes::special`] anywhere: behind the end of `bytes` every byte ends a string.
+/// Which bytes end the plain part of a string: quotes, backslashes and control characters. Behind the end of `bytes` every byte
+/// does.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-pub(super) fn special<L: Lanes>(bytes: &[u8], at: usize) -> u32 {
-    L::special(bytes, at).unwrap_or_else(|| last(bytes, at, Narrow::special, u32::MAX) & (u32::MAX >> (32 - L::WIDTH)))
+pub(super) fn special(bytes: &[u8], at: usize) -> u32 {
+    chunk(bytes, at).map_or_else(|| last(bytes, at, narrow::special, 0xffff), narrow::special)
 }
 
-/// [`Lanes::digits`] anywhere: behind the end of `bytes` there are none.
+/// Which bytes are decimal digits. Behind the end of `bytes` there are none.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-pub(super) fn digits<L: Lanes>(bytes: &[u8], at: usize) -> u32 {
-    L::digits(bytes, at).unwrap_or_else(|| last(bytes, at, Narrow::digits, 0) & (u32::MAX >> (32 - L::WIDTH)))
+pub(super) fn digits(bytes: &[u8], at: usize) -> u32 {
+    chunk(bytes, at).map_or_else(|| last(bytes, at, narrow::digits, 0), narrow::digits)
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
+fn chunk(bytes: &[u8], at: usize) -> Option<&[u8; WIDTH]> {
+    bytes.get(at..)?.first_chunk()
 }
 
 /// An answer near the end; `behind` is that of the bytes behind the end.
 #[inline(never)]
-fn last(bytes: &[u8], at: usize, ask: fn(&[u8], usize) -> Option<u32>, behind: u32) -> u32 {
+fn last(bytes: &[u8], at: usize, ask: fn(&[u8; WIDTH]) -> u32, behind: u32) -> u32 {
     let rest = bytes.get(at..).unwrap_or_default();
-    let mut filled = [0; 32];
-    let len = rest.len().min(32);
+    let mut filled = [0; WIDTH];
+    let len = rest.len().min(WIDTH);
     filled[..len].copy_from_slice(&rest[..len]);
-    let answer = ask(&filled, 0).unwrap_or(0) | (ask(&filled, Narrow::WIDTH).unwrap_or(0) << Narrow::WIDTH);
-    let outside = u32::MAX.checked_shl(len as u32).unwrap_or(0);
-    (answer & !outside) | (behind & outside)
+    let outside = 0xffff << len;
+    (ask(&filled) & !outside) | (behind & outside)
+}
+
+/// How many bytes of `bytes` are as they should be, up to the first that is not: from `least` to `most` at the same place, no
+/// backslash, and a quote where `least` is one and nowhere else. The last [`WIDEST`] of `least` and `most` must be such that
+/// nothing fits; what lies beyond is not looked at.
+#[inline]
+pub(super) fn fitting(bytes: &[u8], least: &[u8], most: &[u8]) -> usize {
+    #[cfg(target_arch = "x86_64")]
+    return x86::fitting(bytes, least, most);
+    #[cfg(not(target_arch = "x86_64"))]
+    run::<plain::Narrow>(bytes, least, most)
+}
+
+#[inline(always)]
+#[expect(clippy::inline_always, reason = "it must be compiled for the lanes it runs with")]
+fn run<L: Lanes>(bytes: &[u8], least: &[u8], most: &[u8]) -> usize {
+    let width = L::WIDTH;
+    let mut at = 0;
+    let steps = bytes.chunks_exact(width).zip(least.chunks_exact(width)).zip(most.chunks_exact(width));
+    for ((bytes, least), most) in steps {
+        let unfit = L::unfit(bytes, least, most);
+        if unfit != 0 {
+            return at + unfit.trailing_zeros() as usize;
+        }
+        at += width;
+    }
+    // The end of `bytes`, followed by what fits nowhere.
+    let rest = bytes.get(at..).unwrap_or_default();
+    let mut last = [0; WIDEST];
+    let (last, len) = (&mut last[..width], rest.len().min(width));
+    last[..len].copy_from_slice(&rest[..len]);
+    let expected = least.get(at..at + width).zip(most.get(at..at + width));
+    let unfit = expected.map_or(1, |(least, most)| L::unfit(last, least, most));
+    at + len.min(unfit.trailing_zeros() as usize)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -64,182 +92,161 @@ fn last(bytes: &[u8], at: usize, ask: fn(&[u8], usize) -> Option<u32>, behind: u
 )]
 mod x86 {
     use std::arch::x86_64::{
-        __m128i, __m256i, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_or_si128,
-        _mm_set1_epi8, _mm_sub_epi8, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_min_epu8, _mm256_movemask_epi8,
-        _mm256_or_si256, _mm256_set1_epi8, _mm256_sub_epi8,
+        __m128i, __m256i, _mm_and_si128, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_max_epu8, _mm_min_epu8,
+        _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8, _mm_sub_epi8, _mm_xor_si128, _mm256_and_si256,
+        _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_max_epu8, _mm256_min_epu8, _mm256_movemask_epi8, _mm256_or_si256,
+        _mm256_set1_epi8, _mm256_xor_si256,
     };
+    use std::sync::LazyLock;
 
-    use super::{Job, Lanes, Text};
+    use super::{Lanes, WIDTH};
+
+    #[inline(always)]
+    fn load(bytes: &[u8; 16]) -> __m128i {
+        // SAFETY: the reference is valid for its sixteen bytes, and the load needs no alignment; SSE2 is part of every x86_64.
+        unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
+    pub(super) fn special(bytes: &[u8; WIDTH]) -> u32 {
+        let chunk = load(bytes);
+        // SAFETY: SSE2 is part of every x86_64, and nothing but registers is touched.
+        unsafe {
+            let control = _mm_cmpeq_epi8(_mm_min_epu8(chunk, _mm_set1_epi8(0x1f)), chunk);
+            let quote = _mm_cmpeq_epi8(chunk, _mm_set1_epi8(b'"' as i8));
+            let backslash = _mm_cmpeq_epi8(chunk, _mm_set1_epi8(b'\\' as i8));
+            _mm_movemask_epi8(_mm_or_si128(control, _mm_or_si128(quote, backslash))) as u32
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn digits(bytes: &[u8; WIDTH]) -> u32 {
+        let chunk = load(bytes);
+        // SAFETY: as above.
+        unsafe {
+            let value = _mm_sub_epi8(chunk, _mm_set1_epi8(b'0' as i8));
+            _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(value, _mm_set1_epi8(9)), value)) as u32
+        }
+    }
 
     /// Sixteen bytes in a register: SSE2.
     #[derive(Debug)]
-    pub(in super::super) struct Narrow;
-
-    // SAFETY of all that is unsafe here: SSE2 is part of every x86_64, and but for the load nothing but registers is touched.
-    impl Narrow {
-        #[inline(always)]
-        fn load(bytes: &[u8], at: usize) -> Option<__m128i> {
-            let chunk: &[u8; 16] = bytes.get(at..)?.first_chunk()?;
-            // SAFETY: the reference is valid for its sixteen bytes, and the load needs no alignment.
-            Some(unsafe { _mm_loadu_si128(chunk.as_ptr().cast()) })
-        }
-    }
+    pub(super) struct Narrow;
 
     impl Lanes for Narrow {
         const WIDTH: usize = 16;
 
         #[inline(always)]
-        fn special(bytes: &[u8], at: usize) -> Option<u32> {
-            let chunk = Self::load(bytes, at)?;
-            // SAFETY: as above.
-            Some(unsafe {
-                let control = _mm_cmpeq_epi8(_mm_min_epu8(chunk, _mm_set1_epi8(0x1f)), chunk);
-                let quote = _mm_cmpeq_epi8(chunk, _mm_set1_epi8(b'"' as i8));
-                let backslash = _mm_cmpeq_epi8(chunk, _mm_set1_epi8(b'\\' as i8));
-                _mm_movemask_epi8(_mm_or_si128(control, _mm_or_si128(quote, backslash))) as u32
-            })
-        }
-
-        #[inline(always)]
-        fn digits(bytes: &[u8], at: usize) -> Option<u32> {
-            let chunk = Self::load(bytes, at)?;
-            // SAFETY: as above.
-            Some(unsafe {
-                let value = _mm_sub_epi8(chunk, _mm_set1_epi8(b'0' as i8));
-                _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(value, _mm_set1_epi8(9)), value)) as u32
-            })
-        }
-
-        #[inline(always)]
-        fn equal(left: &Text, right: &Text) -> u32 {
-            let half = |at| {
-                let (left, right) = (Self::load(left, at), Self::load(right, at));
-                // SAFETY: as above.
-                left.zip(right)
-                    .map_or(0, |(left, right)| unsafe { _mm_movemask_epi8(_mm_cmpeq_epi8(left, right)) as u32 })
+        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u64 {
+            let [Some(bytes), Some(least), Some(most)] = [bytes, least, most].map(|slice| slice.first_chunk()) else {
+                return 1;
             };
-            half(0) | (half(16) << 16)
+            let (bytes, least, most) = (load(bytes), load(least), load(most));
+            // SAFETY: as above.
+            unsafe {
+                let quotes = _mm_set1_epi8(b'"' as i8);
+                let within = _mm_and_si128(
+                    _mm_cmpeq_epi8(_mm_max_epu8(bytes, least), bytes),
+                    _mm_cmpeq_epi8(_mm_min_epu8(bytes, most), bytes),
+                );
+                let quoted = _mm_xor_si128(_mm_cmpeq_epi8(bytes, quotes), _mm_cmpeq_epi8(least, quotes));
+                let escaped = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
+                let unfit = _mm_or_si128(_mm_or_si128(quoted, escaped), _mm_xor_si128(within, _mm_set1_epi8(-1)));
+                u64::from(_mm_movemask_epi8(unfit) as u32)
+            }
         }
     }
 
-    /// Thirty-two bytes in a register: AVX2. Only [`dispatch`] may bring it into play, which asks the processor first.
+    /// Thirty-two bytes in a register: AVX2. Only [`fitting`] may bring it into play, which asks the processor first.
     #[derive(Debug)]
-    pub(in super::super) struct Wide;
+    pub(super) struct Wide;
 
-    // SAFETY of all that is unsafe here: AVX2 is there, since only `dispatch` names this type outside of tests, and but for
-    // the load nothing but registers is touched.
-    impl Wide {
-        #[inline(always)]
-        fn load(bytes: &[u8], at: usize) -> Option<__m256i> {
-            let chunk: &[u8; 32] = bytes.get(at..)?.first_chunk()?;
-            // SAFETY: the reference is valid for its thirty-two bytes, and the load needs no alignment.
-            Some(unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) })
-        }
+    #[inline(always)]
+    fn load_wide(bytes: &[u8]) -> Option<__m256i> {
+        let chunk: &[u8; 32] = bytes.first_chunk()?;
+        // SAFETY: the reference is valid for its thirty-two bytes, and the load needs no alignment; AVX2 is there, as below.
+        Some(unsafe { _mm256_loadu_si256(chunk.as_ptr().cast()) })
     }
 
     impl Lanes for Wide {
         const WIDTH: usize = 32;
 
         #[inline(always)]
-        fn special(bytes: &[u8], at: usize) -> Option<u32> {
-            let chunk = Self::load(bytes, at)?;
-            // SAFETY: as above.
-            Some(unsafe {
-                let control = _mm256_cmpeq_epi8(_mm256_min_epu8(chunk, _mm256_set1_epi8(0x1f)), chunk);
-                let quote = _mm256_cmpeq_epi8(chunk, _mm256_set1_epi8(b'"' as i8));
-                let backslash = _mm256_cmpeq_epi8(chunk, _mm256_set1_epi8(b'\\' as i8));
-                _mm256_movemask_epi8(_mm256_or_si256(control, _mm256_or_si256(quote, backslash))) as u32
-            })
-        }
-
-        #[inline(always)]
-        fn digits(bytes: &[u8], at: usize) -> Option<u32> {
-            let chunk = Self::load(bytes, at)?;
-            // SAFETY: as above.
-            Some(unsafe {
-                let value = _mm256_sub_epi8(chunk, _mm256_set1_epi8(b'0' as i8));
-                _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(value, _mm256_set1_epi8(9)), value)) as u32
-            })
-        }
-
-        #[inline(always)]
-        fn equal(left: &Text, right: &Text) -> u32 {
-            let (left, right) = (Self::load(left, 0), Self::load(right, 0));
-            // SAFETY: as above.
-            left.zip(right)
-                .map_or(0, |(left, right)| unsafe { _mm256_movemask_epi8(_mm256_cmpeq_epi8(left, right)) as u32 })
+        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u64 {
+            let (Some(bytes), Some(least), Some(most)) = (load_wide(bytes), load_wide(least), load_wide(most)) else {
+                return 1;
+            };
+            // SAFETY: AVX2 is there, since only `fitting` names this type outside of tests, and nothing but registers is touched.
+            unsafe {
+                let quotes = _mm256_set1_epi8(b'"' as i8);
+                let within = _mm256_and_si256(
+                    _mm256_cmpeq_epi8(_mm256_max_epu8(bytes, least), bytes),
+                    _mm256_cmpeq_epi8(_mm256_min_epu8(bytes, most), bytes),
+                );
+                let quoted = _mm256_xor_si256(_mm256_cmpeq_epi8(bytes, quotes), _mm256_cmpeq_epi8(least, quotes));
+                let escaped = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8));
+                let unfit =
+                    _mm256_or_si256(_mm256_or_si256(quoted, escaped), _mm256_xor_si256(within, _mm256_set1_epi8(-1)));
+                u64::from(_mm256_movemask_epi8(unfit) as u32)
+            }
         }
     }
 
-    /// Runs a job with the widest lanes of this processor.
+    pub(super) static HAS_WIDE: LazyLock<bool> =
+        LazyLock::new(|| is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi1"));
+
+    /// [`super::fitting`] with the widest lanes of this processor.
     #[inline]
-    pub(in super::super) fn dispatch<J: Job>(job: J) -> J::Out {
-        #[target_feature(enable = "avx2,bmi1,bmi2,lzcnt,popcnt")]
-        fn wide<J: Job>(job: J) -> J::Out {
-            job.run::<Wide>()
+    pub(super) fn fitting(bytes: &[u8], least: &[u8], most: &[u8]) -> usize {
+        #[target_feature(enable = "avx2,bmi1")]
+        fn wide(bytes: &[u8], least: &[u8], most: &[u8]) -> usize {
+            super::run::<Wide>(bytes, least, most)
         }
-        if has_wide() {
+        if *HAS_WIDE {
             // SAFETY: the processor has what the function needs.
-            unsafe { wide(job) }
+            unsafe { wide(bytes, least, most) }
         } else {
-            job.run::<Narrow>()
+            super::run::<Narrow>(bytes, least, most)
         }
-    }
-
-    #[inline]
-    pub(super) fn has_wide() -> bool {
-        is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("bmi1")
-            && is_x86_feature_detected!("bmi2")
-            && is_x86_feature_detected!("lzcnt")
-            && is_x86_feature_detected!("popcnt")
     }
 }
 
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod plain {
-    #[cfg(not(target_arch = "x86_64"))]
-    use super::Job;
-    use super::{Lanes, Text};
+    use super::{Lanes, WIDTH};
+
+    fn mask(bytes: &[u8], holds: impl Fn(usize, u8) -> bool) -> u32 {
+        bytes.iter().enumerate().fold(0, |mask, (i, &byte)| mask | (u32::from(holds(i, byte)) << i))
+    }
+
+    pub(super) fn special(bytes: &[u8; WIDTH]) -> u32 {
+        mask(bytes, |_, byte| byte < 0x20 || byte == b'"' || byte == b'\\')
+    }
+
+    pub(super) fn digits(bytes: &[u8; WIDTH]) -> u32 {
+        mask(bytes, |_, byte| byte.is_ascii_digit())
+    }
 
     /// Sixteen bytes, one after the other.
     #[derive(Debug)]
-    pub(in super::super) struct Narrow;
-
-    impl Narrow {
-        fn mask(bytes: &[u8], at: usize, holds: impl Fn(u8) -> bool) -> Option<u32> {
-            let chunk: &[u8; 16] = bytes.get(at..)?.first_chunk()?;
-            Some(chunk.iter().enumerate().fold(0, |mask, (i, &byte)| mask | (u32::from(holds(byte)) << i)))
-        }
-    }
+    pub(super) struct Narrow;
 
     impl Lanes for Narrow {
         const WIDTH: usize = 16;
 
-        fn special(bytes: &[u8], at: usize) -> Option<u32> {
-            Self::mask(bytes, at, |byte| byte < 0x20 || byte == b'"' || byte == b'\\')
+        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u64 {
+            u64::from(mask(bytes, |i, byte| {
+                let (least, most) = (least.get(i).copied().unwrap_or(1), most.get(i).copied().unwrap_or(0));
+                byte < least || byte > most || byte == b'\\' || (byte == b'"') != (least == b'"')
+            }))
         }
-
-        fn digits(bytes: &[u8], at: usize) -> Option<u32> {
-            Self::mask(bytes, at, |byte| byte.is_ascii_digit())
-        }
-
-        fn equal(left: &Text, right: &Text) -> u32 {
-            let same = left.iter().zip(right).enumerate();
-            same.fold(0, |mask, (i, (left, right))| mask | (u32::from(left == right) << i))
-        }
-    }
-
-    #[cfg(not(target_arch = "x86_64"))]
-    pub(in super::super) fn dispatch<J: Job>(job: J) -> J::Out {
-        job.run::<Narrow>()
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) use plain::{Narrow, dispatch};
+use plain as narrow;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86::{Narrow, dispatch};
+use x86 as narrow;
 
 #[cfg(test)]
 mod tests {
@@ -247,43 +254,74 @@ mod tests {
 
     use super::*;
 
-    /// Every answer about `bytes`, at each place and a little behind the end, cut to what the narrow lanes see.
-    fn answers<L: Lanes>(bytes: &[u8], other: &Text) -> Vec<[u32; 2]> {
-        let mut text = Text::default();
-        text.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
-        let seen = |mask: u32| mask & 0xffff;
-        let mut all: Vec<_> =
-            (0..bytes.len() + 40).map(|at| [seen(special::<L>(bytes, at)), seen(digits::<L>(bytes, at))]).collect();
-        all.push([L::equal(&text, other), L::equal(other, other)]);
-        all
-    }
-
-    fn agree(bytes: &[u8], other: &Text) {
-        let plain = answers::<plain::Narrow>(bytes, other);
-        assert_eq!(answers::<Narrow>(bytes, other), plain, "{bytes:?}");
+    fn agree(bytes: &[u8], expected: &[(u8, u8)]) {
+        for at in 0..bytes.len() + 20 {
+            if let Some(chunk) = chunk(bytes, at) {
+                assert_eq!((special(bytes, at), digits(bytes, at)), (plain::special(chunk), plain::digits(chunk)));
+            } else {
+                let rest = bytes.len().saturating_sub(at);
+                assert_eq!((special(bytes, at) >> rest, digits(bytes, at) >> rest), (0xffff >> rest, 0), "{bytes:?}");
+            }
+        }
+        let (mut least, mut most): (Vec<_>, Vec<_>) = expected.iter().copied().unzip();
+        least.resize(least.len() + WIDEST, u8::MAX);
+        most.resize(least.len(), 0);
+        let fits = run::<plain::Narrow>(bytes, &least, &most);
+        assert!(fits <= bytes.len().min(expected.len()));
+        assert_eq!(fitting(bytes, &least, &most), fits, "{bytes:?} {expected:?}");
         #[cfg(target_arch = "x86_64")]
-        if x86::has_wide() {
-            assert_eq!(answers::<x86::Wide>(bytes, other), plain, "{bytes:?}");
+        {
+            assert_eq!(run::<x86::Narrow>(bytes, &least, &most), fits, "{bytes:?} {expected:?}");
+            assert!(!*x86::HAS_WIDE || run::<x86::Wide>(bytes, &least, &most) == fits, "{bytes:?} {expected:?}");
         }
     }
 
     proptest! {
         #[test]
-        fn the_vector_answers_are_the_plain_answers(bytes in proptest::collection::vec(any::<u8>(), 0..100), other: Text) {
-            agree(&bytes, &other);
+        fn the_vector_answers_are_the_plain_answers(
+            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+            spread in proptest::collection::vec((0..3_u8, 0..3_u8), 0..100),
+            other in proptest::collection::vec(any::<(u8, u8)>(), 0..40),
+        ) {
+            let near = spread.iter().zip(&bytes);
+            let near = near.map(|((less, more), byte)| (byte.saturating_sub(*less), byte.saturating_add(*more)));
+            agree(&bytes, &near.chain(other).collect::<Vec<_>>());
         }
     }
 
     #[test]
     fn every_byte_value_is_classed_alike() {
         for byte in 0..=u8::MAX {
-            agree(&[byte; 40], &[byte ^ 1; 32]);
+            for (least, most) in [(byte, byte), (0, u8::MAX), (0x20, u8::MAX), (b'0', b'9'), (b'"', b'"'), (u8::MAX, 0)]
+            {
+                agree(&[byte; 40], &[(least, most); 40]);
+            }
         }
     }
 
     #[test]
     fn behind_the_end_strings_end_and_there_are_no_digits() {
-        assert_eq!((special::<Narrow>(b"abc", 1), digits::<Narrow>(b"123", 1)), (0xfffc, 0b11));
-        assert_eq!((special::<Narrow>(b"abc", 9), digits::<Narrow>(b"123", 9)), (0xffff, 0));
+        assert_eq!((special(b"abc", 1), digits(b"123", 1)), (0xfffc, 0b11));
+        assert_eq!((special(b"abc", 9), digits(b"123", 9)), (0xffff, 0));
+    }
+
+    #[test]
+    fn what_fits_ends_at_the_first_byte_that_does_not() {
+        let (mut least, mut most) = (b"a0\" \"".to_vec(), b"a9\"\xff\"".to_vec());
+        least.resize(least.len() + WIDEST, u8::MAX);
+        most.resize(least.len(), 0);
+        for (bytes, fits) in [
+            ("", 0),
+            ("b", 0),
+            ("a", 1),
+            ("a5\"x\"", 5),
+            ("a5\"x\",", 5),
+            ("a5\"\"\"", 3),
+            ("a5\"\\\"", 3),
+            ("a5\"\u{1f}\"", 3),
+            ("a5xx\"", 2),
+        ] {
+            assert_eq!(fitting(bytes.as_bytes(), &least, &most), fits, "{bytes}");
+        }
     }
 }

@@ -18,15 +18,18 @@
 //!
 //! **What it does not do.** It does not decompress, does not read settings, does not judge types of properties.
 //!
-//! **How it is fast.** One pass over the bytes (`scan`) notes wanted members on the way; `properties` is copied as one
-//! slice. What depends only on the log name is worked out once a thread (`route`), and the order of members is foretold by
-//! the records before (`members`), and a line like those before is put together without asking rules again (`plan`). Nothing is allocated for a record on this way. `tests::oracle` is the same transform written
+//! **How it is fast.** What depends only on the log name is worked out once a thread (`route`). What stands at each byte of
+//! `logs` is foretold by the records before, so that most of it is compared instead of read (`layout`, `lanes`), and wanted
+//! members are noted on the way; what is other than foretold is read and checked in one pass (`members`, `scan`). A line like
+//! those before is put together without asking rules again (`plan`), and `properties` is copied as one slice. Nothing is
+//! allocated for a record on this way. `tests::oracle` is the same transform written
 //! plainly on `serde_json`; the two are held together by property tests.
 
 mod check;
 mod compress;
 mod envelope;
 mod lanes;
+mod layout;
 mod line;
 mod members;
 mod plan;

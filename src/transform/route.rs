@@ -109,6 +109,40 @@ impl Fixed {
     }
 }
 
+/// What the members of `logs` are to a route.
+#[derive(Debug)]
+pub(super) struct Roles {
+    /// Members that are noted, `wanted[i]` in slot `i + 1`.
+    wanted: Vec<String>,
+    /// Properties that are left out.
+    omit: Vec<String>,
+}
+
+impl Roles {
+    /// The slot of a member, a new one when it has none yet.
+    fn slot(&mut self, name: &str) -> usize {
+        let found = self.wanted.iter().position(|wanted| wanted == name);
+        found.unwrap_or_else(|| {
+            self.wanted.push(name.to_owned());
+            self.wanted.len() - 1
+        }) + 1
+    }
+
+    /// How many slots the members need.
+    pub(super) fn slots(&self) -> usize {
+        self.wanted.len() + 1
+    }
+
+    pub(super) fn of(&self, name: &str) -> Role {
+        let found = self.wanted.iter().position(|wanted| wanted == name);
+        Role { slot: found.map_or(Role::UNWANTED, |index| index as u32 + 1), omit: self.omits(name) }
+    }
+
+    pub(super) fn omits(&self, name: &str) -> bool {
+        self.omit.iter().any(|omitted| omitted == name)
+    }
+}
+
 /// The settings, worked out for one log name.
 #[derive(Debug)]
 pub(super) struct Route {
@@ -121,10 +155,7 @@ pub(super) struct Route {
     pub(super) time: usize,
     /// Which of the keys is `#type`.
     pub(super) event_type: usize,
-    /// Members of `logs` that are noted, `wanted[i]` in slot `i + 1`.
-    wanted: Vec<String>,
-    /// Properties that are left out.
-    pub(super) omit: Vec<String>,
+    pub(super) roles: Roles,
     /// The members that records of this name had lately.
     pub(super) shape: Shape,
     /// How lines of the usual patterns are put together.
@@ -145,8 +176,7 @@ impl Route {
             keys: Vec::new(),
             time: 0,
             event_type: 0,
-            wanted: Vec::new(),
-            omit: omit.flat_map(|(_, names)| names.iter().cloned()).collect(),
+            roles: Roles { wanted: Vec::new(), omit: omit.flat_map(|(_, names)| names.iter().cloned()).collect() },
             shape: Shape::default(),
             plans: Vec::new(),
             log_name,
@@ -169,7 +199,7 @@ impl Route {
         for (name, duty) in names {
             let mut sources = Vec::new();
             if let Some(Key { field, default, .. }) = mapping.keys.iter().find(|key| key.name == name) {
-                sources.extend(field.as_deref().map(|field| Source::Member(self.slot(field))));
+                sources.extend(field.as_deref().map(|field| Source::Member(self.roles.slot(field))));
                 sources.extend(self.template(default, duty, app_id));
             }
             match duty {
@@ -203,7 +233,7 @@ impl Route {
                         "app_id" => app_id.to_string(),
                         _ => String::new(),
                     };
-                    Piece::Member(self.slot(name), otherwise)
+                    Piece::Member(self.roles.slot(name), otherwise)
                 }
             })
             .collect();
@@ -212,30 +242,6 @@ impl Route {
         });
         let fixed = Fixed::new(fixed.collect(), duty);
         (!pieces.is_empty()).then_some(Source::Template(Compiled { pieces, fixed }))
-    }
-
-    /// The slot of a member of `logs`, a new one when it has none yet.
-    fn slot(&mut self, name: &str) -> usize {
-        let found = self.wanted.iter().position(|wanted| wanted == name);
-        found.unwrap_or_else(|| {
-            self.wanted.push(name.to_owned());
-            self.wanted.len() - 1
-        }) + 1
-    }
-
-    /// How many slots the members of this route need.
-    pub(super) fn slots(&self) -> usize {
-        self.wanted.len() + 1
-    }
-
-    /// What a member of `logs` is to this route.
-    pub(super) fn role(&self, name: &str) -> Role {
-        let found = self.wanted.iter().position(|wanted| wanted == name);
-        Role { slot: found.map_or(Role::UNWANTED, |index| index as u32 + 1), omit: self.omits(name) }
-    }
-
-    pub(super) fn omits(&self, name: &str) -> bool {
-        self.omit.iter().any(|omitted| omitted == name)
     }
 }
 

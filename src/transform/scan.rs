@@ -4,7 +4,7 @@
 //! is UTF-8 already. Escapes are checked for their form only, so `\ud800` without its partner passes and stays as it is.
 //! Containers may be nested up to [`MAX_DEPTH`], the record's own object counted. A [`Fault`] names the byte.
 
-use super::lanes::{self, Lanes, Narrow};
+use super::lanes;
 
 /// How deep containers may be nested, the outermost one counted.
 pub(super) const MAX_DEPTH: u32 = 128;
@@ -56,15 +56,6 @@ pub(super) struct Value {
     pub(super) start: usize,
     pub(super) end: usize,
     pub(super) kind: Kind,
-}
-
-impl Step {
-    /// The same, told from another place: `by` bytes further on.
-    #[inline(always)]
-    #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-    pub(super) fn behind(self, by: usize) -> Self {
-        Self { end: self.end + by, ..self }
-    }
 }
 
 impl Value {
@@ -152,7 +143,7 @@ impl<'a> Cursor<'a> {
     /// Steps over one value that lies inside `depth` containers.
     pub(super) fn value(&mut self, depth: u32) -> Result<Value, Fault> {
         loop {
-            let step = self.step::<Narrow>(self.at, depth);
+            let step = self.step(self.at, depth);
             if step.kind == Kind::Invalid {
                 return Err(self.fault(step));
             }
@@ -178,10 +169,10 @@ impl<'a> Cursor<'a> {
     /// What the value at `at` is, which lies inside `depth` containers, and where it ends.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-    pub(super) fn step<L: Lanes>(&mut self, at: usize, depth: u32) -> Step {
+    pub(super) fn step(&mut self, at: usize, depth: u32) -> Step {
         match self.bytes.get(at) {
-            Some(b'"') => self.string::<L>(at + 1),
-            Some(b'0'..=b'9' | b'-') => self.number::<L>(at),
+            Some(b'"') => self.string(at + 1),
+            Some(b'0'..=b'9' | b'-') => self.number(at),
             _ => self.other(at, depth),
         }
     }
@@ -215,25 +206,25 @@ impl<'a> Cursor<'a> {
     /// The string whose text starts at `start`.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-    fn string<L: Lanes>(&mut self, start: usize) -> Step {
-        let mask = lanes::special::<L>(self.bytes, start);
+    fn string(&mut self, start: usize) -> Step {
+        let mask = lanes::special(self.bytes, start);
         let end = start + mask.trailing_zeros() as usize;
         if mask != 0 && self.bytes.get(end) == Some(&b'"') {
             Step { end: end + 1, kind: Kind::Plain }
         } else {
-            self.long_string::<L>(start)
+            self.long_string(start)
         }
     }
 
     /// A string that does not end within the first lanes, or has escapes.
     #[inline(never)]
-    fn long_string<L: Lanes>(&mut self, start: usize) -> Step {
+    fn long_string(&mut self, start: usize) -> Step {
         let mut kind = Kind::Plain;
         let mut at = start;
         loop {
-            let mask = lanes::special::<L>(self.bytes, at);
+            let mask = lanes::special(self.bytes, at);
             if mask == 0 {
-                at += L::WIDTH;
+                at += lanes::WIDTH;
                 continue;
             }
             at += mask.trailing_zeros() as usize;
@@ -264,8 +255,8 @@ impl<'a> Cursor<'a> {
     /// The number at `at`. The way of most numbers: an integer that fits the lanes.
     #[inline(always)]
     #[expect(clippy::inline_always, reason = "the kernel's inner loop: a call here costs more than the work")]
-    fn number<L: Lanes>(&mut self, at: usize) -> Step {
-        let count = (!lanes::digits::<L>(self.bytes, at)).trailing_zeros() as usize;
+    fn number(&mut self, at: usize) -> Step {
+        let count = (!lanes::digits(self.bytes, at)).trailing_zeros() as usize;
         let end = at + count;
         // Whatever is not plainly such an integer takes the other way.
         let more = matches!(self.bytes.get(end), Some(b'0'..=b'9' | b'.' | b'e' | b'E'));

@@ -100,8 +100,12 @@ fn near() -> impl Strategy<Value = String> + Clone {
         2 => one_of(&[
             "0", "01", "-1", "1.5", "1e5", "1e", "1 ", "\"\\\"\"", "\"\\u0041\"", "\"a", "\"a\"b\"", "a\"", "\"a\\\"", "\"\t\"", "null", "{}", "[1]", "",
         ]),
+        2 => one_of(&[
+            "[1,{\"a\":-1.5}]", "[2,{\"b\":-0.7}]", "[2,{\"b\":-00.7}]", "[2,{\"\\\"\":-0.7}]", "[0,{\"}\":-9.9}]", "[0,{\"}\":-9.9]]",
+            "[1, {\"a\":-1.5}]", "[true]", "[null]", "-12", "-01", "-1e-07", "-1e+00", "\"é\"", "\"]}\"", "\"\u{7f} \"",
+        ]),
         1 => (14_usize..34).prop_map(|len| "1234567890".repeat(4)[..len].to_owned()),
-        1 => (12_usize..34).prop_map(|len| format!("\"{}\"", "x".repeat(len))),
+        1 => prop_oneof![12_usize..34, 250_usize..260].prop_map(|len| format!("\"{}\"", "x".repeat(len))),
     ]
 }
 
@@ -125,7 +129,7 @@ fn alike() -> impl Strategy<Value = Vec<String>> {
         let record = (members.collect::<Vec<_>>(), tail.clone()).prop_map(move |(members, tail)| {
             format!(r#"{{"headers":{{"app_id":24,"log_name":"{name}"}},"logs":{{{}{tail}"#, members.join(","))
         });
-        prop::collection::vec(record, 2..10)
+        prop::collection::vec(record, 2..14)
     })
 }
 
