@@ -11,11 +11,17 @@ pub(super) const WIDTH: usize = 16;
 pub(super) const WIDEST: usize = 32;
 
 /// A way of looking at many bytes at once. All slices that are given to it have `WIDTH` bytes.
-trait Lanes {
+pub(super) trait Lanes {
     const WIDTH: usize;
 
     /// Which bytes are not as they should be: see [`fitting`].
     fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u64;
+}
+
+/// What runs the same with any lanes.
+pub(super) trait Job {
+    type Out;
+    fn run<L: Lanes>(self) -> Self::Out;
 }
 
 /// Which bytes end the plain part of a string: quotes, backslashes and control characters. Behind the end of `bytes` every byte
@@ -50,38 +56,42 @@ fn last(bytes: &[u8], at: usize, ask: fn(&[u8; WIDTH]) -> u32, behind: u32) -> u
     (ask(&filled) & !outside) | (behind & outside)
 }
 
-/// How many bytes of `bytes` are as they should be, up to the first that is not: from `least` to `most` at the same place, no
-/// backslash, and a quote where `least` is one and nowhere else. The last [`WIDEST`] of `least` and `most` must be such that
-/// nothing fits; what lies beyond is not looked at.
-#[inline]
-pub(super) fn fitting(bytes: &[u8], least: &[u8], most: &[u8]) -> usize {
-    #[cfg(target_arch = "x86_64")]
-    return x86::fitting(bytes, least, most);
-    #[cfg(not(target_arch = "x86_64"))]
-    run::<plain::Narrow>(bytes, least, most)
-}
-
+/// How many bytes of `bytes` from `at` on are as they should be, up to the first that is not: from `least` to `most`, there
+/// from `place` on, no backslash, and a quote where `least` is one and nowhere else. The last [`WIDEST`] of `least` and `most`
+/// must be such that nothing fits; what lies beyond is not looked at.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it must be compiled for the lanes it runs with")]
-fn run<L: Lanes>(bytes: &[u8], least: &[u8], most: &[u8]) -> usize {
+pub(super) fn fitting<L: Lanes>((bytes, at): (&[u8], usize), (least, most, place): (&[u8], &[u8], usize)) -> usize {
     let width = L::WIDTH;
-    let mut at = 0;
-    let steps = bytes.chunks_exact(width).zip(least.chunks_exact(width)).zip(most.chunks_exact(width));
-    for ((bytes, least), most) in steps {
+    let mut fits = 0;
+    // One step without preparations, which are for the long way.
+    if let (Some(bytes), Some(least), Some(most)) =
+        (bytes.get(at..at + width), least.get(place..place + width), most.get(place..place + width))
+    {
         let unfit = L::unfit(bytes, least, most);
         if unfit != 0 {
-            return at + unfit.trailing_zeros() as usize;
+            return unfit.trailing_zeros() as usize;
         }
-        at += width;
+        fits = width;
+    }
+    let steps = [&bytes[at + fits..], &least[place + fits..], &most[place + fits..]].map(|all| all.chunks_exact(width));
+    let [bytes_steps, least_steps, most_steps] = steps;
+    for ((bytes, least), most) in bytes_steps.zip(least_steps).zip(most_steps) {
+        let unfit = L::unfit(bytes, least, most);
+        if unfit != 0 {
+            return fits + unfit.trailing_zeros() as usize;
+        }
+        fits += width;
     }
     // The end of `bytes`, followed by what fits nowhere.
-    let rest = bytes.get(at..).unwrap_or_default();
+    let rest = bytes.get(at + fits..).unwrap_or_default();
     let mut last = [0; WIDEST];
     let (last, len) = (&mut last[..width], rest.len().min(width));
     last[..len].copy_from_slice(&rest[..len]);
-    let expected = least.get(at..at + width).zip(most.get(at..at + width));
+    let place = place + fits..place + fits + width;
+    let expected = least.get(place.clone()).zip(most.get(place));
     let unfit = expected.map_or(1, |(least, most)| L::unfit(last, least, most));
-    at + len.min(unfit.trailing_zeros() as usize)
+    fits + len.min(unfit.trailing_zeros() as usize)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -99,7 +109,7 @@ mod x86 {
     };
     use std::sync::LazyLock;
 
-    use super::{Lanes, WIDTH};
+    use super::{Job, Lanes, WIDTH};
 
     #[inline(always)]
     fn load(bytes: &[u8; 16]) -> __m128i {
@@ -131,7 +141,7 @@ mod x86 {
 
     /// Sixteen bytes in a register: SSE2.
     #[derive(Debug)]
-    pub(super) struct Narrow;
+    pub(in super::super) struct Narrow;
 
     impl Lanes for Narrow {
         const WIDTH: usize = 16;
@@ -157,7 +167,7 @@ mod x86 {
         }
     }
 
-    /// Thirty-two bytes in a register: AVX2. Only [`fitting`] may bring it into play, which asks the processor first.
+    /// Thirty-two bytes in a register: AVX2. Only [`dispatch`] may bring it into play, which asks the processor first.
     #[derive(Debug)]
     pub(super) struct Wide;
 
@@ -176,7 +186,7 @@ mod x86 {
             let (Some(bytes), Some(least), Some(most)) = (load_wide(bytes), load_wide(least), load_wide(most)) else {
                 return 1;
             };
-            // SAFETY: AVX2 is there, since only `fitting` names this type outside of tests, and nothing but registers is touched.
+            // SAFETY: AVX2 is there, since only `dispatch` names this type outside of tests, and nothing but registers is touched.
             unsafe {
                 let quotes = _mm256_set1_epi8(b'"' as i8);
                 let within = _mm256_and_si256(
@@ -195,24 +205,26 @@ mod x86 {
     pub(super) static HAS_WIDE: LazyLock<bool> =
         LazyLock::new(|| is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi1"));
 
-    /// [`super::fitting`] with the widest lanes of this processor.
+    /// Runs a job with the widest lanes of this processor.
     #[inline]
-    pub(super) fn fitting(bytes: &[u8], least: &[u8], most: &[u8]) -> usize {
+    pub(in super::super) fn dispatch<J: Job>(job: J) -> J::Out {
         #[target_feature(enable = "avx2,bmi1")]
-        fn wide(bytes: &[u8], least: &[u8], most: &[u8]) -> usize {
-            super::run::<Wide>(bytes, least, most)
+        fn wide<J: Job>(job: J) -> J::Out {
+            job.run::<Wide>()
         }
         if *HAS_WIDE {
             // SAFETY: the processor has what the function needs.
-            unsafe { wide(bytes, least, most) }
+            unsafe { wide(job) }
         } else {
-            super::run::<Narrow>(bytes, least, most)
+            job.run::<Narrow>()
         }
     }
 }
 
 #[cfg(any(test, not(target_arch = "x86_64")))]
 mod plain {
+    #[cfg(not(target_arch = "x86_64"))]
+    use super::Job;
     use super::{Lanes, WIDTH};
 
     fn mask(bytes: &[u8], holds: impl Fn(usize, u8) -> bool) -> u32 {
@@ -241,12 +253,21 @@ mod plain {
             }))
         }
     }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(in super::super) fn dispatch<J: Job>(job: J) -> J::Out {
+        job.run::<Narrow>()
+    }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
 use plain as narrow;
 #[cfg(target_arch = "x86_64")]
 use x86 as narrow;
+
+#[cfg(test)]
+pub(super) use narrow::Narrow;
+pub(super) use narrow::dispatch;
 
 #[cfg(test)]
 mod tests {
@@ -266,14 +287,14 @@ mod tests {
         let (mut least, mut most): (Vec<_>, Vec<_>) = expected.iter().copied().unzip();
         least.resize(least.len() + WIDEST, u8::MAX);
         most.resize(least.len(), 0);
-        let fits = run::<plain::Narrow>(bytes, &least, &most);
+        let fits = fitting::<plain::Narrow>((bytes, 0), (&least, &most, 0));
         assert!(fits <= bytes.len().min(expected.len()));
-        assert_eq!(fitting(bytes, &least, &most), fits, "{bytes:?} {expected:?}");
+        assert_eq!(fitting::<Narrow>((bytes, 0), (&least, &most, 0)), fits, "{bytes:?} {expected:?}");
         #[cfg(target_arch = "x86_64")]
-        {
-            assert_eq!(run::<x86::Narrow>(bytes, &least, &most), fits, "{bytes:?} {expected:?}");
-            assert!(!*x86::HAS_WIDE || run::<x86::Wide>(bytes, &least, &most) == fits, "{bytes:?} {expected:?}");
-        }
+        assert!(
+            !*x86::HAS_WIDE || fitting::<x86::Wide>((bytes, 0), (&least, &most, 0)) == fits,
+            "{bytes:?} {expected:?}"
+        );
     }
 
     proptest! {
@@ -321,7 +342,7 @@ mod tests {
             ("a5\"\u{1f}\"", 3),
             ("a5xx\"", 2),
         ] {
-            assert_eq!(fitting(bytes.as_bytes(), &least, &most), fits, "{bytes}");
+            assert_eq!(fitting::<Narrow>((bytes.as_bytes(), 0), (&least, &most, 0)), fits, "{bytes}");
         }
     }
 }

@@ -9,7 +9,7 @@
 //! value, and digits may stand for digits and plain characters for plain characters. A member counts as stepped over only
 //! when the byte behind its value ends it. What does not fit is somebody else's to read: it may be valid all the same.
 
-use super::lanes;
+use super::lanes::{self, Lanes};
 use super::members::{Noted, Role};
 use super::scan::{Kind, Step, Value};
 
@@ -20,6 +20,8 @@ pub(super) struct Layout {
     least: Vec<u8>,
     /// and the greatest; behind the end [`Self::NOTHING`], so that lanes need not look where it is.
     most: Vec<u8>,
+    /// Which member each place belongs to.
+    owners: Vec<u16>,
     members: Vec<Member>,
     /// Which of the members somebody asks for.
     wanted: Vec<usize>,
@@ -36,6 +38,8 @@ struct Member {
     end: usize,
     kind: Kind,
     role: Role,
+    /// How many of the members before are wanted.
+    wanted: usize,
     /// How often the value was another than expected.
     wrong: u32,
     /// How long it was the last time that it was, in which record, and how many times more often so than as expected lately.
@@ -57,7 +61,7 @@ pub(super) struct Stop {
 
 impl Layout {
     /// Bounds the memory of a layout: members behind that are not foretold.
-    const LONGEST: usize = 8 << 10;
+    const LONGEST: usize = 5 << 10;
     /// Longer values are not foretold.
     const LONGEST_VALUE: usize = 256;
     /// What a byte may be of which nothing is foretold: none fits.
@@ -89,14 +93,27 @@ impl Layout {
         self.most.truncate(begin);
         self.most.extend_from_slice(&self.least[begin..]);
         let start = self.least.len();
+        let number = self.members.len();
+        self.owners.resize(start, number as u16);
         self.least.resize(start + lanes::WIDEST, Self::NOTHING.0);
         self.most.resize(start + lanes::WIDEST, Self::NOTHING.1);
+        let (end, wanted) = (start, self.wanted.len());
         if role != Role::default() {
-            self.wanted.push(self.members.len());
+            self.wanted.push(number);
         }
-        let member = Member { begin, value: start, end: start, kind, role, wrong: 0, other: 0, last: 0, score: 0 };
-        self.members.push(member);
-        self.expect(self.members.len() - 1, Some(value), kind);
+        self.members.push(Member {
+            begin,
+            value: start,
+            end,
+            kind,
+            role,
+            wanted,
+            wrong: 0,
+            other: 0,
+            last: 0,
+            score: 0,
+        });
+        self.expect(number, Some(value), kind);
         true
     }
 
@@ -112,38 +129,45 @@ impl Layout {
                 *place = *place + end - old.end;
             }
         }
+        self.owners.splice(old.clone(), least.iter().map(|_| member as u16));
         self.least.splice(old.clone(), least);
         self.most.splice(old, most);
         (self.members[member].end, self.members[member].kind) = (end, kind);
     }
 
     /// Steps over members from `next` on, the first of which should begin at `at` in `bytes`, while they are as expected.
-    pub(super) fn follow(&self, next: usize, bytes: &[u8], at: usize, noted: &mut Noted) -> Stop {
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for the lanes it runs with")]
+    pub(super) fn follow<L: Lanes>(&self, next: usize, bytes: &[u8], at: usize, noted: &mut Noted) -> Stop {
         let Some(first) = self.members.get(next) else { return Stop { member: next, begin: at, value: None } };
         let from = first.begin;
-        let rest = bytes.get(at..).unwrap_or_default();
-        let stop = from + lanes::fitting(rest, &self.least[from..], &self.most[from..]);
+        let stop = from + lanes::fitting::<L>((bytes, at), (&self.least, &self.most, from));
         let there = |place: usize| place - from + at;
-        let (mut member, mut begin) = if stop == self.end() {
-            (self.members.len(), stop)
-        } else {
-            let member = self.members.partition_point(|member| member.begin <= stop) - 1;
-            (member, self.members[member].begin)
-        };
+        let owner = self.owners.get(stop).map_or(self.members.len(), |owner| usize::from(*owner));
+        let begin = self.members.get(owner).map_or(stop, |member| member.begin);
         // What could be the whole value may be but the beginning of another.
-        let is_ended = stop != begin || member == next || matches!(rest.get(stop - from), Some(b',' | b'}'));
-        if !is_ended {
-            member -= 1;
-            begin = self.members[member].begin;
+        let is_ended = stop != begin || owner == next || matches!(bytes.get(there(stop)), Some(b',' | b'}'));
+        let member = if is_ended { owner } else { owner - 1 };
+        let Some(unlike) = self.members.get(member) else {
+            self.note(first.wanted, self.wanted.len(), there, noted);
+            return Stop { member, begin: there(stop), value: None };
+        };
+        self.note(first.wanted, unlike.wanted, there, noted);
+        let value = (unlike.value <= stop).then(|| there(unlike.value));
+        Stop { member, begin: there(unlike.begin), value }
+    }
+
+    /// Notes those of the wanted members.
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "there are mostly none")]
+    fn note(&self, from: usize, to: usize, there: impl Fn(usize) -> usize, noted: &mut Noted) {
+        if from >= to {
+            return;
         }
-        for &wanted in &self.wanted {
-            if (next..member).contains(&wanted) {
-                let Member { begin, value, end, kind, role, .. } = self.members[wanted];
-                role.note(noted, there(begin), Value::stepped(there(value), Step { end: there(end), kind }));
-            }
+        for &wanted in &self.wanted[from..to] {
+            let Member { begin, value, end, kind, role, .. } = self.members[wanted];
+            role.note(noted, there(begin), Value::stepped(there(value), Step { end: there(end), kind }));
         }
-        let value = self.members.get(member).map(|member| member.value).filter(|value| *value <= stop);
-        Stop { member, begin: there(begin), value: value.map(there) }
     }
 
     /// Learns from a value that was another than expected, which `value` is as it stands in the `records`th record.
@@ -170,6 +194,14 @@ impl Layout {
     /// What a member is to the route.
     pub(super) fn role(&self, member: usize) -> Role {
         self.members[member].role
+    }
+
+    /// The first member behind `next`, within `reach`, whose key is the one at `at`: records leave members out.
+    pub(super) fn resume(&self, next: usize, reach: usize, bytes: &[u8], at: usize) -> Option<usize> {
+        let rest = bytes.get(at..).filter(|rest| rest.first() == Some(&b','))?;
+        let is_there = |member: &Member| rest.starts_with(&self.least[member.begin..member.value]);
+        let found = self.members.get(next + 1..)?.iter().take(reach).position(is_there);
+        found.map(|skipped| next + 1 + skipped)
     }
 
     /// The first member from `next` on, of `reach`, that has this key as it stands in the record.
@@ -223,7 +255,7 @@ mod tests {
     /// Where the likeness ends, as (member, what should begin with it, its value).
     fn stop<'a>(layout: &Layout, next: usize, record: &'a str) -> (usize, &'a str, Option<&'a str>) {
         let mut noted = Noted { values: vec![Value::default(); 9], omitted: Vec::new() };
-        let Stop { member, begin, value } = layout.follow(next, record.as_bytes(), 0, &mut noted);
+        let Stop { member, begin, value } = layout.follow::<lanes::Narrow>(next, record.as_bytes(), 0, &mut noted);
         (member, &record[begin..], value.map(|value| &record[value..]))
     }
 
@@ -268,7 +300,7 @@ mod tests {
         assert_eq!(stop(&layout, 4, "}"), (4, "}", None));
         let record = r#"..{"a":34,"b":"xyz","c":[1,{"d":-20.5}],"d":8}"#;
         let mut noted = Noted { values: vec![Value::default(); 3], omitted: Vec::new() };
-        assert_eq!(layout.follow(0, record.as_bytes(), 2, &mut noted).member, 4);
+        assert_eq!(layout.follow::<lanes::Narrow>(0, record.as_bytes(), 2, &mut noted).member, 4);
         assert_eq!([1, 2].map(|slot| noted.values[slot].of(record)), ["34", "8"]);
         assert_eq!(noted.values[1].kind, Kind::Number);
     }

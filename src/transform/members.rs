@@ -4,6 +4,7 @@
 //! compared with its layout: no end of a key or value is searched and no name is looked up while they are alike. A value
 //! or key that is not the expected one is read in the plain way, and the shape is picked up behind it.
 
+use super::lanes::{self, Job, Lanes};
 use super::layout::Layout;
 use super::route::{Roles, Route};
 use super::scan::{Cursor, Fault, Value};
@@ -64,16 +65,6 @@ impl Shape {
     const PATIENCE: usize = 256;
     /// How many members that are left out of a record are looked over.
     const REACH: usize = 16;
-
-    /// Counts a key that is not the expected one at `next`, and returns the position to go on with: behind the same key
-    /// when the record leaves out a few of the expected ones, else unchanged. Never the first one, whose `{` must not match
-    /// again. Members that a full shape has no room for do not count: learning anew would not help.
-    fn miss(&mut self, next: usize, key: &str) -> usize {
-        if next < self.layout.len() || !self.is_full {
-            self.misses += 1;
-        }
-        self.layout.find(next, Self::REACH, key).map_or(next.max(1), |found| found + 1)
-    }
 }
 
 /// Steps over `logs`, at whose opening brace the cursor stands.
@@ -86,7 +77,7 @@ pub(super) fn scan(cursor: &mut Cursor<'_>, json: &str, route: &mut Route, noted
         *shape = learn(Cursor { ..*cursor }, json, roles);
     }
     shape.records = shape.records.saturating_add(1);
-    follow(cursor, json, roles, noted, shape)
+    lanes::dispatch(Follow { cursor, json, roles, noted, shape })
 }
 
 /// The shape of `logs` as far as it is valid.
@@ -106,38 +97,55 @@ fn learn(mut cursor: Cursor<'_>, json: &str, roles: &Roles) -> Shape {
     shape
 }
 
-fn follow(
-    cursor: &mut Cursor<'_>,
-    json: &str,
-    roles: &Roles,
-    noted: &mut Noted,
-    shape: &mut Shape,
-) -> Result<(), Fault> {
-    let mut next = 0;
-    loop {
-        let stop = shape.layout.follow(next, cursor.bytes, cursor.at, noted);
-        (next, cursor.at) = (stop.member, stop.begin);
-        // Most often it is the value that is another, or none that can be foretold.
-        if let Some(begin) = stop.value {
-            cursor.at = begin;
-            let value = cursor.value(DEPTH)?;
-            if !shape.layout.is_open(next) {
-                shape.layout.differs(next, &json[begin..cursor.at], value.kind, shape.records);
+/// Steps over members along a shape.
+struct Follow<'a, 'b> {
+    cursor: &'a mut Cursor<'b>,
+    json: &'a str,
+    roles: &'a Roles,
+    noted: &'a mut Noted,
+    shape: &'a mut Shape,
+}
+
+impl Job for Follow<'_, '_> {
+    type Out = Result<(), Fault>;
+
+    #[inline(always)]
+    #[expect(clippy::inline_always, reason = "it must be compiled for the lanes it runs with")]
+    fn run<L: Lanes>(self) -> Result<(), Fault> {
+        let Follow { cursor, json, roles, noted, shape } = self;
+        let mut next = 0;
+        loop {
+            let stop = shape.layout.follow::<L>(next, cursor.bytes, cursor.at, noted);
+            (next, cursor.at) = (stop.member, stop.begin);
+            // Most often it is the value that is another, or none that can be foretold.
+            if let Some(begin) = stop.value {
+                cursor.at = begin;
+                let value = cursor.value(DEPTH)?;
+                if !shape.layout.is_open(next) {
+                    shape.layout.differs(next, &json[begin..cursor.at], value.kind, shape.records);
+                }
+                shape.layout.role(next).note(noted, stop.begin, value);
+                next += 1;
+                continue;
             }
-            shape.layout.role(next).note(noted, stop.begin, value);
-            next += 1;
-            continue;
-        }
-        let separator = if next == 0 { b'{' } else { b',' };
-        let Some(key) = cursor.key(separator)? else { return Ok(()) };
-        let value = cursor.value(DEPTH)?;
-        if shape.layout.find(next, 1, key.of(json)).is_some() {
-            // With white space in it.
-            shape.layout.role(next).note(noted, stop.begin, value);
-            next += 1;
-        } else {
-            roles.of(&text::decoded(json, key)).note(noted, stop.begin, value);
-            next = shape.miss(next, key.of(json));
+            if let Some(member) = shape.layout.resume(next, Shape::REACH, cursor.bytes, cursor.at) {
+                next = member;
+                continue;
+            }
+            let separator = if next == 0 { b'{' } else { b',' };
+            let Some(key) = cursor.key(separator)? else { return Ok(()) };
+            let value = cursor.value(DEPTH)?;
+            if let Some(member) = shape.layout.find(next, Shape::REACH, key.of(json)) {
+                // With white space in it.
+                shape.layout.role(member).note(noted, stop.begin, value);
+                next = member + 1;
+            } else {
+                roles.of(&text::decoded(json, key)).note(noted, stop.begin, value);
+                // Members that a full shape has no room for do not count: learning anew would not help.
+                shape.misses += usize::from(next < shape.layout.len() || !shape.is_full);
+                // Never the first one, whose `{` must not match again.
+                next = next.max(1);
+            }
         }
     }
 }
