@@ -5,7 +5,7 @@
 //!
 //! **Not here.** What the frames mean for files and for Kafka is the business of the `delivery` module; the fold into a
 //! [`State`] is all that is known of it here. The entries of the failure queue are looked up in the store; what the journal
-//! itself knows of them is in its frames and in a copy of its own, see [`mod@copy`].
+//! itself knows of them is in its frames and in a copy of its own, see `copy`.
 //!
 //! **Format.** A directory of segments named by their number in twenty digits, `.log`. Each is a sequence of frames:
 //! length of the body (u32), CRC-32C (u32) of segment number, length and body, body; little-endian; the body is a
@@ -427,7 +427,7 @@ impl Journal {
         self.trim(ended)
     }
 
-    /// Removes older segments than are to be kept; see [`mod@prune`].
+    /// Removes older segments than are to be kept; see `prune`.
     pub fn prune(&self, keep: History, now: SystemTime, queue: &Queue<'_>) -> io::Result<()> {
         prune(&self.dir, self.segment, keep, now, queue)
     }

@@ -7,7 +7,7 @@
 //! is what makes progress durable; what the store lost is brought back from it, and a store that cannot be opened is set aside
 //! and rebuilt. That is why it stays behind this narrow trait.
 //!
-//! **Damage.** sled is known to answer it with panics: reading turns them into [`StoreError::Damaged`]. [`mod@salvage`] reads what
+//! **Damage.** sled is known to answer it with panics: reading turns them into [`StoreError::Damaged`]. `salvage` reads what
 //! can be read of a damaged store.
 //!
 //! **Format.** One tree: `state` holds the [`State`]; `q` and a key (u64, big-endian) hold a row: the entries of the failure
