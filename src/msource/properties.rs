@@ -22,6 +22,8 @@ pub fn asking(kafka: &Kafka) -> BTreeMap<String, String> {
         ("reconnect.backoff.max.ms", "5000"),
         ("topic.metadata.refresh.interval.ms", "30000"),
         ("fetch.message.max.bytes", "1048576"),
+        // A queue that was full is fetched for again after this long, however soon it is empty: by default a second.
+        ("fetch.queue.backoff.ms", "20"),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
@@ -116,6 +118,13 @@ mod tests {
         assert_eq!(strategy(&kafka("group.protocol", "classic")).as_deref(), Some("cooperative-sticky"));
         assert_eq!(strategy(&kafka("partition.assignment.strategy", "range")).as_deref(), Some("range"));
         assert_eq!(strategy(&kafka("group.protocol", "consumer")), None);
+    }
+
+    #[test]
+    fn a_full_queue_is_soon_fetched_for_again_unless_the_operator_says_otherwise() {
+        let backoff = |kafka: &Kafka| asking(kafka).remove("fetch.queue.backoff.ms");
+        assert_eq!(backoff(&kafka("group.protocol", "classic")).as_deref(), Some("20"));
+        assert_eq!(backoff(&kafka("fetch.queue.backoff.ms", "500")).as_deref(), Some("500"));
     }
 
     #[test]
