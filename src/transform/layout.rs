@@ -113,16 +113,22 @@ impl Layout {
             last: 0,
             score: 0,
         });
-        self.expect(number, Some(value), kind);
+        let like = self.likeness(number, value).unwrap_or_else(|| vec![Self::NOTHING]);
+        self.expect(number, like, kind);
         true
     }
 
-    /// Expects values like this one of a member, or with `None` nothing.
-    fn expect(&mut self, member: usize, value: Option<&str>, kind: Kind) {
-        let (room, old) = (Self::LONGEST - self.end(), &self.members[member]);
-        let old = old.value..old.end;
-        let like = value.filter(|value| value.len() <= Self::LONGEST_VALUE.min(room + old.len())).and_then(like);
-        let (least, most): (Vec<_>, Vec<_>) = like.unwrap_or_else(|| vec![Self::NOTHING]).into_iter().unzip();
+    /// What values like this one of a member may be, when there is room for it.
+    fn likeness(&self, member: usize, value: &str) -> Option<Vec<(u8, u8)>> {
+        let old = &self.members[member];
+        let room = Self::LONGEST - self.end() + old.end - old.value;
+        if value.len() <= Self::LONGEST_VALUE.min(room) { like(value) } else { None }
+    }
+
+    /// Expects values of a member to be like this.
+    fn expect(&mut self, member: usize, like: Vec<(u8, u8)>, kind: Kind) {
+        let old = self.members[member].value..self.members[member].end;
+        let (least, most): (Vec<_>, Vec<_>) = like.into_iter().unzip();
         let end = old.start + least.len();
         for later in &mut self.members[member + 1..] {
             for place in [&mut later.begin, &mut later.value, &mut later.end] {
@@ -179,10 +185,13 @@ impl Layout {
         let again = if expected.other == value.len() { expected.score.saturating_sub(between) } else { 0 };
         (expected.other, expected.last, expected.score) = (value.len(), records, again + 1);
         if expected.wrong > Self::TRIALS + records / Self::SELDOM {
-            self.expect(member, None, kind);
+            self.expect(member, vec![Self::NOTHING], kind);
         } else if expected.score > 1 {
             expected.score = 0;
-            self.expect(member, Some(value), kind);
+            // One that cannot be foretold is no reason to foretell no other.
+            if let Some(like) = self.likeness(member, value) {
+                self.expect(member, like, kind);
+            }
         }
     }
 
@@ -318,7 +327,11 @@ mod tests {
         layout.differs(1, "1.5e-07", Kind::Number, 5);
         layout.differs(1, "2.5e-99", Kind::Number, 6);
         assert_eq!(stop(&layout, 0, r#"{"a":12,"b":0.0e-17,"c":[1,{"d":-20.5}]}"#).0, 3);
-        for (record, value) in (7..).zip([r#""a""#, r#""bc""#].into_iter().cycle().take(24)) {
+        for record in 7..9 {
+            layout.differs(1, r#""a\n""#, Kind::Escaped, record);
+        }
+        assert!(!layout.is_open(1), "escapes are not foretold, but others are still");
+        for (record, value) in (9..).zip([r#""a""#, r#""bc""#].into_iter().cycle().take(24)) {
             layout.differs(1, value, Kind::Plain, record);
         }
         assert!(layout.is_open(1) && !layout.is_open(0));
@@ -348,6 +361,8 @@ mod tests {
             }
         }
         assert!(layout.end() <= Layout::LONGEST, "{}", layout.end());
-        assert_eq!((layout.is_open(0), layout.is_open(layout.len() - 1)), (false, true));
+        let expected = |member: &Member| member.end - member.value;
+        assert_eq!(layout.members.first().map(expected), Some(long.len()));
+        assert_eq!(layout.members.last().map(expected), Some(value.len()), "there was no room left");
     }
 }
