@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
@@ -132,6 +132,17 @@ impl Topic {
         let wanted = NewPartitions::new(&self.name, usize::try_from(partitions).expect("a count"));
         let done = block_on(self.admin().create_partitions([&wanted], &AdminOptions::new()));
         assert!(done.iter().all(|topics| topics.iter().all(Result::is_ok)), "cannot grow {}: {done:?}", self.name);
+        // The controller has them; brokers tell of them a moment later, and a producer that asks before fails.
+        let admin = self.admin();
+        let known = || {
+            let metadata = admin.inner().fetch_metadata(Some(&self.name), SOON).expect("metadata");
+            metadata.topics().iter().all(|topic| topic.partitions().len() >= partitions as usize)
+        };
+        let deadline = Instant::now() + SOON;
+        while !known() {
+            assert!(Instant::now() < deadline, "{} has not got its partitions", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.partitions = partitions;
     }
 
