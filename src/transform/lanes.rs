@@ -15,7 +15,7 @@ pub(super) trait Lanes {
     const WIDTH: usize;
 
     /// Which bytes are not as they should be: see [`fitting`].
-    fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u64;
+    fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32;
 }
 
 /// What runs the same with any lanes.
@@ -147,7 +147,7 @@ mod x86 {
         const WIDTH: usize = 16;
 
         #[inline(always)]
-        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u64 {
+        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32 {
             let [Some(bytes), Some(least), Some(most)] = [bytes, least, most].map(|slice| slice.first_chunk()) else {
                 return 1;
             };
@@ -162,7 +162,7 @@ mod x86 {
                 let quoted = _mm_xor_si128(_mm_cmpeq_epi8(bytes, quotes), _mm_cmpeq_epi8(least, quotes));
                 let escaped = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
                 let unfit = _mm_or_si128(_mm_or_si128(quoted, escaped), _mm_xor_si128(within, _mm_set1_epi8(-1)));
-                u64::from(_mm_movemask_epi8(unfit) as u32)
+                _mm_movemask_epi8(unfit) as u32
             }
         }
     }
@@ -182,7 +182,7 @@ mod x86 {
         const WIDTH: usize = 32;
 
         #[inline(always)]
-        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u64 {
+        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32 {
             let (Some(bytes), Some(least), Some(most)) = (load_wide(bytes), load_wide(least), load_wide(most)) else {
                 return 1;
             };
@@ -197,7 +197,7 @@ mod x86 {
                 let escaped = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8));
                 let unfit =
                     _mm256_or_si256(_mm256_or_si256(quoted, escaped), _mm256_xor_si256(within, _mm256_set1_epi8(-1)));
-                u64::from(_mm256_movemask_epi8(unfit) as u32)
+                _mm256_movemask_epi8(unfit) as u32
             }
         }
     }
@@ -246,11 +246,11 @@ mod plain {
     impl Lanes for Narrow {
         const WIDTH: usize = 16;
 
-        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u64 {
-            u64::from(mask(bytes, |i, byte| {
+        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32 {
+            mask(bytes, |i, byte| {
                 let (least, most) = (least.get(i).copied().unwrap_or(1), most.get(i).copied().unwrap_or(0));
                 byte < least || byte > most || byte == b'\\' || (byte == b'"') != (least == b'"')
-            }))
+            })
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::ClientContext;
@@ -129,20 +129,17 @@ impl Topic {
 
     /// Gives the topic more partitions.
     pub(crate) fn grow(&mut self, partitions: i32) {
-        let wanted = NewPartitions::new(&self.name, usize::try_from(partitions).expect("a count"));
+        let wanted_count = usize::try_from(partitions).expect("a count");
+        let wanted = NewPartitions::new(&self.name, wanted_count);
         let done = block_on(self.admin().create_partitions([&wanted], &AdminOptions::new()));
         assert!(done.iter().all(|topics| topics.iter().all(Result::is_ok)), "cannot grow {}: {done:?}", self.name);
         // The controller has them; brokers tell of them a moment later, and a producer that asks before fails.
         let admin = self.admin();
-        let known = || {
-            let metadata = admin.inner().fetch_metadata(Some(&self.name), SOON).expect("metadata");
-            metadata.topics().iter().all(|topic| topic.partitions().len() >= partitions as usize)
-        };
-        let deadline = Instant::now() + SOON;
-        while !known() {
-            assert!(Instant::now() < deadline, "{} has not got its partitions", self.name);
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        wait_until(&format!("{partitions} partitions of {}", self.name), SOON, || {
+            let metadata = admin.inner().fetch_metadata(Some(&self.name), SOON).map_err(|error| error.to_string())?;
+            let known = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+            if known >= wanted_count { Ok(()) } else { Err(format!("{known} are known")) }
+        });
         self.partitions = partitions;
     }
 
