@@ -89,6 +89,9 @@ impl Envelope {
             self.headers = Kind::Object;
             self.log_name = log_name;
             self.read_logs(&mut cursor, json, transform, routes, noted)?;
+            if cursor.bytes.get(cursor.at..) == Some(b"}") {
+                return Ok(());
+            }
             separator = b',';
         }
         while let Some(key) = cursor.key(separator)? {

@@ -14,8 +14,8 @@ pub(super) const WIDEST: usize = 32;
 pub(super) trait Lanes {
     const WIDTH: usize;
 
-    /// Which bytes are not as they should be: see [`fitting`].
-    fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32;
+    /// Which bytes are as they should be: see [`fitting`]. The bits above `WIDTH` are set.
+    fn fit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32;
 }
 
 /// What runs the same with any lanes.
@@ -57,41 +57,36 @@ fn last(bytes: &[u8], at: usize, ask: fn(&[u8; WIDTH]) -> u32, behind: u32) -> u
 }
 
 /// How many bytes of `bytes` from `at` on are as they should be, up to the first that is not: from `least` to `most`, there
-/// from `place` on, no backslash, and a quote where `least` is one and nowhere else. The last [`WIDEST`] of `least` and `most`
-/// must be such that nothing fits; what lies beyond is not looked at.
+/// from `place` on, and neither quote nor backslash where `most` is above 127, so that any character may stand there.
+/// Where `least` is 255 and `most` 0 nothing fits, since no text in UTF-8 has a byte 255.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it must be compiled for the lanes it runs with")]
 pub(super) fn fitting<L: Lanes>((bytes, at): (&[u8], usize), (least, most, place): (&[u8], &[u8], usize)) -> usize {
-    let width = L::WIDTH;
-    let mut fits = 0;
-    // One step without preparations, which are for the long way.
-    if let (Some(bytes), Some(least), Some(most)) =
-        (bytes.get(at..at + width), least.get(place..place + width), most.get(place..place + width))
-    {
-        let unfit = L::unfit(bytes, least, most);
-        if unfit != 0 {
-            return unfit.trailing_zeros() as usize;
+    let (bytes, least, most) = (&bytes[at..], &least[place..], &most[place..]);
+    let len = bytes.len().min(least.len()).min(most.len());
+    let (bytes, least, most) = (&bytes[..len], &least[..len], &most[..len]);
+    if len < L::WIDTH {
+        let mut filled = [[0; WIDEST]; 3];
+        for (filled, bytes) in filled.iter_mut().zip([bytes, least, most]) {
+            filled[..len].copy_from_slice(bytes);
         }
-        fits = width;
+        let [bytes, least, most] = &filled;
+        let fit = L::fit(&bytes[..L::WIDTH], &least[..L::WIDTH], &most[..L::WIDTH]);
+        return len.min(fit.trailing_ones() as usize);
     }
-    let steps = [&bytes[at + fits..], &least[place + fits..], &most[place + fits..]].map(|all| all.chunks_exact(width));
-    let [bytes_steps, least_steps, most_steps] = steps;
-    for ((bytes, least), most) in bytes_steps.zip(least_steps).zip(most_steps) {
-        let unfit = L::unfit(bytes, least, most);
-        if unfit != 0 {
-            return fits + unfit.trailing_zeros() as usize;
+    let mut from = 0;
+    loop {
+        let to = from + L::WIDTH;
+        let fit = L::fit(&bytes[from..to], &least[from..to], &most[from..to]);
+        if fit != u32::MAX {
+            return from + fit.trailing_ones() as usize;
         }
-        fits += width;
+        if to == len {
+            return len;
+        }
+        // What was compared already fits once more.
+        from = to.min(len - L::WIDTH);
     }
-    // The end of `bytes`, followed by what fits nowhere.
-    let rest = bytes.get(at + fits..).unwrap_or_default();
-    let mut last = [0; WIDEST];
-    let (last, len) = (&mut last[..width], rest.len().min(width));
-    last[..len].copy_from_slice(&rest[..len]);
-    let place = place + fits..place + fits + width;
-    let expected = least.get(place.clone()).zip(most.get(place));
-    let unfit = expected.map_or(1, |(least, most)| L::unfit(last, least, most));
-    fits + len.min(unfit.trailing_zeros() as usize)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -102,10 +97,10 @@ pub(super) fn fitting<L: Lanes>((bytes, at): (&[u8], usize), (least, most, place
 )]
 mod x86 {
     use std::arch::x86_64::{
-        __m128i, __m256i, _mm_and_si128, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_max_epu8, _mm_min_epu8,
-        _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8, _mm_sub_epi8, _mm_xor_si128, _mm256_and_si256,
-        _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_max_epu8, _mm256_min_epu8, _mm256_movemask_epi8, _mm256_or_si256,
-        _mm256_set1_epi8, _mm256_xor_si256,
+        __m128i, __m256i, _mm_and_si128, _mm_andnot_si128, _mm_cmpeq_epi8, _mm_loadu_si128, _mm_max_epu8, _mm_min_epu8,
+        _mm_movemask_epi8, _mm_or_si128, _mm_set1_epi8, _mm_sub_epi8, _mm256_and_si256, _mm256_andnot_si256,
+        _mm256_broadcastsi128_si256, _mm256_cmpeq_epi8, _mm256_loadu_si256, _mm256_max_epu8, _mm256_min_epu8,
+        _mm256_movemask_epi8, _mm256_shuffle_epi8,
     };
     use std::sync::LazyLock;
 
@@ -147,22 +142,18 @@ mod x86 {
         const WIDTH: usize = 16;
 
         #[inline(always)]
-        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32 {
+        fn fit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32 {
             let [Some(bytes), Some(least), Some(most)] = [bytes, least, most].map(|slice| slice.first_chunk()) else {
-                return 1;
+                return 0;
             };
             let (bytes, least, most) = (load(bytes), load(least), load(most));
             // SAFETY: as above.
             unsafe {
-                let quotes = _mm_set1_epi8(b'"' as i8);
-                let within = _mm_and_si128(
-                    _mm_cmpeq_epi8(_mm_max_epu8(bytes, least), bytes),
-                    _mm_cmpeq_epi8(_mm_min_epu8(bytes, most), bytes),
-                );
-                let quoted = _mm_xor_si128(_mm_cmpeq_epi8(bytes, quotes), _mm_cmpeq_epi8(least, quotes));
-                let escaped = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8));
-                let unfit = _mm_or_si128(_mm_or_si128(quoted, escaped), _mm_xor_si128(within, _mm_set1_epi8(-1)));
-                _mm_movemask_epi8(unfit) as u32
+                let within = _mm_cmpeq_epi8(_mm_max_epu8(_mm_min_epu8(bytes, most), least), bytes);
+                let quotes = _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'"' as i8));
+                let special = _mm_or_si128(quotes, _mm_cmpeq_epi8(bytes, _mm_set1_epi8(b'\\' as i8)));
+                // The mask takes the top bits, which `most` has where there is text.
+                _mm_movemask_epi8(_mm_andnot_si128(_mm_and_si128(special, most), within)) as u32 | !0xffff
             }
         }
     }
@@ -182,25 +173,28 @@ mod x86 {
         const WIDTH: usize = 32;
 
         #[inline(always)]
-        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32 {
+        fn fit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32 {
             let (Some(bytes), Some(least), Some(most)) = (load_wide(bytes), load_wide(least), load_wide(most)) else {
-                return 1;
+                return 0;
             };
             // SAFETY: AVX2 is there, since only `dispatch` names this type outside of tests, and nothing but registers is touched.
             unsafe {
-                let quotes = _mm256_set1_epi8(b'"' as i8);
-                let within = _mm256_and_si256(
-                    _mm256_cmpeq_epi8(_mm256_max_epu8(bytes, least), bytes),
-                    _mm256_cmpeq_epi8(_mm256_min_epu8(bytes, most), bytes),
-                );
-                let quoted = _mm256_xor_si256(_mm256_cmpeq_epi8(bytes, quotes), _mm256_cmpeq_epi8(least, quotes));
-                let escaped = _mm256_cmpeq_epi8(bytes, _mm256_set1_epi8(b'\\' as i8));
-                let unfit =
-                    _mm256_or_si256(_mm256_or_si256(quoted, escaped), _mm256_xor_si256(within, _mm256_set1_epi8(-1)));
-                _mm256_movemask_epi8(unfit) as u32
+                let within = _mm256_cmpeq_epi8(_mm256_max_epu8(_mm256_min_epu8(bytes, most), least), bytes);
+                // Each byte looks up by its lower half what it would have to be; above 127 it gets 0.
+                let special =
+                    _mm256_cmpeq_epi8(_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(load(&SPECIAL)), bytes), bytes);
+                _mm256_movemask_epi8(_mm256_andnot_si256(_mm256_and_si256(special, most), within)) as u32
             }
         }
     }
+
+    /// Quote and backslash at the places of their lower halves, elsewhere what no byte below 128 is.
+    static SPECIAL: [u8; 16] = {
+        let mut special = [0xff; 16];
+        special[(b'"' & 15) as usize] = b'"';
+        special[(b'\\' & 15) as usize] = b'\\';
+        special
+    };
 
     pub(super) static HAS_WIDE: LazyLock<bool> =
         LazyLock::new(|| is_x86_feature_detected!("avx2") && is_x86_feature_detected!("bmi1"));
@@ -246,11 +240,11 @@ mod plain {
     impl Lanes for Narrow {
         const WIDTH: usize = 16;
 
-        fn unfit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32 {
+        fn fit(bytes: &[u8], least: &[u8], most: &[u8]) -> u32 {
             mask(bytes, |i, byte| {
-                let (least, most) = (least.get(i).copied().unwrap_or(1), most.get(i).copied().unwrap_or(0));
-                byte < least || byte > most || byte == b'\\' || (byte == b'"') != (least == b'"')
-            })
+                let (least, most) = (least.get(i).copied().unwrap_or(u8::MAX), most.get(i).copied().unwrap_or(0));
+                byte.min(most).max(least) == byte && !(most > 127 && (byte == b'"' || byte == b'\\'))
+            }) | !0xffff
         }
     }
 
@@ -300,7 +294,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_vector_answers_are_the_plain_answers(
-            bytes in proptest::collection::vec(any::<u8>(), 0..100),
+            bytes in proptest::collection::vec(0..u8::MAX, 0..100),
             spread in proptest::collection::vec((0..3_u8, 0..3_u8), 0..100),
             other in proptest::collection::vec(any::<(u8, u8)>(), 0..40),
         ) {

@@ -349,6 +349,12 @@ mod tests {
     }
 
     #[test]
+    fn a_key_with_escapes_is_compared_as_it_stands() {
+        let layout = layout(&[(r#"a\"b"#, "1", Kind::Number)]);
+        assert_eq!([r#"{"a\"b":7}"#, r#"{"a\\b":7}"#].map(|record| stop(&layout, 0, record).0), [1, 0]);
+    }
+
+    #[test]
     fn a_layout_has_a_longest() {
         let mut layout = Layout::default();
         let value = format!("\"{}\"", "x".repeat(100));

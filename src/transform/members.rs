@@ -128,6 +128,10 @@ impl Job for Follow<'_, '_> {
                 next += 1;
                 continue;
             }
+            if next > 0 && cursor.bytes.get(cursor.at) == Some(&b'}') {
+                cursor.at += 1;
+                return Ok(());
+            }
             if let Some(member) = shape.layout.resume(next, Shape::REACH, cursor.bytes, cursor.at) {
                 next = member;
                 continue;

@@ -54,7 +54,7 @@ enum Then {
 /// A constant text, filled with NULs to whole moves, and what follows it.
 #[derive(Debug)]
 struct Part {
-    text: Vec<u8>,
+    text: Vec<[u8; MOVE]>,
     len: usize,
     then: Then,
 }
@@ -105,7 +105,8 @@ impl Plan {
     fn add(&mut self, text: &mut Vec<u8>, then: Then) {
         let len = text.len();
         text.resize(len.next_multiple_of(MOVE), 0);
-        self.parts.push(Part { text: std::mem::take(text), len, then });
+        self.parts.push(Part { text: text.as_chunks().0.to_vec(), len, then });
+        text.clear();
     }
 
     /// Puts the line of a record of the pattern, up to its properties, into `head`; `None` when the record is no usual one after all.
@@ -121,9 +122,10 @@ impl Plan {
         let value = |slot: usize| draft.noted.values.get(slot).copied();
         let mut at = 0;
         for part in &self.parts {
-            let room = head.get_mut(at..at + part.text.len())?;
-            for (to, from) in room.chunks_exact_mut(MOVE).zip(part.text.chunks_exact(MOVE)) {
-                to.copy_from_slice(from);
+            let mut to = at;
+            for from in &part.text {
+                *head.get_mut(to..)?.first_chunk_mut()? = *from;
+                to += MOVE;
             }
             at += part.len;
             match part.then {
