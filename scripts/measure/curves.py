@@ -5,6 +5,7 @@ Programs take turns in each round, so that a machine that changes changes for al
 
 from . import programs, records
 from .live import idle, latency, queue, restart, scale, soak
+from .profile import profile
 from .report import Table, median
 
 COST = (
@@ -163,4 +164,5 @@ ALL = {
     "queue": queue,
     "scale": scale,
     "soak": soak,
+    "profile": profile,
 }

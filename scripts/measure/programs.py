@@ -181,10 +181,11 @@ class Mtga:
             end(self.process)
         shutil.rmtree(self.home, ignore_errors=True)
 
-    def start(self):
+    def start(self, under=()):
+        """`under` is the command of a program that runs it; what is measured of the process is then that program's."""
         self.begun = time.monotonic()
         with open(self.log, "ab") as said:
-            command = [self.binary, "--home", self.home, "start_not_daemon"]
+            command = [*under, self.binary, "--home", self.home, "start_not_daemon"]
             self.process = subprocess.Popen(command, stdout=said, stderr=said)
         return self
 

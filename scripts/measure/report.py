@@ -44,12 +44,13 @@ def shown(value):
 
 
 class Table:
-    """One measurement: `columns` of `rows`, a sentence that says what it is, and notes below."""
+    """One measurement: `columns` of `rows`, a sentence that says what it is, notes below, and SVG by name."""
 
     def __init__(self, name, title, columns):
         self.name, self.title, self.columns = name, title, columns
         self.rows, self.notes, self.detail = [], [], []
         self.series, self.series_columns = [], ()
+        self.pictures = {}
 
     def add(self, *values):
         self.rows.append(values)
@@ -64,7 +65,8 @@ class Table:
         return "\n".join(lines)
 
     def save(self, out, about, command):
-        """NAME.md, NAME.csv (the table as numbers) and NAME.json (with every single run) in the directory `out`."""
+        """NAME.md, NAME.csv (the table as numbers) and NAME.json (with every single run) in the directory `out`, and its
+        pictures."""
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
         text = self.markdown(about, command)
@@ -72,6 +74,8 @@ class Table:
         self._csv(out / f"{self.name}.csv", self.columns, self.rows)
         if self.series:
             self._csv(out / f"{self.name}-series.csv", self.series_columns, self.series)
+        for name, picture in self.pictures.items():
+            (out / f"{name}.svg").write_text(picture)
         whole = {
             "title": self.title,
             "columns": self.columns,
