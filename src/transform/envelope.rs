@@ -89,6 +89,7 @@ impl Envelope {
             self.headers = Kind::Object;
             self.log_name = log_name;
             self.read_logs(&mut cursor, json, transform, routes, noted)?;
+            // Nothing more, as most often.
             if cursor.bytes.get(cursor.at..) == Some(b"}") {
                 return Ok(());
             }

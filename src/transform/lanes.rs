@@ -58,7 +58,7 @@ fn last(bytes: &[u8], at: usize, ask: fn(&[u8; WIDTH]) -> u32, behind: u32) -> u
 
 /// How many bytes of `bytes` from `at` on are as they should be, up to the first that is not: from `least` to `most`, there
 /// from `place` on, and neither quote nor backslash where `most` is above 127, so that any character may stand there.
-/// Where `least` is 255 and `most` 0 nothing fits, since no text in UTF-8 has a byte 255.
+/// Where `least` is 255 and `most` 0 nothing fits, since no text in UTF-8 has a byte 255. It ends with the shortest of the three.
 #[inline(always)]
 #[expect(clippy::inline_always, reason = "it must be compiled for the lanes it runs with")]
 pub(super) fn fitting<L: Lanes>((bytes, at): (&[u8], usize), (least, most, place): (&[u8], &[u8], usize)) -> usize {
@@ -177,7 +177,7 @@ mod x86 {
             let (Some(bytes), Some(least), Some(most)) = (load_wide(bytes), load_wide(least), load_wide(most)) else {
                 return 0;
             };
-            // SAFETY: AVX2 is there, since only `dispatch` names this type outside of tests, and nothing but registers is touched.
+            // SAFETY: AVX2 is there, since only `dispatch` names this type outside of tests, and memory is read by `load` alone.
             unsafe {
                 let within = _mm256_cmpeq_epi8(_mm256_max_epu8(_mm256_min_epu8(bytes, most), least), bytes);
                 // Each byte looks up by its lower half what it would have to be; above 127 it gets 0.
@@ -307,8 +307,16 @@ mod tests {
     #[test]
     fn every_byte_value_is_classed_alike() {
         for byte in 0..=u8::MAX {
-            for (least, most) in [(byte, byte), (0, u8::MAX), (0x20, u8::MAX), (b'0', b'9'), (b'"', b'"'), (u8::MAX, 0)]
-            {
+            for (least, most) in [
+                (byte, byte),
+                (0, u8::MAX),
+                (0x20, u8::MAX),
+                (0, 127),
+                (0, 128),
+                (b'0', b'9'),
+                (b'"', b'"'),
+                (u8::MAX, 0),
+            ] {
                 agree(&[byte; 40], &[(least, most); 40]);
             }
         }

@@ -5,9 +5,9 @@
 //! in a number any digit, in a string anything that needs no second look. The next record is compared with that, many
 //! bytes at a time and without regard to where members begin, as far as it is alike.
 //!
-//! **Promise.** What fits is valid JSON without white space between its tokens and without escapes: it was made of such a
-//! value, and digits may stand for digits and plain characters for plain characters. A member counts as stepped over only
-//! when the byte behind its value ends it. What does not fit is somebody else's to read: it may be valid all the same.
+//! **Promise.** What fits is valid JSON without white space between its tokens and without escapes in its values: it was
+//! made of such a record, and digits may stand for digits and plain characters for plain characters. A member counts as
+//! stepped over only when the byte behind its value ends it. What does not fit is somebody else's to read: it may be valid all the same.
 
 use super::lanes::{self, Lanes};
 use super::members::{Noted, Role};
@@ -18,7 +18,7 @@ use super::scan::{Kind, Step, Value};
 pub(super) struct Layout {
     /// The least byte that may stand at each place,
     least: Vec<u8>,
-    /// and the greatest; behind the end [`Self::NOTHING`], so that lanes need not look where it is.
+    /// and the greatest; behind the end [`Self::NOTHING`], so that whole steps are left there.
     most: Vec<u8>,
     /// Which member each place belongs to.
     owners: Vec<u16>,
@@ -64,7 +64,7 @@ impl Layout {
     const LONGEST: usize = 5 << 10;
     /// Longer values are not foretold.
     const LONGEST_VALUE: usize = 256;
-    /// What a byte may be of which nothing is foretold: none fits.
+    /// What a byte may be of which nothing is foretold: none of UTF-8 fits.
     const NOTHING: (u8, u8) = (u8::MAX, 0);
     /// So many values of a member may be other than expected at first,
     const TRIALS: u32 = 16;

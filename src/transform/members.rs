@@ -128,6 +128,7 @@ impl Job for Follow<'_, '_> {
                 next += 1;
                 continue;
             }
+            // Behind a whole member, as most often.
             if next > 0 && cursor.bytes.get(cursor.at) == Some(&b'}') {
                 cursor.at += 1;
                 return Ok(());
@@ -140,7 +141,7 @@ impl Job for Follow<'_, '_> {
             let Some(key) = cursor.key(separator)? else { return Ok(()) };
             let value = cursor.value(DEPTH)?;
             if let Some(member) = shape.layout.find(next, Shape::REACH, key.of(json)) {
-                // With white space in it.
+                // With white space in it, or the first in place of another.
                 shape.layout.role(member).note(noted, stop.begin, value);
                 next = member + 1;
             } else {

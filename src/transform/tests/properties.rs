@@ -122,6 +122,8 @@ fn alike() -> impl Strategy<Value = Vec<String>> {
         "x",
         "twenty_seven_bytes_long_key",
         "account_name",
+        r"mtim\u0065",
+        "ключ",
     ]);
     let tail = one_of(&["}}", "}}", "}}", "}} ", "}", ",\"y\":1}}", "}},"]);
     (prop::collection::vec(keys, 1..8), one_of(&["log_item", "log_chat"])).prop_flat_map(move |(keys, name)| {
