@@ -7,7 +7,8 @@
 //!
 //! **Promise.** What fits is valid JSON without white space between its tokens and without escapes in its values: it was
 //! made of such a record, and digits may stand for digits and plain characters for plain characters. A member counts as
-//! stepped over only when the byte behind its value ends it. What does not fit is somebody else's to read: it may be valid all the same.
+//! stepped over only when the byte behind its value ends it. What does not fit is somebody else's to read: it may be valid
+//! all the same.
 
 use super::lanes::{self, Lanes};
 use super::members::{Noted, Role};
