@@ -5,6 +5,8 @@
  * power cut would leave is then made by whoever reads the log (tests/it/harness/disk): the changes that no sync covers are
  * undone in the files themselves, which so keep their inodes. It also fails syncs and writes on command.
  *
+ * A slow sync waits before it is logged, so a power cut meanwhile finds it not done; other calls go on beside it.
+ *
  * Promises: the records of all threads are in the order of their changes, and that of a write, a creation or a sync is in
  * the log before the program can see its effect. The data of a file is covered by a sync of that file, its name by a sync
  * of its directory; sync_file_range covers nothing. Syncs do not reach the real disk, which makes them cheap.
@@ -19,6 +21,7 @@
  *   fail-sync   "NTH PATTERN": the NTH sync from now on of a path that contains PATTERN fails with EIO; the file is then
  *               renamed to sync-failed
  *   fail-write  "ERRNO PATTERN": everything that would change a path that contains PATTERN fails
+ *   slow-sync   "FROM TO PATTERN": every sync of a path that contains PATTERN takes between FROM and TO milliseconds
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -35,6 +38,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum kind { WRITE = 1, LENGTH, CREATE, UNLINK, RENAME, SYNC, SYNC_FAILED };
@@ -222,6 +226,20 @@ static int sync_fails(const char *path) {
   state_path(to, "sync-failed");
   if (REAL(SYS_rename, from, to)) die("cannot rename fail-sync");
   return 1;
+}
+
+/* How long a sync of this path takes. The times of one process are the same in each run. */
+static void sync_slowly(const char *path) {
+  char text[PATH_MAX + 32], *rest;
+  if (!read_command("slow-sync", text, sizeof text)) return;
+  long from = strtol(text, &rest, 10), to = strtol(rest, &rest, 10);
+  if (!strstr(path, rest + 1)) return;
+  static unsigned seed = 1;
+  pthread_mutex_lock(&lock);
+  long millis = from + (to > from ? rand_r(&seed) % (to - from) : 0);
+  pthread_mutex_unlock(&lock);
+  struct timespec left = {.tv_sec = millis / 1000, .tv_nsec = millis % 1000 * 1000000};
+  while (nanosleep(&left, &left) && errno == EINTR) continue;
 }
 
 static void log_length(int fd, uint64_t inode, uint64_t from, uint64_t to) {
@@ -436,6 +454,7 @@ static int covered(int fd, long call) {
   char path[PATH_MAX];
   struct stat info;
   if (!is_tracked(fd, path, &info)) return REAL(call, fd);
+  sync_slowly(path);
   pthread_mutex_lock(&lock);
   int failed = sync_fails(path);
   append((struct header){.kind = failed ? SYNC_FAILED : SYNC, .a = info.st_ino}, NULL, NULL, NULL);

@@ -8,9 +8,11 @@ mod undo;
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use nix::errno::Errno;
 use tempfile::TempDir;
@@ -113,9 +115,14 @@ impl Layer {
         self.tell("fail-write", &format!("{} {pattern}", error as i32));
     }
 
-    /// Ends all failing.
+    /// Lets every sync of a path that contains `pattern` take a time of this range. A process that is running follows at once.
+    pub(crate) fn slow_syncs(&self, pattern: &str, times: Range<Duration>) {
+        self.tell("slow-sync", &format!("{} {} {pattern}", times.start.as_millis(), times.end.as_millis()));
+    }
+
+    /// Ends all failing and all delays.
     pub(crate) fn heal(&self) {
-        for name in ["fail-sync", "fail-write"] {
+        for name in ["fail-sync", "fail-write", "slow-sync"] {
             drop(fs::remove_file(self.state(name)));
         }
     }

@@ -161,3 +161,14 @@ fn writes_fail_while_they_are_told_to() {
     disk.layer.power_cut(Model::Strict);
     assert_eq!(disk.files(), [("a".into(), "aaaa1".into()), ("b".into(), "bbbb".to_owned())]);
 }
+
+#[test]
+fn a_slow_sync_takes_its_time_and_covers_what_it_should() {
+    let disk = Disk::new();
+    disk.layer.slow_syncs("/a", Duration::from_millis(300)..Duration::from_millis(301));
+    let fast = disk.run("sync b").took;
+    let slow = disk.run("printf new > a; sync a; sync .").took;
+    assert!(slow >= Duration::from_millis(300), "{slow:?}, where another file takes {fast:?}");
+    disk.layer.power_cut(Model::Strict);
+    assert_eq!(disk.files(), [("a".to_owned(), "new".to_owned()), ("b".to_owned(), "bbbb".to_owned())]);
+}
