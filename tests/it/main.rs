@@ -31,6 +31,9 @@ mod group;
 /// Faults of Kafka: brokers, connections, logs, and the watchdog.
 #[cfg(test)]
 mod kafka;
+/// Groups whose members are killed, frozen and cut off at random, on slow disks.
+#[cfg(test)]
+mod loops;
 /// `set_offset`.
 #[cfg(test)]
 mod offsets;

@@ -7,7 +7,7 @@
 //!
 //! `scripts/kill-loop` runs [`the_long_loop`] with hundreds of cuts.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -23,6 +23,7 @@ use crate::harness::oracle::{self, Outcome};
 use crate::harness::process::Service;
 use crate::harness::records::Random;
 use crate::harness::tail::Tail;
+use crate::harness::tally::Tally;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
 use crate::sealed::{STEPS, steps_alone};
 
@@ -187,6 +188,8 @@ struct Plan {
     kills: u64,
     /// Whether the power goes with most of the kills.
     power: Power,
+    /// How long each sync takes, on a slow disk.
+    sync: Option<Duration>,
     seed: u64,
 }
 
@@ -198,7 +201,16 @@ enum Power {
 
 impl Plan {
     fn cuts(kills: u64, seed: u64) -> Self {
-        Self { kills, power: Power::Goes, seed }
+        Self { kills, power: Power::Goes, sync: None, seed }
+    }
+
+    fn on_a_slow_disk(self, sync: Duration) -> Self {
+        Self { sync: Some(sync), ..self }
+    }
+
+    /// Whether the layer is needed; without it the service runs at its usual speed.
+    fn needs_layer(&self) -> bool {
+        self.power == Power::Goes || self.sync.is_some()
     }
 
     /// Kills the service again and again under load, at random moments: mostly while it writes, sometimes while it starts. A
@@ -207,7 +219,7 @@ impl Plan {
         let mut random = Random(self.seed);
         let mut written = 0;
         for kill in 1..=self.kills {
-            let service = if self.power == Power::Stays { rig.home.foreground() } else { rig.start(None) };
+            let service = if self.needs_layer() { rig.start(None) } else { rig.home.foreground() };
             // No condition to wait for: the moment is to be any one.
             let moment = if random.below(4) == 0 {
                 random.below(800)
@@ -237,56 +249,29 @@ fn wait_for_more(home: &Home, written: &mut u64) {
 }
 
 /// Runs a plan with a load beside it, and the service to its end.
-fn assert_exactly_once(plan: Plan, configure: impl FnOnce(&mut Home)) -> Report {
+fn assert_exactly_once(plan: Plan, configure: impl FnOnce(&mut Home)) -> Tally {
     // For whoever looks at a failure.
     println!("{plan:?}");
     let topic = Topic::create("power", 4);
     let mut rig = Rig::new(&topic, configure);
+    if let Some(sync) = plan.sync {
+        rig.layer.slow_syncs("/", sync..sync);
+    }
     let tail = (plan.power == Power::Stays).then(|| Tail::follow(&rig.home.path("data")));
     let load = topic.load_of(25, Codec::Snappy, Mix::Dirty);
     plan.run(&mut rig);
     let produced = load.stop();
+    rig.layer.heal();
     let service = rig.start(None);
     rig.wait_seen(&produced);
-    let report = Report::new(&rig.home, &produced);
-    println!("{plan:?} {report:?}");
+    let tally = Tally::new([&rig.home], &produced);
+    println!("{plan:?} {tally:?}");
     service.kill();
     if let Some(tail) = tail {
         tail.assert_nothing_was_taken_back();
     }
     rig.assert_exactly(&produced);
-    report
-}
-
-/// What became of the records, counted.
-#[derive(Debug)]
-struct Report {
-    records: usize,
-    /// Lines that should be there.
-    lost: u64,
-    /// Lines that are there too often.
-    repeated: u64,
-    /// Lines that no record gives.
-    changed: u64,
-}
-
-impl Report {
-    fn new(home: &Home, produced: &[Record]) -> Self {
-        let mut lines: HashMap<String, i64> = HashMap::new();
-        for line in oracle::expect(produced).lines.into_values().flatten() {
-            lines.insert(line, 1);
-        }
-        let mut changed = 0;
-        for line in home.events().into_iter().flat_map(|file| file.lines) {
-            match lines.get_mut(&line) {
-                Some(missing) => *missing -= 1,
-                None => changed += 1,
-            }
-        }
-        let lost = lines.values().filter(|missing| **missing > 0).count() as u64;
-        let repeated = lines.values().map(|missing| (-*missing).max(0) as u64).sum();
-        Self { records: produced.len(), lost, repeated, changed }
-    }
+    tally
 }
 
 /// What `scripts/kill-loop` runs: `MTGA_KILL_LOOP` has its arguments.
@@ -295,12 +280,14 @@ impl Report {
 fn the_long_loop() {
     #[expect(clippy::disallowed_methods, reason = "a test has no main through which the environment could enter")]
     let text = std::env::var("MTGA_KILL_LOOP").expect("scripts/kill-loop says what to do");
-    let [kills, power, mode, assignment, visibility, seed] = text.split(' ').collect::<Vec<_>>()[..] else {
+    let [kills, power, sync, mode, assignment, visibility, seed] = text.split(' ').collect::<Vec<_>>()[..] else {
         panic!("{text}")
     };
     let power = if power == "goes" { Power::Goes } else { Power::Stays };
-    let plan = Plan { kills: kills.parse().expect("a number"), power, seed: seed.parse().expect("a number") };
-    let report = assert_exactly_once(plan, |home| {
+    let number = |text: &str| text.parse().expect("a number");
+    let sync = Some(number(sync)).filter(|millis| *millis > 0).map(Duration::from_millis);
+    let plan = Plan { kills: number(kills), power, sync, seed: number(seed) };
+    let tally = assert_exactly_once(plan, |home| {
         home.set("sink.mode", mode);
         if assignment == "group" {
             home.in_group();
@@ -309,9 +296,8 @@ fn the_long_loop() {
             sealed(home);
         }
     });
-    let Report { records, lost, repeated, changed } = report;
     println!(
-        "kills={kills} power={power:?} visibility={visibility} mode={mode} assignment={assignment} records={records} lost={lost} repeated={repeated} changed={changed} seed={seed}"
+        "kills={kills} power={power:?} sync={sync:?} visibility={visibility} mode={mode} assignment={assignment} {tally} seed={seed}"
     );
 }
 
@@ -325,6 +311,11 @@ fn power_cuts_in_stream_mode_lose_and_repeat_nothing() {
     assert_exactly_once(Plan::cuts(4, 2), |home| {
         home.set("sink.mode", "stream");
     });
+}
+
+#[test]
+fn kills_and_power_cuts_on_a_disk_whose_syncs_take_half_a_second_lose_and_repeat_nothing() {
+    assert_exactly_once(Plan::cuts(3, 7).on_a_slow_disk(Duration::from_millis(500)), |home| sealed(home.in_group()));
 }
 
 #[test]

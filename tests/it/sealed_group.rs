@@ -23,7 +23,7 @@ fn steady(topic: &Topic) -> Load {
 const LOST: Duration = Duration::from_secs(4);
 
 /// Homes that hide their files for a second.
-fn sealed(topic: &Topic, count: usize, protocol: Protocol) -> Fleet {
+pub(crate) fn sealed(topic: &Topic, count: usize, protocol: Protocol) -> Fleet {
     let mut fleet = Fleet::new(topic, count, protocol, Membership::Dynamic);
     fleet.set("sink.visibility", &"sealed");
     fleet.set("sink.rotate", &json!({"age": "1s", "idle": "500ms"}));
@@ -46,7 +46,7 @@ fn hidden(fleet: &Fleet) -> Vec<PathBuf> {
 
 /// Ends everything and demands that all published files are exactly what must become of these records, nothing is left
 /// hidden, and the ranges of all manifests tile.
-fn assert_exactly_once(fleet: &mut Fleet, produced: &[Record]) {
+pub(crate) fn assert_exactly_once(fleet: &mut Fleet, produced: &[Record]) {
     fleet.wait_done(produced);
     wait_until("nothing is hidden any more", SOON, || {
         let hidden = hidden(fleet);

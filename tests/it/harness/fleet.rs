@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use mtga::control::{Counts, Status};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Map, Value};
 
+use super::disk::Layer;
 use super::process::Service;
 use super::topic::Group;
 use super::{Home, Record, SOON, Topic, events, holds, oracle, wait_until};
@@ -43,6 +45,10 @@ pub(crate) struct Fleet {
     group: Group,
     // Before the homes, which are looked after as long as a service runs in them.
     services: Vec<Option<Service>>,
+    /// Below whom a layer lies.
+    layers: Vec<Option<Layer>>,
+    /// How long the members may take for what they are waited for.
+    pub(crate) patience: Duration,
     properties: Map<String, Value>,
     pub(crate) homes: Vec<Home>,
 }
@@ -74,6 +80,8 @@ impl Fleet {
             group: Group::new(&format!("g_{}", topic.name)),
             topic: topic.clone(),
             services: (0..count).map(|_| None).collect(),
+            layers: (0..count).map(|_| None).collect(),
+            patience: SOON,
             homes: homes.collect(),
             properties,
         }
@@ -92,16 +100,45 @@ impl Fleet {
         }
     }
 
-    pub(crate) fn start(&mut self, number: usize) {
+    /// Puts an instance on a disk that fails, forgets and delays on command, from its next start on.
+    pub(crate) fn put_on_layer(&mut self, number: usize) -> &Layer {
+        let home = &self.homes[number];
+        self.layers[number].get_or_insert_with(|| Layer::below(home))
+    }
+
+    /// Puts every instance on a disk whose syncs take a time of this range, from its next start on.
+    pub(crate) fn put_on_slow_disks(&mut self, times: &Range<Duration>) {
+        for number in 0..self.homes.len() {
+            self.put_on_layer(number).slow_syncs("/", times.clone());
+        }
+    }
+
+    /// Ends every fault and delay of the disks.
+    pub(crate) fn heal_disks(&self) {
+        self.layers.iter().flatten().for_each(Layer::heal);
+    }
+
+    /// Starts an instance, on its disk.
+    fn spawn(&mut self, number: usize, point: Option<&str>) {
         assert!(self.services[number].is_none(), "instance {number} runs");
-        self.services[number] = Some(self.homes[number].foreground());
+        let layer = self.layers[number].as_ref();
+        let service = self.homes[number].foreground_with(|command| {
+            command.envs(point.map(|point| ("FAULT_POINT", point)));
+            match layer {
+                Some(layer) => layer.command(command),
+                None => command,
+            }
+        });
+        self.services[number] = Some(service);
+    }
+
+    pub(crate) fn start(&mut self, number: usize) {
+        self.spawn(number, None);
     }
 
     /// Starts an instance that is killed or frozen at this fault point; see `src/fault.rs`.
     pub(crate) fn start_to_fail(&mut self, number: usize, point: &str) {
-        assert!(self.services[number].is_none(), "instance {number} runs");
-        let service = self.homes[number].foreground_with(|command| command.env("FAULT_POINT", point));
-        self.services[number] = Some(service);
+        self.spawn(number, Some(point));
     }
 
     /// Waits until an instance is killed at its fault point.
@@ -153,7 +190,7 @@ impl Fleet {
     pub(crate) fn wait_shared(&self, among: &[usize]) {
         let partitions = self.topic.partitions as u64;
         let least = partitions / among.len() as u64;
-        wait_until(&format!("the partitions are divided among {among:?}"), SOON, || {
+        wait_until(&format!("the partitions are divided among {among:?}"), self.patience, || {
             let statuses: Vec<Status> = among.iter().map(|number| self.ask(*number)).collect::<Result<_, _>>()?;
             let shares: Vec<_> = statuses.iter().map(|status| status.partitions).collect();
             let fair = shares.iter().sum::<u64>() == partitions && shares.iter().all(|share| *share >= least);
@@ -165,10 +202,15 @@ impl Fleet {
     pub(crate) fn wait_progress(&self, number: usize, records: u64) {
         let written = || self.ask(number).map(|status| status.counts.written);
         let goal = written().expect("the instance answers") + records;
-        wait_until(&format!("instance {number} has written {goal}"), SOON, || {
+        wait_until(&format!("instance {number} has written {goal}"), self.patience, || {
             let written = written()?;
             holds(written >= goal, written)
         });
+    }
+
+    /// Waits until this instance answers.
+    pub(crate) fn wait_answers(&self, number: usize) {
+        wait_until(&format!("instance {number} answers"), self.patience, || self.ask(number).map(drop));
     }
 
     /// The status of an instance that runs, over its socket: a command each time would take the machine from those who are
@@ -192,7 +234,7 @@ impl Fleet {
     /// Waits until the group has acknowledged everything that was produced.
     pub(crate) fn wait_done(&self, produced: &[Record]) {
         let ends = ends(produced);
-        wait_until(&format!("{} records done", produced.len()), 2 * SOON, || {
+        wait_until(&format!("{} records done", produced.len()), 2 * self.patience, || {
             let committed = self.committed();
             holds(committed == ends, (&committed, &ends))
         });

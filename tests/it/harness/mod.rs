@@ -12,6 +12,7 @@ pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod records;
 pub(crate) mod tail;
+pub(crate) mod tally;
 pub(crate) mod topic;
 
 pub(crate) use home::Home;
