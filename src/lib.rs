@@ -16,6 +16,7 @@ pub mod delivery;
 pub mod demo;
 pub mod durable;
 pub mod fault;
+pub mod limits;
 pub mod logging;
 pub mod msink;
 pub mod msource;

@@ -5,8 +5,13 @@ use std::process::ExitCode;
 
 use mtga::app::App;
 use mtga::cli::{self, Invocation, Streams};
+use mtga::{limits, signals};
 
 fn main() -> ExitCode {
+    signals::hold();
+    limits::raise();
+    // Without it a limit on the size of files ends the process at a write, as it would without us.
+    let _ = signals::survive_file_limit();
     let invocation = Invocation {
         args: std::env::args_os().collect(),
         // A variable that is not UTF-8 cannot be one of ours.

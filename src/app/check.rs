@@ -11,6 +11,7 @@ use super::pipeline::instance;
 use crate::cli::Scope;
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};
+use crate::limits::Shares;
 use crate::msink::name::NameTemplate;
 use crate::msource::native::Client;
 use crate::msource::properties;
@@ -34,6 +35,14 @@ pub(super) fn check(config: &Config, scope: Scope) -> Vec<Failure> {
         if let Err(message) = usable(directory) {
             wrong(format!("{key}: {message}"));
         }
+    }
+    let Shares { limit, files, .. } = Shares::current();
+    if config.sink.max_open_files > files {
+        wrong(format!(
+            "sink.max_open_files: {} does not fit: this process may have {limit} descriptors, which leaves {files} for event \
+             files; write at most that, or raise the limit (`ulimit -Hn`, LimitNOFILE in a systemd unit)",
+            config.sink.max_open_files
+        ));
     }
     if scope == Scope::Online {
         // librdkafka's own judgement of its properties; it starts threads, which a process that forks must not have.

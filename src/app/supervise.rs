@@ -112,7 +112,7 @@ fn watch(live: &Live, process: &Process<'_>, mut over: impl FnMut() -> bool) {
     loop {
         match process.signals.recv_timeout(TICK) {
             Ok(Signal::Drain) => {
-                tracing::info!("asked to stop: draining");
+                tracing::info!("draining");
                 live.desk.stop();
             }
             Ok(Signal::Reload) => {

@@ -9,6 +9,7 @@ use super::{Exit, Process, Scope, table};
 use crate::config::Config;
 use crate::control::{Failure, FailureKind, State};
 use crate::daemon::{self, Detached, Holder, News, PidFile, Report, Reporter};
+use crate::fault::point;
 use crate::logging::{self, Console};
 use crate::signals;
 
@@ -53,9 +54,11 @@ impl Context<'_> {
 
     /// Forks the daemon and, on the command's side, waits for its news.
     fn launch(&mut self, config: Config) -> Result<Exit, Failure> {
+        signals::hold();
         match daemon::detach(&self.place.home)? {
             Detached::Daemon(reporter) => self.serve(config, &reporter, Console::Silent),
             Detached::Command(launch) => {
+                signals::release();
                 let report = launch.wait(START_PATIENCE)?;
                 self.tell_started(report)
             }
@@ -84,6 +87,7 @@ impl Context<'_> {
         // The log outlives the lock, so that the end of the service is in it; a second process never gets as far as the log.
         let lock = PidFile::acquire(&self.place.home)?;
         let logging = logging::init(&config.log, config.time_zone, console)?;
+        point("run.locked");
         let signals = signals::install()
             .map_err(|e| Failure::new(FailureKind::Failed, format!("cannot install signal handlers: {e}")))?;
         reporter.state(State::Starting, None);

@@ -35,6 +35,7 @@ pub use self::backend::{
 use self::context::Context;
 pub use self::exit::Exit;
 use crate::control::Failure;
+use crate::signals;
 
 /// What the process was started with. The environment enters here and nowhere else.
 #[derive(Clone, Debug)]
@@ -72,6 +73,9 @@ pub fn run(invocation: &Invocation, streams: Streams<'_>, backend: &dyn Backend)
         Ok(line) => line,
         Err(error) => return explain(&error, output, errors),
     };
+    if !matches!(line.command, Command::Start | Command::StartNotDaemon) {
+        signals::release();
+    }
     let mut output = Output { inner: output, closed: Closed::No };
     let format = if line.json { Format::Json } else { Format::People };
     let outcome = context::find_place(invocation, &line).and_then(|place| {

@@ -5,8 +5,9 @@
 //! would change something is not started for a client that has gone already.
 //! How: one current-thread runtime on the thread `control` does all the socket's I/O and never blocks; calls of the service
 //! run on at most `CALL_THREADS` threads in order of arrival; a connection has one request at a time, is closed after
-//! `rpc.timeout` without a complete request and when it does not take its reply in that time; of more than
-//! `MAX_CONNECTIONS` the one that has been idle longest makes room.
+//! `rpc.timeout` without a complete request and when it does not take its reply in that time; of more than its share of
+//! the descriptors ([`Shares`]) the one that has been idle longest makes room. `Spare` descriptors are given up for a
+//! client that comes when none is left.
 //!
 //! Retry and clear work on the same queue, so only one of them runs at a time; those that wait see its progress.
 //! Progress is what the service itself reports, never a timer's, so that a client's timeout notices a service that hangs.
@@ -16,6 +17,7 @@
 //! [`Server::close`].
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -37,9 +39,13 @@ use super::protocol::{Call, Form, MAX_REQUEST, RpcError, parse};
 use super::socket::{Access, Socket};
 use super::{Failure, FailureKind, ListQuery, PartitionOffsets, Service};
 use crate::config;
+use crate::limits::{self, Shares};
 
-/// Connections beyond this evict the one that has been idle longest.
-const MAX_CONNECTIONS: usize = 512;
+/// Descriptors kept back, so that a client is answered although none is left: for its connection and for what the answer
+/// opens.
+const SPARE: usize = 4;
+/// Pause of the listener while no descriptor can be had.
+const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
 /// Threads for calls of the service.
 const CALL_THREADS: usize = 8;
 /// An over-long request is skipped up to this, then its connection is closed.
@@ -87,7 +93,7 @@ impl Server {
             offsets: AsyncMutex::default(),
             queue: Arc::default(),
             progress: watch::Sender::new(String::new()),
-            connections: Mutex::default(),
+            connections: Mutex::new(Connections { most: Shares::current().connections, next: 0, open: HashMap::new() }),
         });
         let serve = move || {
             if let Err(error) = runtime.block_on(accept(socket, shared)) {
@@ -141,8 +147,9 @@ struct Answered {
 }
 
 /// The open connections. A std mutex, because it is never held across an await.
-#[derive(Default)]
 struct Connections {
+    /// Beyond this the one that has been idle longest makes room.
+    most: usize,
     next: u64,
     open: HashMap<u64, Slot>,
 }
@@ -166,17 +173,28 @@ async fn accept(socket: Socket, shared: Arc<Shared>) -> io::Result<()> {
     let listener = UnixListener::from_std(socket.listener.try_clone()?)?;
     let mut closed = shared.closed.clone();
     let mut tasks = JoinSet::new();
+    let mut spare = Spare::new();
+    spare.refill();
     loop {
         tokio::select! {
             biased;
             _ = closed.wait_for(|closed| *closed) => break,
-            Some(_) = tasks.join_next() => {}
+            Some(_) = tasks.join_next() => spare.refill(),
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => admit(stream, &shared, &mut tasks),
+                Ok((stream, _)) => {
+                    admit(stream, &shared, &mut tasks);
+                    spare.refill();
+                }
+                Err(error) if limits::is_exhausted(&error) => {
+                    // A client that waits at once gets what was kept back; another one what an idle connection gives up.
+                    if !spare.give_up(&error) {
+                        shared.connections().evict();
+                        sleep(SHORTAGE_PAUSE).await;
+                    }
+                }
                 Err(error) => {
-                    // Out of descriptors: those that are open come to their end, so that it passes.
                     warn!(%error, "could not accept a control connection");
-                    sleep(Duration::from_millis(100)).await;
+                    sleep(SHORTAGE_PAUSE).await;
                 }
             }
         }
@@ -187,11 +205,40 @@ async fn accept(socket: Socket, shared: Arc<Shared>) -> io::Result<()> {
     Ok(())
 }
 
+/// Descriptors that are open for nothing, to be closed when a client comes and none is left.
+struct Spare {
+    held: Vec<File>,
+    told: bool,
+}
+
+impl Spare {
+    const fn new() -> Self {
+        Self { held: Vec::new(), told: false }
+    }
+
+    /// Takes what is missing, once it can be had again.
+    fn refill(&mut self) {
+        while self.held.len() < SPARE {
+            let Ok(file) = File::open("/dev/null") else { return };
+            self.held.push(file);
+        }
+        self.told = false;
+    }
+
+    /// Closes them; false when there were none. Logged once for each shortage.
+    fn give_up(&mut self, error: &io::Error) -> bool {
+        if !std::mem::replace(&mut self.told, true) {
+            warn!(%error, "no descriptor is left for a control connection");
+        }
+        !std::mem::take(&mut self.held).is_empty()
+    }
+}
+
 /// Starts the task of a new connection, making room for it when there is none.
 fn admit(stream: UnixStream, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) {
     let mut connections = shared.connections();
-    if connections.open.len() >= MAX_CONNECTIONS && !connections.evict() {
-        debug!("refused a control connection, all {MAX_CONNECTIONS} are at work");
+    if connections.open.len() >= connections.most && !connections.evict() {
+        debug!(most = connections.most, "refused a control connection, all are at work");
         return;
     }
     let id = connections.next;

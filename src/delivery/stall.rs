@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::Error;
 use super::durable::JournalFailed;
 use super::writer::Delivery;
+use crate::limits;
 use crate::msink::file::{HiddenGone, SyncFailed};
 
 /// First and longest pause between attempts while the disk fails.
@@ -20,6 +21,8 @@ pub(super) struct Stall {
     since: Instant,
     pause: Duration,
     pub(super) again: Instant,
+    /// It fails for want of descriptors, of which open event files have most.
+    pub(super) exhausted: bool,
 }
 
 impl Delivery {
@@ -32,9 +35,10 @@ impl Delivery {
         let now = Instant::now();
         let stall = self.stall.get_or_insert_with(|| {
             tracing::error!(%error, "cannot write event files; consuming pauses until it works again");
-            Stall { since: now, pause: STALL_PAUSES.0, again: now }
+            Stall { since: now, pause: STALL_PAUSES.0, again: now, exhausted: false }
         });
         stall.again = now + stall.pause;
+        stall.exhausted = limits::is_exhausted(error);
         stall.pause = (stall.pause * 2).min(STALL_PAUSES.1);
         self.gauges.set_stalled(Some(format!("cannot write to {}: {error}", self.sink_dir.display())));
     }

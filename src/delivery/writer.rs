@@ -206,8 +206,9 @@ impl Delivery {
 
     fn tick(&mut self) -> Result<(), Error> {
         let now = Instant::now();
-        if self.stall.as_ref().is_some_and(|stall| now >= stall.again) {
-            match self.sink.reopen_dir() {
+        if let Some(stall) = self.stall.as_ref().filter(|stall| now >= stall.again) {
+            let room = if stall.exhausted { self.sink.close_some(Now::current()).map(drop) } else { Ok(()) };
+            match room.and_then(|()| self.sink.reopen_dir()) {
                 Ok(()) => self.advance()?,
                 Err(error) => {
                     let error = self.may_pass(error)?;

@@ -37,6 +37,9 @@ mod loops;
 /// `set_offset`.
 #[cfg(test)]
 mod offsets;
+/// Limits, signals, terminals: what a host and its operators do to a service.
+#[cfg(test)]
+mod operate;
 /// Records from the topic to the files, through restarts and kills.
 #[cfg(test)]
 mod pipeline;

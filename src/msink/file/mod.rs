@@ -24,13 +24,15 @@ use super::FileKey;
 use super::dir::{EventDir, blames_name};
 use super::name::NameTemplate;
 use crate::config::{self, Compression, Visibility};
-use crate::fault;
 use crate::msource::journal::{FileIntent, FileState};
+use crate::{fault, limits};
 
 mod hidden;
+mod open_limit;
 mod rotate;
 
 pub use hidden::{Group, HiddenGone};
+use open_limit::OpenLimit;
 pub use rotate::RotateReason;
 
 /// Who keeps account of files; the delivery's journal.
@@ -106,7 +108,7 @@ pub struct FileSink {
     dir: EventDir,
     template: NameTemplate,
     permissions: u32,
-    max_open: usize,
+    limit: OpenLimit,
     rotate: config::Rotate,
     visibility: Visibility,
     compression: Compression,
@@ -147,7 +149,7 @@ impl FileSink {
             dir,
             template,
             permissions: config.permissions,
-            max_open: config.max_open_files,
+            limit: OpenLimit::new(config.max_open_files),
             rotate: config.rotate.clone(),
             visibility: config.visibility,
             compression: config.compression,
@@ -197,7 +199,12 @@ impl FileSink {
     /// while the directory is gone: open files would still take lines, but nobody would find them.
     pub fn target(&mut self, key: &FileKey, now: Now, ledger: &mut dyn Ledger) -> io::Result<(u64, u64)> {
         self.dir.check()?;
-        self.find(key, now, ledger).map_err(|error| self.blame(error, now))
+        loop {
+            match self.find(key, now, ledger) {
+                Err(error) if self.relieve(&error, now)? => {}
+                found => return found.map_err(|error| self.blame(error, now)),
+            }
+        }
     }
 
     /// An error that is the fault of one name, unless it comes of a directory that all names have.
@@ -233,7 +240,13 @@ impl FileSink {
     /// was written: on an error, call again with the same.
     pub fn write(&mut self, id: u64, position: u64, bytes: &[u8], done: &mut usize, now: Now) -> io::Result<()> {
         let key = self.keys.get(&id).cloned().ok_or_else(|| io::Error::other(format!("file {id} is finished")))?;
-        let Some(file) = self.open(&key)? else {
+        let opened = loop {
+            match self.open(&key) {
+                Err(error) if self.relieve(&error, now)? => {}
+                opened => break opened?,
+            }
+        };
+        let Some(file) = opened else {
             self.refuse_foreign(&key)?;
             // Its place is in the journal. Waiting for the file to come back would hold up everything for ever.
             tracing::error!(
@@ -425,9 +438,28 @@ impl FileSink {
         }
     }
 
-    /// Closes the file that was not used the longest while too many are open. It is synced first: nobody would do it later.
+    /// Closes files when `error` says that no descriptor is left; returns whether that made room, so that what failed is to
+    /// be tried again.
+    fn relieve(&mut self, error: &io::Error, now: Now) -> io::Result<bool> {
+        if limits::is_exhausted(error) { self.close_some(now) } else { Ok(false) }
+    }
+
+    /// Closes a quarter of the open files, since the process has no descriptor left; returns whether there were any.
+    pub fn close_some(&mut self, now: Now) -> io::Result<bool> {
+        let open = self.open_files();
+        let Some(stay) = self.limit.shrink(open, now.tick) else { return Ok(false) };
+        tracing::warn!(open, stay, "no descriptor is left: closing event files until their next lines");
+        self.close_down_to(stay)?;
+        Ok(true)
+    }
+
     fn make_room(&mut self) -> io::Result<()> {
-        while self.open_files() >= self.max_open {
+        self.close_down_to(self.limit.most().saturating_sub(1))
+    }
+
+    /// Closes the files that were not used the longest until so many are open. Each is synced first: nobody would do it later.
+    fn close_down_to(&mut self, stay: usize) -> io::Result<()> {
+        while self.open_files() > stay {
             let oldest =
                 self.active.values_mut().filter(|active| active.file.is_some()).min_by_key(|active| active.used);
             let Some(active) = oldest else { break };

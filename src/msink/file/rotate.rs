@@ -58,6 +58,7 @@ impl FileSink {
 
     /// Finishes every file that is due.
     pub fn rotate_due(&mut self, now: Now, ledger: &mut dyn Ledger) -> io::Result<()> {
+        self.limit.recover(now.tick);
         if self.visibility == Visibility::Sealed {
             return Ok(());
         }

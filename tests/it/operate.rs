@@ -1,0 +1,134 @@
+//! What a host does to a service: limits, signals, terminals, and the hands of operators.
+
+use std::fs;
+use std::process::Command;
+
+use mtga::control::State;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::process::{Finished, Service};
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
+
+/// Sets limits of a running process, as `prlimit` takes them.
+fn limit(pid: Pid, limits: &str) {
+    let mut command = Command::new("prlimit");
+    Finished::run(command.arg(format!("--pid={pid}")).arg(limits), SOON).success();
+}
+
+/// `bin/mtga` with its home and these limits, ready to run.
+fn limited(home: &Home, limits: &str) -> Command {
+    let mut command = Command::new("prlimit");
+    command.env_clear().env("PATH", "/usr/bin:/bin").arg(limits).arg("--");
+    command.arg(home.path("bin/mtga")).arg("--home").arg(home.path(""));
+    command
+}
+
+fn in_foreground(home: &Home, mut command: Command) -> Service {
+    let log = fs::File::options().create(true).append(true).open(home.path("logs/foreground.log")).expect("a file");
+    Service::spawn(command.arg("start_not_daemon"), log)
+}
+
+/// Records of so many log names, one each.
+fn of_many_names(names: u64) -> Vec<Record> {
+    let record = |n| {
+        let text = format!(
+            r#"{{"headers":{{"app_id":24,"log_name":"log_{n}"}},"logs":{{"role_id":1,"mtime":1608184243,"sn":"0-{n}"}}}}"#
+        );
+        Record { partition: 0, key: None, value: Some(text.into_bytes()), timestamp: 1_700_000_000_000 }
+    };
+    (0..names).map(record).collect()
+}
+
+#[test]
+fn without_descriptors_event_files_are_closed_and_the_socket_still_answers() {
+    const NAMES: u64 = 150;
+    let topic = Topic::create("descriptors", 1);
+    let mut home = Home::new(&topic);
+    home.set("sink.file", "{log_name}.{seq}.log").set("sink.max_open_files", 200);
+    let refused = Finished::run(limited(&home, "--nofile=300:300").args(["check", "--offline"]), SOON).code(78);
+    assert!(refused.stderr.contains("sink.max_open_files: 200 does not fit"), "{}", refused.stderr);
+
+    // A soft limit is raised to the hard one.
+    let service = in_foreground(&home, limited(&home, "--nofile=64:4096"));
+    home.wait_for(State::Consuming);
+    let raised = fs::read_to_string(format!("/proc/{}/limits", service.pid())).expect("the limits of a process");
+    let raised = raised.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
+    assert_eq!(raised.split_whitespace().nth(3), Some("4096"), "{raised}");
+
+    // Somebody else has taken what the configuration counts on.
+    let open = fs::read_dir(format!("/proc/{}/fd", service.pid())).expect("the descriptors of a process").count();
+    limit(service.pid(), &format!("--nofile={}:4096", open + 20));
+    let produced = of_many_names(NAMES);
+    topic.produce(Codec::Snappy, &produced);
+    home.wait_done(&produced);
+    let files = home.events();
+    assert_eq!(files.len() as u64, NAMES);
+    assert!(files.iter().all(|file| file.lines.len() == 1), "one line each");
+    assert!(home.log().contains("no descriptor is left: closing event files"), "it is logged");
+
+    // Not one descriptor is left but those that were kept back.
+    let open = fs::read_dir(format!("/proc/{}/fd", service.pid())).expect("the descriptors of a process").count();
+    let idle: Vec<_> = (0..30).map(|_| home.connect()).collect();
+    limit(service.pid(), &format!("--nofile={open}:4096"));
+    let further: Vec<_> = (0..10).map(|_| home.connect()).collect();
+    home.mtga(["status"]).success();
+    drop((idle, further));
+    service.terminate();
+}
+
+#[test]
+fn a_limit_on_the_size_of_files_pauses_it_like_a_full_disk() {
+    let topic = Topic::create("filesize", 1);
+    let produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 200);
+    let home = Home::new(&topic);
+    let service = in_foreground(&home, limited(&home, "--fsize=32768:unlimited"));
+    wait_until("the service pauses", SOON, || {
+        let status = home.try_status()?;
+        let named = status.reason.as_ref().is_some_and(|reason| reason.contains("File too large"));
+        holds(status.state == State::Paused && named, status)
+    });
+    limit(service.pid(), "--fsize=unlimited:unlimited");
+    home.wait_done(&produced);
+    // The same while it runs: the event file reaches the limit.
+    limit(service.pid(), "--fsize=65536:unlimited");
+    let more = topic.fill(Codec::Snappy, Mix::Clean, 200, 200);
+    wait_until("the service pauses again", SOON, || {
+        let status = home.try_status()?;
+        let named = status.reason.as_ref().is_some_and(|reason| reason.contains("File too large"));
+        holds(status.state == State::Paused && named, status)
+    });
+    limit(service.pid(), "--fsize=unlimited:unlimited");
+    let all: Vec<_> = produced.into_iter().chain(more).collect();
+    home.wait_done(&all);
+    home.assert_exactly(&all);
+    service.terminate();
+}
+
+#[test]
+fn no_signal_ends_it_without_a_word_not_even_before_there_is_a_handler() {
+    let topic = Topic::create("signals", 1);
+    let home = Home::new(&topic);
+    let service = home.foreground_with(|command| command.env("FAULT_POINT", "run.locked:1:stop"));
+    wait_until("it is held up before it has handlers", SOON, || {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", service.pid())).map_err(|error| error.to_string())?;
+        holds(stat.contains(") T "), stat)
+    });
+    let early = [Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGALRM, Signal::SIGIO];
+    for signal in early {
+        kill(service.pid(), signal).expect("the service runs");
+    }
+    kill(service.pid(), Signal::SIGCONT).expect("the service runs");
+    home.wait_for(State::Consuming);
+    for signal in [Signal::SIGUSR2, Signal::SIGVTALRM, Signal::SIGPROF, Signal::SIGSTKFLT] {
+        kill(service.pid(), signal).expect("the service runs");
+    }
+    for name in ["SIGUSR1", "SIGALRM", "SIGIO", "SIGUSR2", "SIGVTALRM", "SIGPROF", "SIGSTKFLT"] {
+        wait_until(&format!("{name} is logged"), SOON, || {
+            holds(home.log().contains(&format!("ignored a signal that asks for nothing signal=\"{name}\"")), "not yet")
+        });
+    }
+    kill(service.pid(), Signal::SIGPWR).expect("the service runs");
+    assert_eq!(service.ended(), Some(0), "the power fails: it drains");
+    assert!(home.log().contains("SIGPWR"), "and says why");
+}
