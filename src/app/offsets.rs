@@ -237,6 +237,9 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
         moved.push(standing);
     }
     let wait = |answered: &Receiver<()>| in_time(pipeline, answered, config.rpc.timeout);
+    if config.kafka.assignment == Assignment::All {
+        moved.iter().try_for_each(|standing| refuse_to_skip_missing(&state, standing))?;
+    }
     if config.kafka.assignment == Assignment::Group {
         moved.iter().try_for_each(|standing| refuse_to_skip(&state, standing))?;
         for Standing { partition, group, .. } in &moved {
@@ -286,6 +289,20 @@ fn refuse_to_skip(state: &State, standing: &Standing) -> Result<(), Failure> {
              nothing was moved: start and stop the service, which publishes them, or give them up by moving to {from} first"
         ))),
         _ => Ok(()),
+    }
+}
+
+/// The same without a group, where only what is not whole any more is taken back.
+fn refuse_to_skip_missing(state: &State, standing: &Standing) -> Result<(), Failure> {
+    let Standing { partition, current, .. } = standing;
+    let growth = state.partitions.get(partition).and_then(|here| here.growth.as_ref());
+    match growth.filter(|growth| growth.from < *current && !state.is_whole(partition, growth)) {
+        Some(growth) => Err(failed(format!(
+            "{partition}: hidden files with records from offset {from} on are gone, and those records would be skipped; \
+             nothing was moved: start and stop the service, which reads them again, or give them up by moving to {from} first",
+            from = growth.from
+        ))),
+        None => Ok(()),
     }
 }
 

@@ -212,17 +212,19 @@ fn history(config: &Config) -> History {
     History { age: config.store.history, bytes: config.store.history_bytes }
 }
 
-/// Waits for the event directory where a crash left live files in it and there is nothing at all: it is a mount that is
-/// missing, and every torn line would count as written in a file that somebody removed. What is hidden is read again then.
+/// Waits for the event directory where a crash left live files or prepared ones in it and there is nothing at all: it is a mount
+/// that is missing, and every torn line, and every line that the group has taken already, would be lost with files that come
+/// back. What is hidden and not prepared is read again.
 fn refuse_bare_dir(dir: &Path, contents: &Contents) -> Result<(), Broken> {
     let mut state = contents.state.clone().unwrap_or_default();
     contents.tail.iter().for_each(|frame| state.apply(frame));
-    let unfinished = state.files.values().any(|file| file.visibility == Visibility::Live && file.inode != 0);
+    let live = state.files.values().any(|file| file.visibility == Visibility::Live && file.inode != 0);
+    let prepared = state.seals.values().flat_map(|seal| &seal.ranges).any(|range| !range.files.is_empty());
     let bare = match fs::read_dir(dir) {
         Ok(mut entries) => entries.next().is_none(),
         Err(error) => error.kind() == io::ErrorKind::NotFound,
     };
-    if !unfinished || !bare {
+    if !(live || prepared) || !bare {
         return Ok(());
     }
     Err(Broken::Passing(failed(format!(

@@ -172,6 +172,14 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Whether this is the manifest of the same publication as the other one: another program may have written other members.
+    pub fn is_of(&self, other: &Self) -> bool {
+        let publication = |one: &Self| {
+            (one.file.clone(), one.source.clone(), one.home.clone(), one.incarnation, one.number, one.bytes, one.crc32c)
+        };
+        publication(self) == publication(other)
+    }
+
     /// What the types do not say.
     fn check(&self) -> Result<(), String> {
         match &self.file {

@@ -20,6 +20,7 @@ use std::fmt::Write as _;
 use chrono::format::{Item, StrftimeItems};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::xxh3_128;
 
 use crate::config::TimeZone;
 use crate::msource::TopicPartition;
@@ -89,6 +90,13 @@ pub fn hidden(name: &str) -> String {
         Some((directory, file)) => format!("{directory}/.{file}"),
         None => format!(".{name}"),
     }
+}
+
+/// The name of a manifest until it is whole, in the directory of the one it gets. It begins with two dots: an event file's name
+/// begins with none, and with one while it is hidden.
+pub fn temporary(name: &str) -> String {
+    let directory = name.rfind('/').map_or("", |last| &name[..=last]);
+    format!("{directory}..{:032x}.manifest.json", xxh3_128(name.as_bytes()))
 }
 
 /// Which members of [`FileKey`] a template uses.

@@ -10,10 +10,11 @@ use tempfile::TempDir;
 
 use super::FileKey;
 use super::dir::{EventDir, blames_name};
-use super::file::{FileSink, Ledger, Now, RotateReason};
+use super::file::{FileSink, Ledger, Now, Remains, RotateReason};
+use super::manifest::{Manifest, Source};
 use super::name::NameTemplate;
 use crate::config;
-use crate::msource::journal::{FileIntent, FileState};
+use crate::msource::journal::{FileIntent, FileState, SealedFile};
 
 /// Remembers what it was told.
 #[derive(Default)]
@@ -308,4 +309,91 @@ fn files_of_the_last_run_go_on_unless_the_template_is_another() {
         let target = sink.target(&key("a"), now, &mut notes).unwrap();
         assert_eq!(target, position.map_or((1, 0), |position| (0, position)), "{template}");
     }
+}
+
+/// A world whose files are hidden, with one of them written.
+fn hidden() -> (World, SealedFile, Manifest) {
+    let mut world = World::new(9);
+    world.config.visibility = config::Visibility::Sealed;
+    world.config.dir = world.scratch.path().join("hidden");
+    world.sink = World::sink(&world.config, TEMPLATE, &BTreeMap::new(), world.now);
+    let (id, _) = world.append("a", "one\n");
+    let name = "a.00.0".to_owned();
+    let (bytes, crc) = (4, crc32c::crc32c(b"one\n"));
+    let manifest = Manifest {
+        file: Some(name.clone()),
+        lines: 1,
+        bytes,
+        crc32c: crc,
+        compression: config::Compression::None,
+        source: Source::Retries,
+        home: "h".into(),
+        incarnation: 1,
+        number: 7,
+    };
+    let file = SealedFile { id, name, inode: 0, lines: 1, bytes, crc, compression: config::Compression::None };
+    (world, file, manifest)
+}
+
+fn names(world: &World) -> Vec<String> {
+    let entries = fs::read_dir(&world.config.dir).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_name_with_the_manifest_of_an_earlier_file_is_not_given_again() {
+    for visibility in [config::Visibility::Live, config::Visibility::Sealed] {
+        let mut world = World::new(9);
+        world.config.visibility = visibility;
+        world.config.dir = world.scratch.path().join("other");
+        world.sink = World::sink(&world.config, TEMPLATE, &BTreeMap::new(), world.now);
+        fs::write(world.config.dir.join("a.00.0.manifest.json"), "{}").unwrap();
+        assert_eq!(world.append("a", "one\n"), (1, 0));
+        assert_eq!(world.notes.0, ["intend 0 a.00.0", "end 0", "intend 1 a.00.1", "made 1"]);
+    }
+}
+
+#[test]
+fn a_file_is_not_published_beside_the_manifest_of_another() {
+    let (world, file, manifest) = hidden();
+    let earlier = Manifest { number: 3, ..manifest.clone() }.to_json();
+    let path = world.config.dir.join("a.00.0.manifest.json");
+    fs::write(&path, &earlier).unwrap();
+    assert_eq!(world.sink.remains(&file, &manifest).unwrap(), Remains::Hidden);
+    let error = world.sink.publish(&file, &manifest).unwrap_err();
+    assert!(error.to_string().contains("the manifest of another file: move it away"), "{error}");
+    assert_eq!(
+        (names(&world), fs::read(&path).unwrap()),
+        (vec![".a.00.0".into(), "a.00.0.manifest.json".into()], earlier)
+    );
+    fs::remove_file(&path).unwrap();
+    world.sink.publish(&file, &manifest).unwrap();
+    // An attempt that is repeated finds its own, also one that another program wrote.
+    world.sink.publish(&file, &manifest).unwrap();
+    let (told, more) = (manifest.to_json(), "{\"more\": 1, ");
+    fs::write(&path, String::from_utf8(told).unwrap().replacen('{', more, 1)).unwrap();
+    world.sink.publish(&file, &manifest).unwrap();
+    assert!(fs::read_to_string(&path).unwrap().starts_with(more));
+    assert_eq!(names(&world), ["a.00.0", "a.00.0.manifest.json"]);
+}
+
+#[test]
+fn what_is_left_of_a_hidden_file_is_told_before_it_is_published() {
+    let (world, file, manifest) = hidden();
+    let remains = || world.sink.remains(&file, &manifest).unwrap();
+    let path = |name: &str| world.config.dir.join(name);
+    fs::File::options().write(true).open(path(".a.00.0")).unwrap().set_len(3).unwrap();
+    assert_eq!(remains(), Remains::Short);
+    fs::remove_file(path(".a.00.0")).unwrap();
+    assert_eq!(remains(), Remains::Gone);
+    // A manifest of another file tells nothing of this one.
+    let temporary = super::name::temporary("a.00.0.manifest.json");
+    fs::write(path(&temporary), Manifest { number: 3, ..manifest.clone() }.to_json()).unwrap();
+    assert_eq!(remains(), Remains::Gone);
+    fs::write(path(&temporary), manifest.to_json()).unwrap();
+    assert_eq!(remains(), Remains::Named);
+    world.sink.publish(&file, &manifest).unwrap();
+    assert_eq!((names(&world), remains()), (vec!["a.00.0.manifest.json".to_owned()], Remains::Named));
 }

@@ -58,6 +58,9 @@ mod sealed_config;
 /// Hidden files on disks that fail, and under the hands of others.
 #[cfg(test)]
 mod sealed_disk;
+/// Hidden files that are not whole, and names that come again.
+#[cfg(test)]
+mod sealed_files;
 /// Hidden files of several instances: rebalances, lost sessions, lost answers, kills and freezes at every step.
 #[cfg(test)]
 mod sealed_group;

@@ -14,7 +14,7 @@ use crate::config::Visibility;
 use crate::delivery::writer::Delivery;
 use crate::delivery::{Error, Prepared};
 use crate::fault;
-use crate::msink::file::{Group, HiddenGone};
+use crate::msink::file::{Group, HiddenGone, Remains};
 use crate::msink::manifest::{self, Manifest, Range, Source};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, Frame, Growth, SealedFile, SealedOffsets, SealedRange};
@@ -46,6 +46,21 @@ pub(super) enum Step {
     Remove(Vec<String>),
 }
 
+/// A range that is being published.
+struct Publication {
+    files: Vec<(SealedFile, Manifest, Remains)>,
+    /// Name and manifest of a range without a line.
+    empty: Option<(String, Manifest)>,
+}
+
+impl Publication {
+    /// Whether lines of it are missing, and none of its files has its name yet.
+    fn is_lost_unseen(&self) -> bool {
+        let remains = |wanted: &[Remains]| self.files.iter().any(|(.., remains)| wanted.contains(remains));
+        remains(&[Remains::Short, Remains::Gone]) && !remains(&[Remains::Named])
+    }
+}
+
 impl Delivery {
     /// Carries a decision out. The outer error ends the pipeline, the inner one stalls; done twice, it is done once.
     pub(super) fn step(&mut self, step: &Step) -> Result<io::Result<()>, Error> {
@@ -68,7 +83,17 @@ impl Delivery {
     fn publish(&mut self, number: u64, group: &Group) -> Result<io::Result<()>, Error> {
         let Some(range) = self.range(number, group) else { return Ok(Ok(())) };
         fault::point("publish.begin");
-        if let Err(error) = self.publish_files(number, &range) {
+        let publication = match self.publication(number, &range) {
+            Ok(publication) => publication,
+            Err(error) => return Ok(Err(error)),
+        };
+        if let (Some(partition), true, true) = (group, self.decides(group), publication.is_lost_unseen()) {
+            // The journal alone has committed it, and no reader has seen a line of it.
+            tracing::error!(%partition, number, "hidden lines are missing: the range is not published, and its records are read again");
+            self.refusable(partition)?;
+            return self.refuse(Some(number), partition).map(Ok);
+        }
+        if let Err(error) = self.publish_files(&publication) {
             return Ok(Err(error));
         }
         fault::point("publish.done");
@@ -83,7 +108,31 @@ impl Delivery {
         Ok(Ok(()))
     }
 
-    fn publish_files(&self, number: u64, range: &SealedRange) -> io::Result<()> {
+    /// Gives every file of a range its name. Files that are not whole any more were looked for before the first one gets it.
+    fn publish_files(&self, range: &Publication) -> io::Result<()> {
+        for (file, manifest, remains) in &range.files {
+            match remains {
+                Remains::Hidden | Remains::Named => self.sink.publish(file, manifest)?,
+                Remains::Short | Remains::Gone => {
+                    let aside = (*remains == Remains::Short).then(|| self.sink.set_aside(file)).transpose()?;
+                    tracing::error!(
+                        file = file.name,
+                        lines = file.lines,
+                        ?aside,
+                        "a hidden file was removed or shortened after its offsets were committed: its lines are lost"
+                    );
+                    self.sink.publish_manifest(&manifest::name_for(&file.name), manifest)?;
+                }
+            }
+        }
+        if let Some((name, manifest)) = &range.empty {
+            self.sink.publish_manifest(name, manifest)?;
+        }
+        Ok(())
+    }
+
+    /// What is to be published of a range, and what is there of it.
+    fn publication(&self, number: u64, range: &SealedRange) -> io::Result<Publication> {
         let source = match &range.offsets {
             None => Source::Retries,
             Some(SealedOffsets { growth, to }) => Source::Range(Range {
@@ -105,14 +154,19 @@ impl Delivery {
             incarnation: self.state.seals.get(&number).map_or(self.state.incarnation, |seal| seal.incarnation),
             number,
         };
-        for file in &range.files {
-            self.sink.publish(file, &manifest(Some(file)).to_json())?;
-        }
-        if let (Source::Range(offsets), true) = (&source, range.files.is_empty()) {
-            let name = manifest::name_of_empty(offsets, number);
-            self.sink.publish_manifest(&name, &manifest(None).to_json())?;
-        }
-        Ok(())
+        let look = |file: &SealedFile| {
+            let manifest = manifest(Some(file));
+            let remains = self.sink.remains(file, &manifest)?;
+            Ok((file.clone(), manifest, remains))
+        };
+        let files = range.files.iter().map(look).collect::<io::Result<Vec<_>>>()?;
+        let empty = match &source {
+            Source::Range(offsets) if files.is_empty() => {
+                Some((manifest::name_of_empty(offsets, number), manifest(None)))
+            }
+            _ => None,
+        };
+        Ok(Publication { files, empty })
     }
 
     /// Tells whether a prepared range is whole; it is refused when it is not.

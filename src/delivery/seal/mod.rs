@@ -33,7 +33,7 @@ use super::writer::{Delivery, answer};
 use super::{CommitPoint, Error, Prepared, SealRequest, Verdict};
 use crate::config::Visibility;
 use crate::fault;
-use crate::msink::file::{Group, Now, RotateReason};
+use crate::msink::file::{Group, HiddenGone, Now, RotateReason};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, Frame, Position, Seal, SealedFile, SealedOffsets, SealedRange};
 use decision::Step;
@@ -271,6 +271,9 @@ impl Delivery {
             return Ok(());
         }
         self.recovered();
+        if self.refuse_wanted_that_is_not_whole()? {
+            return Ok(());
+        }
         self.checkpoint_now()?;
         fault::point("seal.synced");
         let wanted = std::mem::take(&mut self.seal.wanted);
@@ -306,6 +309,36 @@ impl Delivery {
             file.visibility == Visibility::Sealed && file.length > 0 && self.seal.wanted.contains_key(&file.partition())
         };
         self.state.files.values().filter(is_wanted).try_for_each(|file| self.sink.check_hidden(file))
+    }
+
+    /// Has every wanted range refused whose hidden files do not have all of its lines: a file that was gone at the start is not
+    /// in the state any more, and without this the range would be published as if it had no line. Returns whether there is one.
+    fn refuse_wanted_that_is_not_whole(&mut self) -> Result<bool, Error> {
+        let is_short = |group: &Group| {
+            let partition = group.as_ref()?;
+            let growth = self.state.partitions.get(partition)?.growth.as_ref()?;
+            (!self.state.is_whole(partition, growth)).then(|| (partition.clone(), growth.from))
+        };
+        let short: Vec<_> = self.seal.wanted.keys().filter_map(is_short).collect();
+        for (partition, from) in &short {
+            tracing::error!(%partition, from, "hidden lines are missing: the range is not published, and its records are read again");
+            self.refusable(partition)?;
+            self.seal.wanted.remove(&Some(partition.clone()));
+            self.refused(partition.clone(), None);
+        }
+        if !short.is_empty() {
+            self.seal.stage = Stage::Wanted;
+        }
+        Ok(!short.is_empty())
+    }
+
+    /// Fails when a partition is being read: whoever reads it would go on behind what is refused. The pipeline begins again then,
+    /// and refuses it before the partition is read.
+    fn refusable(&self, partition: &TopicPartition) -> Result<(), Error> {
+        if self.tracker.partitions().contains(partition) {
+            return Err(Error::Hidden(HiddenGone(format!("with lines of {partition}"))));
+        }
+        Ok(())
     }
 
     /// The complete files of these groups, and the offsets that they stand for.

@@ -1,20 +1,22 @@
 //! Hidden files (`sealed`): taken out of the sink together, published, set aside, removed.
 //!
 //! **Promise.** A file gets its name once, durably, and a manifest is whole or not there. Every step may be repeated after any
-//! interruption.
+//! interruption. Nothing is removed or replaced but hidden files of a range that is refused and manifests under temporary names,
+//! which no event file can have. The order of files is that of their ids.
 //!
 //! **Not here.** When they are published and who decides that is the delivery's business.
 
 use std::collections::BTreeMap;
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt;
 
 use super::{Active, FileSink, Now, RotateReason, SyncFailed};
 use crate::config::Visibility;
 use crate::fault;
 use crate::msink::FileKey;
-use crate::msink::manifest;
-use crate::msink::name::hidden;
+use crate::msink::dir::blames_name;
+use crate::msink::manifest::{self, Manifest};
+use crate::msink::name::{hidden, temporary};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, SealedFile};
 
@@ -22,6 +24,19 @@ use crate::msource::journal::{FileState, SealedFile};
 #[derive(Debug, thiserror::Error)]
 #[error("somebody removed, replaced or shortened the hidden file {0}")]
 pub struct HiddenGone(pub String);
+
+/// What is there of a hidden file whose publication is decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Remains {
+    /// All of it, hidden.
+    Hidden,
+    /// It has its name, or had it when a reader took it. Its manifest may be missing.
+    Named,
+    /// It is hidden, and shorter than it was left.
+    Short,
+    /// Nothing: somebody removed it while it was hidden.
+    Gone,
+}
 
 /// Whose hidden files are published together: a partition's, or (`None`) those of retries.
 pub type Group = Option<TopicPartition>;
@@ -33,7 +48,8 @@ impl FileSink {
             RotateReason::Idle => None,
             reason => Some((key.partition(), reason)),
         };
-        self.active.iter().filter_map(due).collect()
+        let in_order = self.keys.values().filter_map(|key| self.active.get_key_value(key));
+        in_order.filter_map(due).collect()
     }
 
     /// Takes hidden files with lines out: they get no further ones. Returns the id and group of each.
@@ -52,6 +68,7 @@ impl FileSink {
                 taken.push((group, active.id));
             }
         }
+        taken.sort_unstable_by_key(|(_, id)| *id);
         taken
     }
 
@@ -67,35 +84,80 @@ impl FileSink {
         self.intended.take_if(|intent| intent.key.partition().as_ref() == Some(partition));
     }
 
+    /// What is there of a hidden file whose publication is decided. `manifest` is what its manifest will be.
+    pub fn remains(&self, file: &SealedFile, manifest: &Manifest) -> io::Result<Remains> {
+        match self.dir.open_existing(&hidden(&file.name)) {
+            Ok((found, _)) if found.metadata()?.len() >= file.bytes => return Ok(Remains::Hidden),
+            Ok(_) => return Ok(Remains::Short),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            // What is wrong with the whole directory passes, and is waited for.
+            Err(_) => self.dir.check()?,
+        }
+        let name = manifest::name_for(&file.name);
+        let begun = self.dir.is_taken(&file.name)?
+            || self.has_manifest(&temporary(&name), manifest)?
+            || self.has_manifest(&name, manifest)?;
+        Ok(if begun { Remains::Named } else { Remains::Gone })
+    }
+
     /// Gives a hidden file its name, durably, and puts its manifest beside it. May be repeated after any interruption.
-    pub fn publish(&self, file: &SealedFile, manifest: &[u8]) -> io::Result<()> {
+    ///
+    /// The manifest is written before the file has its name, under a temporary one: so a file that is neither hidden nor
+    /// published any more was taken by a reader if a manifest of it is there, and was removed before if there is none.
+    pub fn publish(&self, file: &SealedFile, manifest: &Manifest) -> io::Result<()> {
+        let name = manifest::name_for(&file.name);
         let path = hidden(&file.name);
+        if !self.prepare_manifest(&name, manifest)? {
+            // An attempt before this one may have come to its end in memory only.
+            return self.dir.sync(&name);
+        }
         if self.dir.is_taken(&path)? {
             self.dir.rename(&path, &file.name).map_err(|error| {
                 let text = format!("cannot give {path} its name, is there another {}? {error}", file.name);
                 io::Error::new(error.kind(), text)
             })?;
-        } else if !self.dir.is_taken(&file.name)? {
-            // A collector may have been faster than the restart after a crash; nobody else should have.
-            tracing::error!(file = file.name, lines = file.lines, "a hidden file was removed before it was published");
         }
         fault::point("publish.renamed");
-        self.publish_manifest(&manifest::name_for(&file.name), manifest)
+        self.dir.rename(&temporary(&name), &name)
     }
 
     /// Writes a manifest under its own name, whole or not at all.
-    pub fn publish_manifest(&self, name: &str, manifest: &[u8]) -> io::Result<()> {
-        if self.dir.is_taken(name)? {
-            // An attempt before this one may have come to its end in memory only.
-            return self.dir.sync(name);
+    pub fn publish_manifest(&self, name: &str, manifest: &Manifest) -> io::Result<()> {
+        if self.prepare_manifest(name, manifest)? {
+            self.dir.rename(&temporary(name), name)
+        } else {
+            self.dir.sync(name)
         }
-        let path = hidden(name);
+    }
+
+    /// Writes a manifest under its temporary name; false when it has its own already. Another one under that name is of a file
+    /// before this one, and is nobody's to be removed but the operator's.
+    fn prepare_manifest(&self, name: &str, manifest: &Manifest) -> io::Result<bool> {
+        if self.dir.is_taken(name)? {
+            if self.has_manifest(name, manifest)? {
+                return Ok(false);
+            }
+            let text = format!("cannot publish beside {name}, the manifest of another file: move it away");
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
+        }
+        let path = temporary(name);
         self.dir.remove(&path)?;
         let (file, _) = self.dir.create(&path, self.permissions)?;
-        file.write_all_at(manifest, 0)?;
+        file.write_all_at(&manifest.to_json(), 0)?;
         file.sync_all().map_err(|error| SyncFailed::io("a manifest", error))?;
         fault::point("publish.manifest");
-        self.dir.rename(&path, name)
+        Ok(true)
+    }
+
+    /// Whether a file is a manifest that says the same as this one.
+    fn has_manifest(&self, path: &str, manifest: &Manifest) -> io::Result<bool> {
+        let (file, _) = match self.dir.open_existing(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound || blames_name(&error) => return Ok(false),
+            opened => opened?,
+        };
+        let mut bytes = Vec::new();
+        file.take(manifest::MAX_SIZE as u64 + 1).read_to_end(&mut bytes)?;
+        Ok(Manifest::parse(&bytes).is_ok_and(|found| found.is_of(manifest)))
     }
 
     /// Sets a hidden file aside that nobody can decide about; returns its new name.

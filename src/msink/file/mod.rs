@@ -22,6 +22,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use super::FileKey;
 use super::dir::{EventDir, blames_name};
+use super::manifest;
 use super::name::NameTemplate;
 use crate::config::{self, Compression, Visibility};
 use crate::msource::journal::{FileIntent, FileState};
@@ -31,7 +32,7 @@ mod hidden;
 mod open_limit;
 mod rotate;
 
-pub use hidden::{Group, HiddenGone};
+pub use hidden::{Group, HiddenGone, Remains};
 use open_limit::OpenLimit;
 pub use rotate::RotateReason;
 
@@ -342,7 +343,10 @@ impl FileSink {
             match self.create_free(&intent.name, &path) {
                 Ok((file, inode)) => break (intent, path, file, inode),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    tracing::warn!(file = intent.name, "a stranger's file has this name, taking the next one");
+                    tracing::warn!(
+                        file = intent.name,
+                        "a file or a manifest of this name is there already, taking the next one"
+                    );
                     self.intended = None;
                     ledger.end(intent.id)?;
                 }
@@ -373,9 +377,9 @@ impl FileSink {
         Ok(())
     }
 
-    /// Creates a file at `path` whose final name must be free too.
+    /// Creates a file at `path` whose final name must be free too, and have no manifest: it would be that of an earlier file.
     fn create_free(&self, name: &str, path: &str) -> io::Result<(File, u64)> {
-        if name != path && self.dir.is_taken(name)? {
+        if name != path && self.dir.is_taken(name)? || self.dir.is_taken(&manifest::name_for(name))? {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         self.dir.create(path, self.permissions)

@@ -191,6 +191,61 @@ fn what_was_prepared_and_is_not_whole_any_more_is_refused_before_it_is_committed
     world.check();
 }
 
+/// What is in the event directory of a home that is not hidden, manifests included.
+fn visible(world: &World) -> Vec<String> {
+    let names = fs::read_dir(world.homes[0].data()).unwrap().map(|entry| entry.unwrap().file_name());
+    names.map(|name| name.into_string().unwrap()).filter(|name| !name.starts_with('.')).collect()
+}
+
+fn remove_hidden(world: &World) {
+    for entry in fs::read_dir(world.homes[0].data()).unwrap() {
+        fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+}
+
+#[test]
+fn a_range_whose_hidden_file_is_gone_is_refused_when_it_is_to_be_published() {
+    type Ask = fn(&mut World);
+    let asks: [(Ask, i64); 3] = [
+        (|world| assert!(world.barrier(0, Finish::Files, 1)), 0),
+        (|world| assert!(world.barrier(0, Finish::Hidden(vec![partition(0)]), 1)), 0),
+        (|world| world.note(0, Frame::Move { to: position(0, 40), cause: MoveCause::Operator }), 40),
+    ];
+    for (ask, next) in asks {
+        let mut world = World::new();
+        world.start_with(0, CommitPoint::Journal, unbounded().1);
+        world.note(0, Frame::Start(position(0, 0)));
+        world.run(0).work.begin(0, 0);
+        world.block(0, 0, 20);
+        world.settled(0);
+        world.end(0);
+        remove_hidden(&world);
+        world.start_with(0, CommitPoint::Journal, unbounded().1);
+        // Those that are nobody's are published by a stop and for a move alone.
+        ask(&mut world);
+        world.barrier(0, Finish::Files, 1);
+        world.settled(0);
+        let state = world.run(0).work.state();
+        assert_eq!((state.partitions[&partition(0)].next, state.totals.consumed), (next, 0), "it is read again");
+        assert_eq!((state.totals.written, state.totals.queue_records), (0, 0));
+        assert_eq!(visible(&world), Vec::<String>::new());
+        world.end(0);
+    }
+}
+
+#[test]
+fn a_prepared_range_whose_file_is_gone_is_refused_where_the_journal_decides() {
+    let (mut world, _) = prepared();
+    world.end(0);
+    remove_hidden(&world);
+    world.start_with(0, CommitPoint::Journal, unbounded().1);
+    world.settled(0);
+    let state = world.run(0).work.state();
+    assert_eq!((state.partitions[&partition(0)].next, state.seals.len(), state.totals.written), (0, 0, 0));
+    assert_eq!(visible(&world), Vec::<String>::new());
+    world.end(0);
+}
+
 #[test]
 fn what_waits_behind_a_seal_whose_answer_was_lost_is_dropped_and_the_others_go_on() {
     let mut world = grown();
