@@ -22,6 +22,9 @@ mod disk;
 /// Event files: names, rotation, open files, a full disk.
 #[cfg(test)]
 mod files;
+/// Homes that earlier versions of the program left.
+#[cfg(test)]
+mod formats;
 /// A service that is stopped with SIGSTOP: every command comes back in time.
 #[cfg(test)]
 mod frozen;

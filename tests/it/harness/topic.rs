@@ -74,6 +74,13 @@ impl Topic {
         topic
     }
 
+    /// A topic of this very name.
+    pub(crate) fn named(name: &str, partitions: i32) -> Self {
+        let topic = Self { brokers: broker::address().to_owned(), ..Self::unmade(name, partitions) };
+        topic.make(1, &[]);
+        topic
+    }
+
     /// A topic that is not created, on no broker.
     pub(crate) fn unmade(name: &str, partitions: i32) -> Self {
         Self { name: name.to_owned(), partitions, brokers: "127.0.0.1:1".to_owned() }
