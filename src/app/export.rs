@@ -78,9 +78,10 @@ fn exported(position: u64, entry: &QueueEntry) -> serde_json::Value {
     let headers: Vec<_> = entry
         .headers
         .iter()
-        .map(|(name, value)| match std::str::from_utf8(value) {
-            Ok(text) => json!({"name": name, "value": text}),
-            Err(_) => json!({"name": name, "value_hex": hex(value)}),
+        .map(|(name, value)| match value.as_deref().map(std::str::from_utf8) {
+            None => json!({"name": name, "value": null}),
+            Some(Ok(text)) => json!({"name": name, "value": text}),
+            Some(Err(_)) => json!({"name": name, "value_hex": hex(value.as_deref().unwrap_or_default())}),
         })
         .collect();
     if !headers.is_empty() {
@@ -95,4 +96,36 @@ fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::msource::TopicPartition;
+    use crate::record::{Reason, Reject};
+
+    #[test]
+    fn a_header_without_a_value_is_exported_as_one_and_not_as_an_empty_text() {
+        let header = |name: &str, value: Option<&[u8]>| (name.to_owned(), value.map(<[u8]>::to_vec));
+        let entry = QueueEntry {
+            partition: TopicPartition { topic: "t".into(), partition: 0 },
+            topic_id: String::new(),
+            offset: 1,
+            timestamp: None,
+            key: None,
+            headers: vec![header("null", None), header("empty", Some(b"")), header("bytes", Some(b"\xff"))],
+            value: Vec::new(),
+            reject: Reject::new(Reason::BadJson, "no object"),
+            attempts: 1,
+            first_failure: 0,
+            last_failure: 0,
+            recipe: "r".into(),
+        };
+        let expected = json!([
+            {"name": "null", "value": null},
+            {"name": "empty", "value": ""},
+            {"name": "bytes", "value_hex": "ff"},
+        ]);
+        assert_eq!(exported(7, &entry)["headers"], expected);
+    }
 }

@@ -63,7 +63,8 @@ fn id(topic: &Topic) -> String {
     let client = Client::new(&properties.into()).expect("a client");
     let mut found = String::new();
     wait_until("the topic's id", SOON, || {
-        let mut infos = client.describe_topics(&[topic.name.clone()], SOON).map_err(|error| error.to_string())?;
+        let mut infos =
+            client.describe_topics(std::slice::from_ref(&topic.name), SOON).map_err(|error| error.to_string())?;
         let info = infos.pop().expect("an answer for the topic").map_err(|error| error.to_string())?;
         found = info.id;
         Ok(())
@@ -90,11 +91,9 @@ fn a_home_of_an_earlier_format_is_finished_and_goes_on_through_kills_at_every_st
         let mut produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, RECORDS.0 + RECORDS.1);
         let home = kept.home(&topic);
         unpack(kept, 3, &home, &topic);
-        if left == Left::WithoutStore {
-            fs::remove_dir_all(home.path("tmp/store/sled")).expect("a store");
-        }
-        for step in STEPS {
-            home.killed_at(step);
+        match left {
+            Left::All => STEPS.into_iter().for_each(|step| home.killed_at(step)),
+            Left::WithoutStore => fs::remove_dir_all(home.path("tmp/store/sled")).expect("a store"),
         }
         home.start();
         produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, RECORDS.0 + RECORDS.1, 30));
@@ -163,8 +162,9 @@ fn unpack(kept: Kept, version: u32, home: &Home, topic: &Topic) {
     let replace = |bytes: &mut [u8]| {
         for (old, new) in [(name, topic.name.as_str()), (known, id(topic).as_str())] {
             assert_eq!(old.len(), new.len(), "{old} and {new}");
-            let at: Vec<_> = memchr::memmem::find_iter(bytes, old).collect();
-            at.into_iter().for_each(|at| bytes[at..at + old.len()].copy_from_slice(new.as_bytes()));
+            while let Some(at) = memchr::memmem::find(bytes, old.as_bytes()) {
+                bytes[at..at + old.len()].copy_from_slice(new.as_bytes());
+            }
         }
     };
     for entry in fs::read_dir(home.path("tmp/store/journal")).expect("a journal") {

@@ -4,18 +4,18 @@
 //! knows, and may be lost. A copy is there whole or not at all.
 //!
 //! **Format.** A file beside the segments, `.queue`, named as they are by the number of the last block or change in it. Its
-//! frames are framed like a segment's, with that number for the segment's; the body is a list of keys and entries, in
-//! order, and an empty one is the end.
+//! frames are framed like a segment's, with that number for the segment's. The first says which format the others are of,
+//! and is missing in format 3; the body of each is a list of keys and entries, in order, and an empty one is the end.
 //!
 //! **Failure.** One that cannot be read to its end is none. One that could not be written leaves the one before it.
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use super::{FRAME_MAX, PREFIX, QueueEntry, SEGMENT_BYTES, checksum, encode, numbers, point};
+use super::{Format, QueueEntry, SEGMENT_BYTES, framing, numbers, point};
 
 const EXTENSION: &str = ".queue";
 
@@ -27,6 +27,9 @@ const RESERVE_BYTES: u64 = 2 * SEGMENT_BYTES + (16 << 20);
 
 /// A frame of so many bytes of entries gets no more.
 const FRAME_BYTES: u64 = if cfg!(test) { 1 << 10 } else { 256 << 10 };
+
+/// The first frame: this, and the version of the format in one byte. No list of entries is as short that begins so.
+const MAGIC: &[u8] = b"queue";
 
 /// What is done with each entry.
 pub type Each<'a> = dyn FnMut(u64, QueueEntry) -> io::Result<()> + 'a;
@@ -101,6 +104,7 @@ pub(super) fn remove(dir: &Path, which: impl Fn(u64) -> bool) -> io::Result<()> 
 fn write_file(path: &Path, queue: &Queue<'_>) -> io::Result<()> {
     let file = File::options().write(true).create(true).truncate(true).mode(0o640).open(path)?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
+    file.write_all(&framing::in_parts(queue.number, &[MAGIC, &[Format::CURRENT.version() as u8]].concat()))?;
     let (mut some, mut bytes, mut all) = (Vec::new(), 0, 0);
     (queue.entries)(&mut |key, entry| {
         bytes += entry.size();
@@ -108,7 +112,7 @@ fn write_file(path: &Path, queue: &Queue<'_>) -> io::Result<()> {
         some.push((key, entry));
         if bytes >= FRAME_BYTES {
             bytes = 0;
-            file.write_all(&encode(queue.number, &std::mem::take(&mut some))?)?;
+            file.write_all(&framing::encode(queue.number, &std::mem::take(&mut some))?)?;
         }
         Ok(())
     })?;
@@ -118,9 +122,9 @@ fn write_file(path: &Path, queue: &Queue<'_>) -> io::Result<()> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     if !some.is_empty() {
-        file.write_all(&encode(queue.number, &std::mem::take(&mut some))?)?;
+        file.write_all(&framing::encode(queue.number, &std::mem::take(&mut some))?)?;
     }
-    file.write_all(&encode(queue.number, &some)?)?;
+    file.write_all(&framing::encode(queue.number, &some)?)?;
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
@@ -131,29 +135,20 @@ pub(super) fn read(dir: &Path, number: u64, each: &mut Each<'_>) -> io::Result<b
         file => file?,
     };
     let mut file = BufReader::with_capacity(1 << 20, file);
+    let mut format = Format::V3;
     loop {
-        match read_frame(&mut file, number)? {
-            None => return Ok(false),
-            Some(some) if some.is_empty() => return Ok(true),
-            Some(some) => some.into_iter().try_for_each(|(key, entry)| each(key, entry))?,
+        let Some(body) = framing::read(number, &mut file)? else { return Ok(false) };
+        if let Some([version]) = body.strip_prefix(MAGIC) {
+            format = Format::of(u32::from(*version)).map_err(|error| {
+                let text = format!("the copy of the failure queue in {} cannot be read: {error}", dir.display());
+                io::Error::new(io::ErrorKind::Unsupported, text)
+            })?;
+            continue;
+        }
+        match format.entries(&body) {
+            Err(_) => return Ok(false),
+            Ok(some) if some.is_empty() => return Ok(true),
+            Ok(some) => some.into_iter().try_for_each(|(key, entry)| each(key, entry))?,
         }
     }
-}
-
-/// The next frame; `None` when it is bad.
-fn read_frame(file: &mut impl Read, number: u64) -> io::Result<Option<Vec<(u64, QueueEntry)>>> {
-    let mut prefix = [0; PREFIX];
-    let mut body = Vec::new();
-    let whole = file.read_exact(&mut prefix).and_then(|()| {
-        let size = u32::from_le_bytes([prefix[0], prefix[1], prefix[2], prefix[3]]) as usize;
-        let read = file.take(size.min(FRAME_MAX) as u64).read_to_end(&mut body)?;
-        if read == size { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-    });
-    match whole {
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        whole => whole?,
-    }
-    let [a, b, c, d, crc @ ..] = prefix;
-    let good = checksum(number, [a, b, c, d], &body) == u32::from_le_bytes(crc);
-    Ok(if good { postcard::from_bytes(&body).ok() } else { None })
 }

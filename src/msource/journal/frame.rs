@@ -308,8 +308,8 @@ pub struct QueueEntry {
     /// The Kafka key.
     #[serde(with = "serde_bytes")]
     pub key: Option<Vec<u8>>,
-    /// The Kafka headers.
-    pub headers: Vec<(String, Vec<u8>)>,
+    /// The Kafka headers, whose values may be null.
+    pub headers: Vec<(String, Option<Vec<u8>>)>,
     /// The value as it came from Kafka.
     #[serde(with = "serde_bytes")]
     pub value: Vec<u8>,
@@ -328,7 +328,8 @@ pub struct QueueEntry {
 impl QueueEntry {
     /// What the entry counts against `failure_queue.max_bytes`: its contents and a fixed share for the rest.
     pub fn size(&self) -> u64 {
-        let headers: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        let headers: usize =
+            self.headers.iter().map(|(name, value)| name.len() + value.as_ref().map_or(0, Vec::len)).sum();
         (self.value.len() + self.key.as_ref().map_or(0, Vec::len) + headers + 100) as u64
     }
 }

@@ -7,9 +7,8 @@
 //! [`State`] is all that is known of it here. The entries of the failure queue are looked up in the store; what the journal
 //! itself knows of them is in its frames and in a copy of its own, see `copy`.
 //!
-//! **Format.** A directory of segments named by their number in twenty digits, `.log`. Each is a sequence of frames:
-//! length of the body (u32), CRC-32C (u32) of segment number, length and body, body; little-endian; the body is a
-//! [`Frame`] in postcard's encoding. A segment begins with a `Header`, what was `Dropped` before it if anything was, and an
+//! **Format.** A directory of segments named by their number in twenty digits, `.log`. Each is a sequence of frames, see
+//! `framing`; the body of each is a [`Frame`] in postcard's encoding, see `format` for those of earlier versions. A segment begins with a `Header`, what was `Dropped` before it if anything was, and an
 //! `Image` of the state, all fsynced before anything else is written. Segments are allocated whole in advance, so that a full disk can still be recorded; a
 //! length of zero is the end.
 //!
@@ -29,20 +28,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use serde::Serialize;
-
 use crate::config::Visibility;
 use crate::durable::create_dirs;
 use crate::fault::point;
 
 mod copy;
+mod format;
 mod frame;
+mod framing;
 mod prune;
 mod state;
 #[cfg(test)]
 mod tests;
+mod v3;
 
 pub use copy::{Each, Queue, forget_unfinished};
+pub use format::{Format, UnknownFormat};
 pub use frame::{
     Block, BlockSource, FileIntent, Frame, Header, Mark, MoveCause, Piece, Position, QueueCause, QueueChange,
     QueueEntry, Seal, SealedFile, SealedOffsets, SealedRange,
@@ -50,17 +51,12 @@ pub use frame::{
 pub use prune::{History, copy, prune};
 pub use state::{FileState, Growth, PartitionState, Place, State, Totals};
 
-/// Version of the format.
-pub const VERSION: u32 = 3;
+/// Version of the format that is written; see [`Format`].
+pub const VERSION: u32 = Format::CURRENT.version();
 
 /// Bytes allocated for a segment, and its usual length: one holds some hundred million records' worth of blocks. Small in
 /// tests, so that they see segments follow each other.
 const SEGMENT_BYTES: u64 = if cfg!(test) { 16 << 10 } else { 16 << 20 };
-
-/// A length field above this is damage, not a frame: a block's rejects are bounded by the block.
-const FRAME_MAX: usize = 1 << 30;
-
-const PREFIX: usize = 8;
 
 /// What a journal holds.
 #[derive(Debug, Default)]
@@ -96,23 +92,14 @@ impl Contents {
 /// Reads a journal without changing anything.
 ///
 /// # Errors
-/// I/O errors, and a journal of a newer format. Damage is not an error: reading ends there.
+/// I/O errors, and a journal of an unknown format. Damage is not an error: reading ends there.
 pub fn read(dir: &Path) -> io::Result<Contents> {
     let mut contents = Contents::default();
     let segments = segments(dir)?;
     contents.last_segment = segments.last().copied().unwrap_or(0);
     for segment in segments.into_iter().rev() {
         let bytes = fs::read(segment_path(dir, segment))?;
-        let mut frames = Frames::new(segment, &bytes);
-        let Some(Frame::Header(header)) = frames.next() else { continue };
-        if header.version != VERSION {
-            let text = format!(
-                "the journal in {} has format {}, this program's is {VERSION}: use the program that wrote it",
-                dir.display(),
-                header.version
-            );
-            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
-        }
+        let Some((_, mut frames)) = Frames::open(dir, segment, &bytes)? else { continue };
         let Some(Beginning { state, .. }) = frames.image() else { continue };
         let mut fold = Fold { state: *state, tail: Vec::new() };
         for frame in frames.by_ref() {
@@ -135,10 +122,8 @@ pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Resul
     let mut dropped = Vec::new();
     for (index, &segment) in segments.iter().enumerate().rev() {
         let bytes = fs::read(segment_path(dir, segment))?;
-        let mut frames = Frames::new(segment, &bytes);
-        if let Some(Frame::Header(Header { previous: Some((previous, end)), .. })) = frames.next() {
-            ends.insert(previous, end);
-        }
+        let Some((header, mut frames)) = Frames::open(dir, segment, &bytes)? else { continue };
+        ends.extend(header.previous);
         let Some(begun) = frames.image() else { continue };
         dropped.extend(begun.dropped);
         if begun.state.number <= after {
@@ -153,7 +138,7 @@ pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Resul
     let (mut reached, mut whole) = (after, true);
     for segment in segments {
         let bytes = fs::read(segment_path(dir, segment))?;
-        let mut frames = Frames::new(segment, &bytes);
+        let Some((_, mut frames)) = Frames::open(dir, segment, &bytes)? else { continue };
         let end = ends.get(&segment).copied().unwrap_or(u64::MAX);
         while let Some(frame) = frames.next() {
             if frames.position as u64 > end {
@@ -198,8 +183,8 @@ fn begins(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
     // An image is seldom longer.
     for more in [64 << 10, u64::MAX] {
         file.by_ref().take(more).read_to_end(&mut bytes)?;
-        let mut frames = Frames::new(segment, &bytes);
-        if let (Some(Frame::Header(_)), Some(begun)) = (frames.next(), frames.image()) {
+        let opened = Frames::open(dir, segment, &bytes)?;
+        if let Some(begun) = opened.and_then(|(_, mut frames)| frames.image()) {
             return Ok(Some(begun.state.number));
         }
     }
@@ -230,6 +215,7 @@ impl Fold {
 /// Reads the frames of one segment up to the first bad one.
 struct Frames<'a> {
     segment: u64,
+    format: Format,
     bytes: &'a [u8],
     position: usize,
 }
@@ -242,8 +228,19 @@ struct Beginning {
 }
 
 impl<'a> Frames<'a> {
-    fn new(segment: u64, bytes: &'a [u8]) -> Self {
-        Self { segment, bytes, position: 0 }
+    /// The header of a segment and the frames behind it; `None` when it has no good one.
+    fn open(dir: &Path, segment: u64, bytes: &'a [u8]) -> io::Result<Option<(Header, Self)>> {
+        let format = framing::decode(segment, bytes).and_then(|(body, _)| Format::of_header(&body));
+        let Some(format) = format else { return Ok(None) };
+        let format = format.map_err(|error| {
+            let text = format!("the journal in {} cannot be read: {error}", dir.display());
+            io::Error::new(io::ErrorKind::Unsupported, text)
+        })?;
+        let mut frames = Self { segment, format, bytes, position: 0 };
+        Ok(match frames.next() {
+            Some(Frame::Header(header)) => Some((header, frames)),
+            _ => None,
+        })
     }
 
     /// What follows the header.
@@ -263,35 +260,11 @@ impl Iterator for Frames<'_> {
     type Item = Frame;
 
     fn next(&mut self) -> Option<Frame> {
-        let rest = self.bytes.get(self.position..)?;
-        let (length, rest) = rest.split_first_chunk::<4>()?;
-        let (crc, rest) = rest.split_first_chunk::<4>()?;
-        let size = u32::from_le_bytes(*length) as usize;
-        if size == 0 || size > FRAME_MAX {
-            return None;
-        }
-        let body = rest.get(..size)?;
-        if checksum(self.segment, *length, body) != u32::from_le_bytes(*crc) {
-            return None;
-        }
-        let frame = postcard::from_bytes(body).ok()?;
-        self.position += PREFIX + size;
+        let (body, length) = framing::decode(self.segment, self.bytes.get(self.position..)?)?;
+        let frame = self.format.frame(&body).ok()?;
+        self.position += length;
         Some(frame)
     }
-}
-
-fn checksum(segment: u64, length: [u8; 4], body: &[u8]) -> u32 {
-    let crc = crc32c::crc32c(&segment.to_le_bytes());
-    crc32c::crc32c_append(crc32c::crc32c_append(crc, &length), body)
-}
-
-fn encode(segment: u64, frame: &impl Serialize) -> io::Result<Vec<u8>> {
-    let mut bytes = postcard::to_extend(frame, vec![0; PREFIX]).map_err(io::Error::other)?;
-    let length = u32::try_from(bytes.len() - PREFIX).map_err(io::Error::other)?.to_le_bytes();
-    let crc = checksum(segment, length, &bytes[PREFIX..]).to_le_bytes();
-    bytes[..4].copy_from_slice(&length);
-    bytes[4..PREFIX].copy_from_slice(&crc);
-    Ok(bytes)
 }
 
 fn segment_path(dir: &Path, segment: u64) -> PathBuf {
@@ -398,7 +371,7 @@ impl Journal {
     /// Appends a frame. It reaches the page cache, not the disk. On an error nothing was appended, and the same frame may
     /// be tried again.
     pub fn append(&mut self, frame: &Frame) -> io::Result<()> {
-        let bytes = encode(self.segment, frame)?;
+        let bytes = framing::encode(self.segment, frame)?;
         self.file.write_all_at(&bytes, self.position)?;
         self.position += bytes.len() as u64;
         Ok(())

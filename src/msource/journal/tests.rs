@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
+use super::framing::encode;
 use super::*;
 use crate::msource::TopicPartition;
 
@@ -49,7 +50,8 @@ fn some_frames() -> Vec<Frame> {
         Frame::Move { to: position(1, 7), cause: MoveCause::Gap { from: 3 } },
         block(3, 30),
         Frame::Checkpoint { number: 3 },
-        block(4, 40),
+        long_block(4, 40),
+        block(5, 50),
     ]
 }
 
@@ -101,6 +103,13 @@ fn a_journal_torn_at_any_byte_is_read_up_to_there() {
             }
         }
     }
+}
+
+/// A frame of several parts: a block whose rejects are longer than one may be.
+fn long_block(number: u64, to: i64) -> Frame {
+    let Frame::Block(block) = block(number, to) else { unreachable!() };
+    let rejected = QueueEntry { value: vec![7; 3 * framing::PART_MAX], ..entry() };
+    Frame::Block(Box::new(Block { rejects: vec![(number, rejected)], ..*block }))
 }
 
 #[test]
@@ -379,15 +388,105 @@ fn what_is_above_a_number_is_read_whatever_segment_it_is_in() {
 }
 
 #[test]
-fn a_newer_format_is_an_error_and_other_files_are_none_of_ours() {
+fn a_format_that_is_not_known_is_refused_by_its_version_and_other_files_are_none_of_ours() {
     let scratch = TempDir::new().unwrap();
     for name in ["7.log", "notes.txt", "x.log", "0000000000000000000x.log"] {
         fs::write(scratch.path().join(name), "?").unwrap();
     }
     assert_eq!(read(scratch.path()).unwrap().last_segment, 0);
-    let newer = Header { version: VERSION + 1, segment: 1, previous: None };
-    fs::write(segment_path(scratch.path(), 1), encode(1, &Frame::Header(newer)).unwrap()).unwrap();
-    assert_eq!(read(scratch.path()).unwrap_err().kind(), io::ErrorKind::Unsupported);
+    for version in [2, VERSION + 1] {
+        let header = Header { version, segment: 1, previous: None };
+        fs::write(segment_path(scratch.path(), 1), encode(1, &Frame::Header(header)).unwrap()).unwrap();
+        let error = read(scratch.path()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Unsupported);
+        assert!(error.to_string().contains(&format!("it is of format {version}")), "{error}");
+    }
+}
+
+/// An entry as format 3 had it, where every header had a value. Tuples, structs and variants with fields are all written as
+/// their parts, one behind the other.
+fn entry_v3(entry: &QueueEntry) -> impl serde::Serialize + use<> {
+    let QueueEntry { partition, topic_id, offset, timestamp, key, headers, value, .. } = entry.clone();
+    let QueueEntry { reject, attempts, first_failure, last_failure, recipe, .. } = entry.clone();
+    let headers: Vec<_> = headers.into_iter().map(|(name, value)| (name, value.unwrap_or_default())).collect();
+    let record = (partition, topic_id, offset, timestamp, key, headers, value);
+    (record, (reject, attempts, first_failure, last_failure, recipe))
+}
+
+/// A frame as format 3 had it.
+fn frame_v3(segment: u64, frame: &Frame) -> Vec<u8> {
+    match frame {
+        Frame::Block(block) => {
+            let Block { number, source, recipe, pieces, records, filtered, rejects } = (**block).clone();
+            let rejects: Vec<_> = rejects.iter().map(|(key, entry)| (*key, entry_v3(entry))).collect();
+            encode(segment, &(6_u32, number, source, recipe, pieces, records, filtered, rejects)).unwrap()
+        }
+        Frame::Header(header) => encode(segment, &Frame::Header(Header { version: 3, ..header.clone() })).unwrap(),
+        frame => encode(segment, frame).unwrap(),
+    }
+}
+
+#[test]
+fn a_journal_of_format_3_is_read_and_goes_on_in_the_current_one_wherever_its_next_segment_is_cut() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path();
+    // No header of a record lacked a value then.
+    let old = |key| QueueEntry { headers: vec![("h".into(), Some(b"v".to_vec()))], ..entry_of(key) };
+    let rejecting = |number: u64| {
+        let Frame::Block(block) = block(number, number as i64 * 10) else { unreachable!() };
+        Frame::Block(Box::new(Block { rejects: vec![(number, old(number)), (number + 100, old(number))], ..*block }))
+    };
+    let header = Frame::Header(Header { version: 3, segment: 1, previous: None });
+    let frames = [header, Frame::Image(Box::new(state())), rejecting(1), Frame::Checkpoint { number: 1 }, rejecting(2)];
+    let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame_v3(1, frame)).collect();
+    create_dirs(dir).unwrap();
+    fs::write(segment_path(dir, 1), &bytes).unwrap();
+
+    let contents = read(dir).unwrap();
+    let (mut image, tail) = model(&[rejecting(1), Frame::Checkpoint { number: 1 }, rejecting(2)]);
+    assert_eq!((contents.state.as_ref(), &contents.tail), (Some(&image), &tail));
+    image.apply(&tail[0]);
+    let mut journal = Journal::begin(dir, &contents, &image).unwrap();
+    let begun = journal.position as usize;
+    let null = QueueEntry { headers: vec![("null".into(), None)], ..entry_of(9) };
+    let Frame::Block(next) = block(3, 30) else { unreachable!() };
+    let next = Frame::Block(Box::new(Block { rejects: vec![(9, null)], ..*next }));
+    journal.append(&next).unwrap();
+    let path = segment_path(dir, 2);
+    let whole = fs::read(&path).unwrap();
+    for cut in 0..journal.position as usize {
+        fs::write(&path, &whole[..cut]).unwrap();
+        let contents = read(dir).unwrap();
+        if cut < begun {
+            assert_eq!(contents.tail, tail, "cut at {cut}: that of format 3 still is the journal");
+        } else {
+            assert_eq!((contents.state.as_ref(), contents.tail.len()), (Some(&image), 0), "cut at {cut}");
+        }
+    }
+    fs::write(&path, &whole).unwrap();
+    assert_eq!(read(dir).unwrap().tail, std::slice::from_ref(&next));
+    let mut told = Vec::new();
+    assert!(history(dir, 0, |frame| told.extend(Some(frame).filter(|frame| frame.number().is_some()))).unwrap());
+    assert_eq!(told, [rejecting(1), rejecting(2), next], "each segment by its own format");
+}
+
+#[test]
+fn a_copy_of_format_3_is_read_and_one_of_an_unknown_format_is_refused() {
+    let scratch = TempDir::new().unwrap();
+    let path = scratch.path().join(format!("{:020}.queue", 5));
+    let old = QueueEntry { headers: vec![("h".into(), Some(b"v".to_vec()))], ..entry_of(1) };
+    let list = encode(5, &vec![(1_u64, entry_v3(&old))]).unwrap();
+    fs::write(&path, [list, framing::in_parts(5, &[0])].concat()).unwrap();
+    let mut found = Vec::new();
+    let mut each = |key, entry| {
+        found.push((key, entry));
+        Ok(())
+    };
+    assert!(copied(scratch.path(), 5, &mut each).unwrap());
+    assert_eq!(found, [(1, old)]);
+    fs::write(&path, framing::in_parts(5, b"queue\xc8")).unwrap();
+    let error = copied(scratch.path(), 5, &mut |_, _| Ok(())).unwrap_err();
+    assert!(error.to_string().contains("format 200"), "{error}");
 }
 
 #[test]
@@ -440,7 +539,7 @@ fn entry() -> QueueEntry {
         offset: 1,
         timestamp: None,
         key: Some(b"k".to_vec()),
-        headers: vec![("h".into(), b"v".to_vec())],
+        headers: vec![("h".into(), Some(b"v".to_vec())), ("null".into(), None)],
         value: b"value".to_vec(),
         reject: crate::record::Reject::new(crate::record::Reason::NoTime, "none"),
         attempts: 1,
@@ -576,7 +675,11 @@ proptest! {
     fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), valid in any::<bool>()) {
         let mut segment = if valid { encode(1, &block(1, 2)).unwrap() } else { Vec::new() };
         segment.extend(bytes);
-        prop_assert!(Frames::new(1, &segment).count() <= segment.len());
+        for format in [Format::V3, Format::CURRENT] {
+            let frames = Frames { segment: 1, format, bytes: &segment, position: 0 };
+            prop_assert!(frames.count() <= segment.len());
+        }
+        prop_assert!(Frames::open(Path::new("j"), 1, &segment).unwrap().is_none(), "no header");
     }
 }
 

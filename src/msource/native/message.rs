@@ -108,8 +108,8 @@ impl Message {
         unsafe { rd::rd_kafka_message_leader_epoch(self.0) }
     }
 
-    /// The record's headers, copied.
-    pub fn headers(&self) -> Vec<(String, Vec<u8>)> {
+    /// The record's headers, copied; `None` for a value that is null.
+    pub fn headers(&self) -> Vec<(String, Option<Vec<u8>>)> {
         let mut headers = ptr::null_mut();
         let mut copied = Vec::new();
         // SAFETY: the headers belong to the message and are copied while it is live.
@@ -120,7 +120,7 @@ impl Message {
             for index in 0..rd::rd_kafka_header_cnt(headers) {
                 let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
                 rd::rd_kafka_header_get_all(headers, index, &raw mut name, &raw mut value, &raw mut size);
-                copied.push((text(name), bytes(value, size).to_vec()));
+                copied.push((text(name), (!value.is_null()).then(|| bytes(value, size).to_vec())));
             }
         }
         copied
@@ -146,7 +146,41 @@ fn cut_off(text: &str) -> Option<CutOff> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
+    use rdkafka::ClientConfig;
+    use rdkafka::message::{Header, OwnedHeaders};
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+
+    use super::super::Client;
     use super::*;
+    use crate::msource::TopicPartition;
+
+    #[test]
+    fn a_header_without_a_value_is_told_from_one_with_an_empty_value() {
+        let cluster = MockCluster::new(1).expect("brokers");
+        cluster.create_topic("t", 1, 1).expect("a topic");
+        let servers = cluster.bootstrap_servers();
+        let producer: BaseProducer =
+            ClientConfig::new().set("bootstrap.servers", &servers).create().expect("a producer");
+        let headers = OwnedHeaders::new().insert(Header { key: "null", value: None::<&[u8]> });
+        let headers = headers.insert(Header { key: "empty", value: Some("") });
+        producer.send(BaseRecord::<[u8], [u8]>::to("t").partition(0).payload(b"x").headers(headers)).expect("room");
+        producer.flush(Duration::from_mins(1)).expect("the brokers take the record");
+        let properties = [("bootstrap.servers", servers.as_str()), ("group.id", "g")];
+        let properties = properties.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let client = Client::new(&properties.into()).expect("a client");
+        client.assign(&[(TopicPartition { topic: "t".into(), partition: 0 }, 0)]).expect("an assignment");
+        let deadline = Instant::now() + Duration::from_mins(1);
+        let mut messages = Vec::new();
+        while !messages.iter().any(Message::is_record) {
+            assert!(Instant::now() < deadline, "no record came");
+            client.consume(&mut messages, 1, Duration::from_millis(50));
+        }
+        let record = messages.iter().find(|message| message.is_record()).expect("just found");
+        assert_eq!(record.headers(), [("null".to_owned(), None), ("empty".to_owned(), Some(Vec::new()))]);
+    }
 
     #[test]
     fn the_end_of_a_log_that_was_cut_off_is_read_from_the_text() {

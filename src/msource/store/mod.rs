@@ -11,8 +11,8 @@
 //! can be read of a damaged store.
 //!
 //! **Format.** One tree: `state` holds the [`State`]; `q` and a key (u64, big-endian) hold a row: the entries of the failure
-//! queue from that key on, in order, all below the next row's. Each is a version byte and postcard's encoding, of a row that of
-//! key and [`QueueEntry`] in turn. A row that is longer than a value may be goes on in further values, under its key and their
+//! queue from that key on, in order, all below the next row's. Each is a byte with the version of the journal's format that it
+//! is of and postcard's encoding, of a row that of key and [`QueueEntry`] in turn. A row that is longer than a value may be goes on in further values, under its key and their
 //! number (u32, big-endian, from 1).
 //!
 //! **Memory.** Each value costs sled time, memory and room: one for each entry made a million of them take gigabytes. So there
@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::journal::{Each, QueueEntry, State};
+use super::journal::{Each, Format, QueueEntry, State};
 
 mod salvage;
 #[cfg(test)]
@@ -110,7 +110,7 @@ pub enum Walk {
 }
 
 const STATE: &[u8] = b"state";
-const VERSION: u8 = 3;
+const VERSION: u8 = Format::CURRENT.version() as u8;
 
 /// Behind every key of the queue.
 const QUEUE_END: &[u8] = b"r";
@@ -242,9 +242,9 @@ impl SledStore {
 
     fn row_entries(&self, value: &[u8]) -> Result<Vec<(u64, QueueEntry)>, StoreError> {
         let mut entries = Vec::new();
-        let mut rest = self.body(value)?;
+        let (format, mut rest) = self.body(value)?;
         while !rest.is_empty() {
-            let (entry, behind) = postcard::take_from_bytes(rest).map_err(|error| self.damaged(error))?;
+            let (entry, behind) = format.entry(rest).map_err(|error| self.damaged(error))?;
             entries.push(entry);
             rest = behind;
         }
@@ -305,12 +305,13 @@ impl SledStore {
         failure(&self.path, error)
     }
 
-    /// What is behind the version of a value.
-    fn body<'a>(&self, value: &'a [u8]) -> Result<&'a [u8], StoreError> {
-        match value.split_first() {
-            Some((&VERSION, body)) => Ok(body),
-            Some((&version, _)) if version > VERSION => Err(StoreError::Newer(version)),
-            _ => Err(self.damaged("a value has no version")),
+    /// The format of a value, and what is behind its version.
+    fn body<'a>(&self, value: &'a [u8]) -> Result<(Format, &'a [u8]), StoreError> {
+        let Some((&version, body)) = value.split_first() else { return Err(self.damaged("a value has no version")) };
+        match Format::of(u32::from(version)) {
+            Ok(format) => Ok((format, body)),
+            Err(_) if version > VERSION => Err(StoreError::Newer(version)),
+            Err(error) => Err(self.damaged(error)),
         }
     }
 }
@@ -391,7 +392,8 @@ fn value_key(start: u64, part: u32) -> Vec<u8> {
 impl Store for SledStore {
     fn state(&self) -> Result<Option<State>, StoreError> {
         let Some(value) = self.reading(|| self.db.get(STATE))? else { return Ok(None) };
-        postcard::from_bytes(self.body(&value)?).map_err(|error| self.damaged(error)).map(Some)
+        let (format, body) = self.body(&value)?;
+        format.state(body).map_err(|error| self.damaged(error)).map(Some)
     }
 
     fn apply(&self, change: &StoreChange) -> Result<(), StoreError> {
