@@ -6,12 +6,16 @@ use std::process::ExitCode;
 use mtga::app::App;
 use mtga::cli::{self, Invocation, Streams};
 use mtga::{limits, signals};
+use nix::sys::stat::{Mode, umask};
 
 fn main() -> ExitCode {
     signals::hold();
     limits::raise();
     // Without it a limit on the size of files ends the process at a write, as it would without us.
     let _ = signals::survive_file_limit();
+    // Whatever the caller's umask, nothing of a home is for everybody; what is stricter stays.
+    let inherited = umask(Mode::from_bits_truncate(0o027));
+    umask(inherited | Mode::from_bits_truncate(0o027));
     let invocation = Invocation {
         args: std::env::args_os().collect(),
         // A variable that is not UTF-8 cannot be one of ours.

@@ -27,6 +27,7 @@ use crate::demo::home::Home;
 use crate::demo::kafka::{self, BROKERS, Brokers, Offsets, PARTITIONS, TOPIC};
 use crate::demo::progress::{Progress, line};
 use crate::demo::summary::{Files, Summary};
+use crate::lock::{HomeLock, Purpose};
 use crate::logging::{self, Console};
 use crate::msource::TopicPartition;
 use crate::msource::consumer::Desk;
@@ -99,7 +100,8 @@ fn play(
     progress: &mut Progress,
 ) -> Result<Option<Summary>, Failure> {
     let desk = Arc::new(Desk::new(engine(config)?));
-    let pipeline = Pipeline::start(config, &desk, Feed::Kafka, Opening::First)?;
+    let lock = HomeLock::acquire(&config.store.path, Purpose::Service)?;
+    let pipeline = Pipeline::start(config, &lock, &desk, Feed::Kafka, Opening::First)?;
     let partitions =
         (0..PARTITIONS).map(|partition| TopicPartition { topic: TOPIC.into(), partition: partition as i32 });
     let stage = Stage { pipeline: &pipeline, partitions: partitions.collect(), records };

@@ -15,7 +15,8 @@ use crate::config::Config;
 use crate::control::{Failure, FailureKind};
 use crate::delivery::Cure;
 use crate::delivery::recovery::queue_changes;
-use crate::durable::create_dirs;
+use crate::durable::create_private_dirs;
+use crate::lock::{HomeLock, ReadLock};
 use crate::msource::journal::{self, Contents, Frame, History, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk};
 use crate::transform::recipe::Recipe;
@@ -143,7 +144,7 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
     let patience = match opening {
         Opening::First => {
             for dir in [&places.root, &places.journal] {
-                create_dirs(dir)
+                create_private_dirs(dir)
                     .map_err(|error| Broken::disk(format_args!("cannot create {}", dir.display()), &error))?;
             }
             SERVICE_PATIENCE
@@ -238,6 +239,8 @@ pub(super) struct View {
     pub(super) state: State,
     store: Option<SledStore>,
     overlay: BTreeMap<u64, Option<QueueEntry>>,
+    /// Keeps others from changing it; for as long as the store is open.
+    _lock: Option<ReadLock>,
 }
 
 impl View {
@@ -245,30 +248,40 @@ impl View {
     pub(super) fn open(config: &Config) -> Result<Self, Failure> {
         let places = Places::of(config);
         if !places.root.try_exists().map_err(failed)? {
-            return Ok(Self { state: State::default(), store: None, overlay: BTreeMap::new() });
+            return Ok(Self { state: State::default(), store: None, overlay: BTreeMap::new(), _lock: None });
         }
+        let lock = ReadLock::acquire(&places.root)?;
+        Self::read(&places, Some(lock))
+    }
+
+    /// Reads a home that is locked for us.
+    pub(super) fn of_locked(config: &Config, _lock: &HomeLock) -> Result<Self, Failure> {
+        Self::read(&Places::of(config), None)
+    }
+
+    fn read(places: &Places, lock: Option<ReadLock>) -> Result<Self, Failure> {
         // Under its name an empty one would be made, and taken for the store at the next start.
-        let store = open_store(&rebuild::present(&places)?, STORE_PATIENCE).map_err(|error| match &error {
+        let store = open_store(&rebuild::present(places)?, STORE_PATIENCE).map_err(|error| match &error {
             StoreError::Locked(_) => Failure::new(FailureKind::Unavailable, chain(&error)),
             _ => unreadable(&error),
         })?;
         let kept = store.state().map_err(|error| unreadable(&error))?;
         let number = kept.as_ref().map_or(0, |state| state.number);
-        let mut contents = rebuild::read_journal(&places)?;
+        let mut contents = rebuild::read_journal(places)?;
         rebuild::reunite(&mut contents, kept);
         let mut state = contents.state.unwrap_or_default();
         let mut change = StoreChange::default();
         if number >= state.number {
             queue_changes(contents.tail.iter().cloned(), number, &mut change);
         } else {
-            queue_changes(numbered(&places, number)?, number, &mut change);
+            queue_changes(numbered(places, number)?, number, &mut change);
         }
         for frame in &contents.tail {
             state.apply(frame);
         }
         let mut overlay: BTreeMap<u64, Option<QueueEntry>> = change.remove.into_iter().map(|key| (key, None)).collect();
         overlay.extend(change.insert.into_iter().map(|(key, entry)| (key, Some(entry))));
-        Ok(Self { state, store: Some(store), overlay })
+        Ok(Self { state, store: Some(store), overlay, _lock: lock })
     }
 
     /// The entries of the failure queue in order of arrival.

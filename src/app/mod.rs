@@ -20,6 +20,7 @@ use crate::control::{
     ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Removed, Retried, Service,
     State, Status,
 };
+use crate::lock::HomeLock;
 use crate::msource::consumer::Desk;
 use crate::msource::journal::Totals;
 use crate::record::{Discard, Reason};
@@ -94,16 +95,35 @@ impl Backend for App {
 
     fn local(&self, config: &Config) -> Result<Box<dyn Service>, Failure> {
         home::become_owner(config)?;
-        Ok(Box::new(Stopped { config: config.clone() }))
+        Ok(Box::new(Stopped { config: config.clone(), lock: None }))
     }
 
-    fn set_offset(&self, config: &Config, what: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
+    fn stopped(&self, config: &Config, lock: HomeLock) -> Result<Box<dyn Service>, Failure> {
         home::become_owner(config)?;
-        Stopped { config: config.clone() }.with_pipeline(|pipeline| offsets::set(config, pipeline, what, to))
+        Ok(Box::new(Stopped { config: config.clone(), lock: Some(lock) }))
     }
 
-    fn adopt(&self, place: &Place, config: &Config, dir: &Path, progress: &dyn Fn(&str)) -> Result<Adoption, Failure> {
-        adopt::adopt(place, config, dir, progress)
+    fn set_offset(
+        &self,
+        config: &Config,
+        lock: HomeLock,
+        what: &Selection,
+        to: OffsetTarget,
+    ) -> Result<Moved, Failure> {
+        home::become_owner(config)?;
+        let stopped = Stopped { config: config.clone(), lock: Some(lock) };
+        stopped.with_pipeline(|pipeline| offsets::set(config, pipeline, what, to))
+    }
+
+    fn adopt(
+        &self,
+        place: &Place,
+        config: &Config,
+        lock: HomeLock,
+        dir: &Path,
+        progress: &dyn Fn(&str),
+    ) -> Result<Adoption, Failure> {
+        adopt::adopt(place, (config, &lock), dir, progress)
     }
 
     fn transform(
@@ -134,13 +154,16 @@ impl From<&Totals> for Removed {
 /// A service that does not run.
 struct Stopped {
     config: Config,
+    /// Where it is to be changed.
+    lock: Option<HomeLock>,
 }
 
 impl Stopped {
     /// Runs a pipeline that is fed by nothing.
     fn with_pipeline<T>(&self, act: impl FnOnce(&Pipeline) -> Result<T, Failure>) -> Result<T, Failure> {
+        let Some(lock) = &self.lock else { return Err(failed("this home is not locked; this is a bug")) };
         let desk = Arc::new(Desk::new(engine(&self.config)?));
-        let pipeline = Pipeline::start(&self.config, &desk, Feed::Nothing, Opening::First)?;
+        let pipeline = Pipeline::start(&self.config, lock, &desk, Feed::Nothing, Opening::First)?;
         let outcome = act(&pipeline);
         let ended = pipeline.end();
         outcome.and_then(|value| Ok(ended.map(|()| value)?))

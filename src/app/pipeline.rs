@@ -1,6 +1,5 @@
 //! The pipeline: every thread of the data plane, started in order and ended front to back.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +20,8 @@ use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::recover;
 use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, SealRequest, Tickets};
 use crate::fault::point;
-use crate::msink::dir::EventDir;
+use crate::lock::HomeLock;
+use crate::msink::dir::{EventDir, is_bare};
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
 use crate::msource::journal::{Contents, History, Journal, Queue, State};
@@ -220,11 +220,7 @@ fn refuse_bare_dir(dir: &Path, contents: &Contents) -> Result<(), Broken> {
     contents.tail.iter().for_each(|frame| state.apply(frame));
     let live = state.files.values().any(|file| file.visibility == Visibility::Live && file.inode != 0);
     let prepared = state.seals.values().flat_map(|seal| &seal.ranges).any(|range| !range.files.is_empty());
-    let bare = match fs::read_dir(dir) {
-        Ok(mut entries) => entries.next().is_none(),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    };
-    if !(live || prepared) || !bare {
+    if !(live || prepared) || !is_bare(dir) {
         return Ok(());
     }
     Err(Broken::Passing(failed(format!(
@@ -248,8 +244,17 @@ fn event_dir(config: &Config, opening: Opening) -> Result<EventDir, Broken> {
 }
 
 impl Pipeline {
-    /// Opens the home, recovers, and starts every thread.
-    pub(super) fn start(config: &Config, desk: &Arc<Desk>, feed: Feed, opening: Opening) -> Result<Arc<Self>, Broken> {
+    /// Opens the home, recovers, and starts every thread. Nothing of the home was looked at before it was locked.
+    pub(super) fn start(
+        config: &Config,
+        lock: &HomeLock,
+        desk: &Arc<Desk>,
+        feed: Feed,
+        opening: Opening,
+    ) -> Result<Arc<Self>, Broken> {
+        if !lock.covers(&config.store.path) {
+            return Err(failed("the lock is that of another home; this is a bug").into());
+        }
         let ready = Ready::new(config, desk, feed, opening)?;
         let pipeline = Self::spawn(config, desk, feed, ready)?;
         if feed == Feed::Kafka {

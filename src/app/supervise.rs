@@ -17,6 +17,7 @@ use super::live::Live;
 use super::pipeline::{Feed, Pipeline};
 use crate::cli::Process;
 use crate::control::{Failure, Service, State};
+use crate::lock::HomeLock;
 use crate::signals::Signal;
 
 /// How often rates are sampled.
@@ -59,9 +60,10 @@ pub(super) fn serve(live: &Arc<Live>, process: &Process<'_>) -> Result<(), Failu
 /// Starts the pipeline and looks after it until it ends.
 fn run(live: &Arc<Live>, process: &Process<'_>, opening: Opening, trouble: &mut Option<Trouble>) -> Result<(), Broken> {
     let starting = {
-        let live = Arc::clone(live);
+        let (live, lock) = (Arc::clone(live), Arc::clone(&process.lock));
         let start = move || {
-            Pipeline::start(&live.config, &live.desk, Feed::Kafka, opening).map(|pipeline| live.begin(pipeline))
+            let pipeline = Pipeline::start(&live.config, &lock, &live.desk, Feed::Kafka, opening);
+            pipeline.map(|pipeline| live.begin(pipeline))
         };
         // On a thread of its own: recovery may wait for brokers, and signals are to be heard meanwhile.
         thread::Builder::new().name("start".into()).spawn(start).map_err(failed)?
@@ -105,6 +107,13 @@ fn tell(trouble: &mut Option<Trouble>, failure: &Failure) -> Duration {
     pause
 }
 
+/// Looks after the lock of the home. A disk that fails is the pipeline's business, which says so.
+fn keep(lock: &HomeLock) {
+    if let Err(error) = lock.keep() {
+        tracing::debug!(%error, "cannot look after the lock of this home");
+    }
+}
+
 /// Serves signals, tells the starting command, and samples rates, until `over`.
 fn watch(live: &Live, process: &Process<'_>, mut over: impl FnMut() -> bool) {
     let mut sampled = Instant::now();
@@ -134,6 +143,7 @@ fn watch(live: &Live, process: &Process<'_>, mut over: impl FnMut() -> bool) {
         if sampled.elapsed() >= SAMPLE {
             sampled = Instant::now();
             live.sample();
+            keep(&process.lock);
         }
     }
 }

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crossbeam_channel::Receiver;
 
 use crate::config::Config;
 use crate::control::{Failure, PartitionOffsets, Service};
 use crate::daemon::Reporter;
+use crate::lock::HomeLock;
 use crate::logging::LevelHandle;
 use crate::msink::manifest::Range;
 use crate::signals::Signal;
@@ -38,6 +40,8 @@ pub struct Loaded {
 pub struct Process<'a> {
     /// Where a reload reads the configuration from.
     pub place: Place,
+    /// The lock of the home.
+    pub lock: Arc<HomeLock>,
     /// Drain and reload requests.
     pub signals: Receiver<Signal>,
     /// Changes the log level at a reload.
@@ -300,12 +304,22 @@ pub trait Backend {
     fn check(&self, config: &Config, scope: Scope) -> Vec<Failure>;
     /// Runs the service, its control socket included, until it has drained. The home is locked, the log runs.
     fn run(&self, config: Config, process: Process<'_>) -> Result<(), Failure>;
-    /// The store of a stopped service.
+    /// The store of a stopped service, to be read.
     fn local(&self, config: &Config) -> Result<Box<dyn Service>, Failure>;
-    /// Moves positions, locally and in the group. The home is locked.
-    fn set_offset(&self, config: &Config, what: &Selection, to: OffsetTarget) -> Result<Moved, Failure>;
-    /// Finishes and takes over the home of an instance whose host is gone: `dir`, absolute. Our own home is locked.
-    fn adopt(&self, place: &Place, config: &Config, dir: &Path, progress: &dyn Fn(&str)) -> Result<Adoption, Failure>;
+    /// The store of a stopped service, to be changed; the lock of the home is held until then.
+    fn stopped(&self, config: &Config, lock: HomeLock) -> Result<Box<dyn Service>, Failure>;
+    /// Moves positions, locally and in the group.
+    fn set_offset(&self, config: &Config, lock: HomeLock, what: &Selection, to: OffsetTarget)
+    -> Result<Moved, Failure>;
+    /// Finishes and takes over the home of an instance whose host is gone: `dir`, absolute. The lock is that of our own home.
+    fn adopt(
+        &self,
+        place: &Place,
+        config: &Config,
+        lock: HomeLock,
+        dir: &Path,
+        progress: &dyn Fn(&str),
+    ) -> Result<Adoption, Failure>;
     /// Records, one a line, into events and rejects.
     fn transform(
         &self,

@@ -12,12 +12,15 @@ use super::{Backend, Format, Invocation, Loaded, Place, cannot_print, complain};
 use crate::config::Config;
 use crate::control::client::Remote;
 use crate::control::{Failure, FailureKind, Service};
-use crate::daemon::{self, Holder};
+use crate::daemon;
+use crate::lock::{self, Holder, HomeLock, Purpose};
 
 /// `rpc.timeout` when the config cannot be read.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
 /// `rpc.socket` when the config cannot be read.
 const DEFAULT_SOCKET: &str = "tmp/mtga.sock";
+/// `store.path` when the config cannot be read.
+const DEFAULT_STORE: &str = "tmp/store";
 /// Interval between two tries to reach a service that is just starting.
 const RETRY_PACE: Duration = Duration::from_millis(50);
 
@@ -31,10 +34,27 @@ pub(super) struct Context<'a> {
     pub(super) errors: &'a mut dyn Write,
 }
 
+/// A service that runs.
+pub(super) struct Running {
+    pub(super) remote: Remote,
+    /// Its process, where that is known.
+    pub(super) pid: Option<u32>,
+    /// Where its lock is.
+    pub(super) store: PathBuf,
+}
+
+/// Where a home has what tells of its service.
+pub(super) struct Whereabouts {
+    pub(super) store: PathBuf,
+    remote: Remote,
+    /// The socket, when these are the defaults for want of a config.
+    assumed: Option<PathBuf>,
+}
+
 /// Whom the commands ask.
 pub(super) enum Reach {
     /// A running service.
-    Running(Remote),
+    Running(Running),
     /// None runs.
     Stopped,
 }
@@ -78,46 +98,96 @@ impl Context<'_> {
         }
     }
 
-    /// The client of the service, by the config, or by the defaults when the config is broken.
-    pub(super) fn remote(&mut self) -> Remote {
+    /// Where lock and socket of the home are: by the config, or by the defaults when the config is broken.
+    pub(super) fn whereabouts(&self) -> Whereabouts {
         if let Ok(Loaded { config, .. }) = self.backend.load(&self.place) {
-            return Remote::new(config.rpc.socket, config.rpc.timeout);
+            let remote = Remote::new(config.rpc.socket, config.rpc.timeout);
+            return Whereabouts { store: config.store.path, remote, assumed: None };
         }
         let socket = self.place.home.join(DEFAULT_SOCKET);
-        let message = format!("warning: the config has mistakes (see mtga check), using {}", socket.display());
-        complain(self.errors, &message);
-        Remote::new(socket, DEFAULT_TIMEOUT)
+        let remote = Remote::new(socket.clone(), DEFAULT_TIMEOUT);
+        Whereabouts { store: self.place.home.join(DEFAULT_STORE), remote, assumed: Some(socket) }
     }
 
     /// Finds out whether a service runs, and waits for one that is just opening its socket.
     pub(super) fn reach(&mut self) -> Result<Reach, Failure> {
-        if daemon::holder(&self.place.home)? == Holder::Nobody {
-            return Ok(Reach::Stopped);
-        }
-        let remote = self.remote();
-        let deadline = Instant::now() + remote.timeout();
+        let places = self.whereabouts();
+        let deadline = Instant::now() + places.remote.timeout();
         loop {
-            match remote.probe() {
-                Ok(()) => return Ok(Reach::Running(remote)),
+            let pid = match lock::holder(&places.store) {
+                Ok(Holder::Service(pid)) => pid,
+                found => {
+                    // The store may have another place in the config since the service was started, and who may only ask
+                    // a service may not look at its lock.
+                    return match places.remote.peer() {
+                        Ok(pid) if self.is_ours(&places.remote, pid) => Ok(self.running(places, Some(pid))),
+                        _ => found.map(|_| Reach::Stopped),
+                    };
+                }
+            };
+            match places.remote.peer() {
+                Ok(peer) => return Ok(self.running(places, pid.or(Some(peer)))),
                 Err(failure) if failure.kind != FailureKind::Unavailable => return Err(failure),
-                Err(failure) => match daemon::holder(&self.place.home)? {
-                    Holder::Nobody => return Ok(Reach::Stopped),
-                    Holder::Process(_) if Instant::now() < deadline => std::thread::sleep(RETRY_PACE),
-                    Holder::Process(_) => return Err(failure),
-                },
+                Err(_) if Instant::now() < deadline => std::thread::sleep(RETRY_PACE),
+                Err(failure) => return Err(failure),
             }
         }
+    }
+
+    fn running(&mut self, places: Whereabouts, pid: Option<u32>) -> Reach {
+        Reach::Running(Running { remote: self.remote(&places), pid, store: places.store })
+    }
+
+    /// The client of a service that runs.
+    pub(super) fn remote(&mut self, places: &Whereabouts) -> Remote {
+        if let Some(socket) = &places.assumed {
+            let message = format!("warning: the config has mistakes (see mtga check), using {}", socket.display());
+            complain(self.errors, &message);
+        }
+        places.remote.clone()
+    }
+
+    /// Whether the service that listens on our socket is that of this home, although another store is configured by now. A socket
+    /// outside of the home may be another home's, by a mistake in one of their configs.
+    fn is_ours(&self, remote: &Remote, pid: u32) -> bool {
+        remote.socket().starts_with(&self.place.home) || daemon::named(&daemon::pid_path(&self.place.home)) == Some(pid)
     }
 
     /// The service that answers: the running one, or the store of the stopped one.
     pub(super) fn service(&mut self) -> Result<Box<dyn Service>, Failure> {
         match self.reach()? {
-            Reach::Running(remote) => Ok(Box::new(remote)),
+            Reach::Running(running) => Ok(Box::new(running.remote)),
             Reach::Stopped => {
                 let config = self.config()?;
                 self.backend.local(&config)
             }
         }
+    }
+
+    /// The service that changes something: the running one, or, while none runs, a home that is locked for us.
+    pub(super) fn working_service(&mut self) -> Result<Box<dyn Service>, Failure> {
+        loop {
+            if let Reach::Running(running) = self.reach()? {
+                return Ok(Box::new(running.remote));
+            }
+            let config = self.config()?;
+            match HomeLock::acquire(&config.store.path, Purpose::Command) {
+                Ok(lock) => return self.backend.stopped(&config, lock),
+                // It was started just now.
+                Err(failure) if matches!(lock::holder(&config.store.path)?, Holder::Service(_)) => {
+                    drop(failure);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Locks the home for a command that needs it stopped; returns the config that says where it is.
+    pub(super) fn lock_stopped(&mut self) -> Result<(Config, HomeLock), Failure> {
+        let config = self.config()?;
+        let lock = HomeLock::acquire(&config.store.path, Purpose::Command)
+            .map_err(|failure| Failure::new(FailureKind::Failed, failure.message))?;
+        Ok((config, lock))
     }
 
     /// Prints a result: as a line of JSON, or as `people` has it, which ends its own lines.

@@ -1,15 +1,19 @@
 //! `start`, `start_not_daemon`, `stop`, `restart`.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::context::{Context, show_progress};
+use super::context::{Context, Reach, Running, show_progress};
 use super::{Exit, Process, Scope, table};
 use crate::config::Config;
 use crate::control::{Failure, FailureKind, State};
-use crate::daemon::{self, Detached, Holder, News, PidFile, Report, Reporter};
+use crate::daemon::{self, Detached, News, PidFile, Report, Reporter};
 use crate::fault::point;
+use crate::flock;
+use crate::lock::{self, Holder, HomeLock, Purpose};
 use crate::logging::{self, Console};
 use crate::signals;
 
@@ -19,7 +23,7 @@ const START_PATIENCE: Duration = Duration::from_secs(10);
 impl Context<'_> {
     pub(super) fn start(&mut self) -> Result<Exit, Failure> {
         let config = self.checked_config()?;
-        self.refuse_second()?;
+        refuse_second(&config)?;
         self.launch(config)
     }
 
@@ -43,13 +47,6 @@ impl Context<'_> {
         let Some(first) = failures.first() else { return Ok(config) };
         let messages: Vec<_> = failures.iter().map(|failure| failure.message.as_str()).collect();
         Err(Failure::new(first.kind, messages.join("\n")))
-    }
-
-    fn refuse_second(&self) -> Result<(), Failure> {
-        match daemon::living(&self.place.home)? {
-            Holder::Nobody => Ok(()),
-            Holder::Process(pid) => Err(daemon::already_running(pid)),
-        }
     }
 
     /// Forks the daemon and, on the command's side, waits for its news.
@@ -85,40 +82,45 @@ impl Context<'_> {
 
     fn run(&self, config: Config, reporter: &Reporter, console: Console) -> Result<(), Failure> {
         // The log outlives the lock, so that the end of the service is in it; a second process never gets as far as the log.
-        let lock = PidFile::acquire(&self.place.home)?;
+        let lock = Arc::new(HomeLock::acquire(&config.store.path, Purpose::Service)?);
+        let pid_file = PidFile::write(&self.place.home)?;
         let logging = logging::init(&config.log, config.time_zone, console)?;
         point("run.locked");
         let signals = signals::install()
             .map_err(|e| Failure::new(FailureKind::Failed, format!("cannot install signal handlers: {e}")))?;
         reporter.state(State::Starting, None);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), home = %self.place.home.display(), "starting");
-        let outcome =
-            self.backend.run(config, Process { place: self.place.clone(), signals, log: logging.level(), reporter });
+        let process =
+            Process { place: self.place.clone(), lock: Arc::clone(&lock), signals, log: logging.level(), reporter };
+        let outcome = self.backend.run(config, process);
         match &outcome {
             Ok(()) => tracing::info!("stopped"),
             Err(failure) => tracing::error!(kind = ?failure.kind, "{failure}"),
         }
+        // While the home is still locked: it is ours.
+        drop(pid_file);
         drop(lock);
         outcome
     }
 
     pub(super) fn stop(&mut self, patience: Duration) -> Result<Exit, Failure> {
         let deadline = Instant::now() + patience;
-        let Holder::Process(pid) = daemon::holder(&self.place.home)? else {
+        let Some(Running { remote, pid, store }) = self.find_service()? else {
             self.print(&json!({"pid": null, "stopped": true}), || "mtga is not running\n".to_owned())?;
             return Ok(Exit::Done);
         };
+        let locked = matches!(lock::holder(&store)?, Holder::Service(_));
         let who = pid.map_or_else(|| "mtga".to_owned(), |pid| format!("mtga (pid {pid})"));
         let late = |what: String| Failure::new(FailureKind::TimedOut, what);
-        match self.remote().bounded(patience).drain(deadline, &show_progress) {
+        match remote.bounded(patience).drain(deadline, &show_progress) {
             Ok(None) => {}
             Ok(Some(in_flight)) => {
                 return Err(late(format!(
                     "{who} has not drained within {patience:?}: {in_flight}; it goes on draining, stop again to wait"
                 )));
             }
-            // No socket: it is just starting, or somebody has removed it.
-            Err(failure) if failure.kind == FailureKind::Unavailable => self.terminate()?,
+            // No socket: it is just starting, or another process has removed it.
+            Err(failure) if failure.kind == FailureKind::Unavailable => terminate(&store)?,
             Err(failure) if failure.kind == FailureKind::TimedOut => {
                 return Err(late(format!(
                     "{failure}\n{who} does not answer; if it stays so, kill -9 ends it and nothing is lost"
@@ -126,21 +128,61 @@ impl Context<'_> {
             }
             Err(failure) => return Err(failure),
         }
-        if !daemon::wait_gone(&self.place.home, deadline)? {
+        let gone = match pid {
+            // It holds the lock of another store: the config names this one since it was started.
+            Some(pid) if !locked => {
+                wait_until(deadline, || !Path::new(&format!("/proc/{pid}")).try_exists().unwrap_or(true))
+            }
+            _ => lock::wait_gone(&store, deadline)?,
+        };
+        if !gone {
             return Err(late(format!("{who} still runs after {patience:?}; see the service log")));
         }
         self.print(&json!({"pid": pid, "stopped": true}), || format!("{who} has stopped\n"))?;
         Ok(Exit::Done)
     }
 
-    /// Asks by signal. The process may have ended by itself meanwhile, which is as good.
-    fn terminate(&self) -> Result<(), Failure> {
-        match daemon::holder(&self.place.home)? {
-            Holder::Process(Some(pid)) => match daemon::terminate(pid) {
-                Err(_) if daemon::holder(&self.place.home)? == Holder::Nobody => Ok(()),
-                sent => sent,
-            },
-            _ => Ok(()),
+    /// The service that is to be stopped, whether or not it has its socket.
+    fn find_service(&mut self) -> Result<Option<Running>, Failure> {
+        let places = self.whereabouts();
+        if let Holder::Service(pid) = lock::holder(&places.store)? {
+            return Ok(Some(Running { remote: self.remote(&places), pid, store: places.store }));
         }
+        Ok(match self.reach()? {
+            Reach::Running(running) => Some(running),
+            Reach::Stopped => None,
+        })
+    }
+}
+
+fn refuse_second(config: &Config) -> Result<(), Failure> {
+    match lock::living(&config.store.path)? {
+        Holder::Service(pid) => Err(lock::already_running(pid)),
+        // The daemon waits for a command.
+        Holder::Nobody | Holder::Command(_) => Ok(()),
+    }
+}
+
+/// Asks by signal. The process may have ended by itself meanwhile, which is as good.
+fn terminate(store: &Path) -> Result<(), Failure> {
+    match lock::holder(store)? {
+        Holder::Service(Some(pid)) => match daemon::terminate(pid) {
+            Err(_) if !matches!(lock::holder(store)?, Holder::Service(_)) => Ok(()),
+            sent => sent,
+        },
+        _ => Ok(()),
+    }
+}
+
+/// Waits until this holds; false when it does not at the deadline.
+fn wait_until(deadline: Instant, holds: impl Fn() -> bool) -> bool {
+    loop {
+        if holds() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(flock::PACE);
     }
 }

@@ -6,17 +6,16 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::context::{Context, Reach, show_progress};
+use super::context::{Context, Reach, Running, show_progress};
 use super::{DemoOptions, Exit, Missing, Moved, OffsetTarget, Plain, Scope, Selection, VerifyOptions, complain, table};
 use crate::config::Visibility;
 use crate::control::{ClearQuery, Failure, FailureKind, ListQuery, Service, State, total_lag};
-use crate::daemon::{self, Holder, PidFile};
 use crate::record::Reason;
 
 impl Context<'_> {
     pub(super) fn status(&mut self) -> Result<Exit, Failure> {
         let asked = match self.reach()? {
-            Reach::Running(remote) => remote.status(),
+            Reach::Running(running) => running.remote.status(),
             Reach::Stopped => {
                 self.config().and_then(|config| self.backend.local(&config)).and_then(|service| service.status())
             }
@@ -27,16 +26,12 @@ impl Context<'_> {
                 Ok(if status.state == State::Stopped { Exit::NotRunning } else { Exit::Done })
             }
             // Whatever else is wrong, this much is known.
-            Err(failure) if self.is_stopped()? => {
+            Err(failure) if matches!(self.reach(), Ok(Reach::Stopped)) => {
                 complain(self.errors, &format!("mtga is not running, and its store cannot be read\n{failure}"));
                 Ok(Exit::NotRunning)
             }
             Err(failure) => Err(failure),
         }
-    }
-
-    fn is_stopped(&self) -> Result<bool, Failure> {
-        Ok(daemon::holder(&self.place.home)? == Holder::Nobody)
     }
 
     pub(super) fn offset_checker(&mut self) -> Result<Exit, Failure> {
@@ -76,7 +71,7 @@ impl Context<'_> {
     }
 
     pub(super) fn retry_failure_queue(&mut self, reason: Option<Reason>) -> Result<Exit, Failure> {
-        let retried = self.service()?.retry_failures(reason, &show_progress)?;
+        let retried = self.working_service()?.retry_failures(reason, &show_progress)?;
         self.print(&retried, || format!("{} left the failure queue, {} stay\n", retried.left, retried.stayed))?;
         Ok(Exit::Done)
     }
@@ -93,12 +88,12 @@ impl Context<'_> {
             check_new(file)?;
         }
         let query = ClearQuery { older_than, reason, export };
-        let removed = self.service().and_then(|service| service.clear_failures(&query, &show_progress));
+        let removed = self.working_service().and_then(|service| service.clear_failures(&query, &show_progress));
         self.integer(removed)
     }
 
     pub(super) fn reload(&mut self) -> Result<Exit, Failure> {
-        let Reach::Running(remote) = self.reach()? else {
+        let Reach::Running(Running { remote, .. }) = self.reach()? else {
             let message = "mtga is not running; it reads its settings when it starts";
             return Err(Failure::new(FailureKind::Unavailable, message));
         };
@@ -108,22 +103,18 @@ impl Context<'_> {
     }
 
     pub(super) fn set_offset(&mut self, what: &Selection, to: OffsetTarget) -> Result<Exit, Failure> {
-        let config = self.config()?;
         // Keeps a service from starting meanwhile, and refuses when one runs.
-        let _lock =
-            PidFile::acquire(&self.place.home).map_err(|failure| Failure::new(FailureKind::Failed, failure.message))?;
-        let moved = self.backend.set_offset(&config, what, to)?;
+        let (config, lock) = self.lock_stopped()?;
+        let moved = self.backend.set_offset(&config, lock, what, to)?;
         let Moved { before, after } = &moved;
         self.print(&moved, || format!("before\n{}after\n{}", table::offsets(before), table::offsets(after)))?;
         Ok(Exit::Done)
     }
 
     pub(super) fn adopt(&mut self, dir: &Path) -> Result<Exit, Failure> {
-        let config = self.config()?;
         // Keeps our service from starting meanwhile, and refuses when it runs.
-        let _lock =
-            PidFile::acquire(&self.place.home).map_err(|failure| Failure::new(FailureKind::Failed, failure.message))?;
-        let adoption = self.backend.adopt(&self.place, &config, &self.directory.join(dir), &show_progress)?;
+        let (config, lock) = self.lock_stopped()?;
+        let adoption = self.backend.adopt(&self.place, &config, lock, &self.directory.join(dir), &show_progress)?;
         self.print(&adoption, || table::adoption(&adoption))?;
         Ok(Exit::Done)
     }

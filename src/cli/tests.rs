@@ -17,7 +17,7 @@ use crate::control::client::TIMED_OUT;
 use crate::control::server::Server;
 use crate::control::testing::{self, Fake};
 use crate::control::{Failure, FailureKind, Service, State, Status};
-use crate::daemon::PidFile;
+use crate::lock::{HomeLock, Purpose};
 
 /// A pipeline of which only the answers matter.
 struct FakePipeline {
@@ -81,7 +81,10 @@ impl Backend for FakePipeline {
     fn local(&self, _: &Config) -> Result<Box<dyn Service>, Failure> {
         Ok(Box::new(Stopped(Fake::default())))
     }
-    fn set_offset(&self, _: &Config, _: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
+    fn stopped(&self, config: &Config, _: HomeLock) -> Result<Box<dyn Service>, Failure> {
+        self.local(config)
+    }
+    fn set_offset(&self, _: &Config, _: HomeLock, _: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
         let before = testing::offsets();
         let mut after = before.clone();
         if let OffsetTarget::Offset(offset) = to {
@@ -89,7 +92,7 @@ impl Backend for FakePipeline {
         }
         Ok(Moved { before, after })
     }
-    fn adopt(&self, _: &Place, _: &Config, dir: &Path, _: &dyn Fn(&str)) -> Result<Adoption, Failure> {
+    fn adopt(&self, _: &Place, _: &Config, _: HomeLock, dir: &Path, _: &dyn Fn(&str)) -> Result<Adoption, Failure> {
         Ok(Adoption { dir: dir.to_owned(), ..Adoption::default() })
     }
     fn transform(
@@ -227,8 +230,9 @@ impl Home {
         Ended { exit, output: text(output), errors: text(errors) }
     }
 
-    fn lock(&self) -> PidFile {
-        PidFile::acquire(self.dir.path()).unwrap()
+    fn lock(&self) -> HomeLock {
+        fs::create_dir_all(self.dir.path().join("tmp")).unwrap();
+        HomeLock::acquire(&self.dir.path().join("tmp/store"), Purpose::Service).unwrap()
     }
 
     fn serve(&self) -> (Server, Arc<Fake>) {

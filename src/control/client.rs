@@ -9,9 +9,11 @@ use std::cell::RefCell;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::ops::ControlFlow;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
@@ -51,9 +53,16 @@ impl Remote {
         self.timeout
     }
 
-    /// Whether somebody listens. A full backlog is [`FailureKind::TimedOut`].
-    pub fn probe(&self) -> Result<(), Failure> {
-        connect(&self.socket, self.timeout).map(drop).map_err(|e| self.failure("connect to", &e))
+    /// Where it listens.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The process that listens. A full backlog is [`FailureKind::TimedOut`].
+    pub fn peer(&self) -> Result<u32, Failure> {
+        let stream = connect(&self.socket, self.timeout).map_err(|e| self.failure("connect to", &e))?;
+        let peer = getsockopt(&stream, PeerCredentials).map_err(|e| self.failure("connect to", &e.into()))?;
+        Ok(peer.pid().cast_unsigned())
     }
 
     /// Asks for the drain and waits until it is over. At the deadline it gives up waiting, not the drain, and returns

@@ -1,7 +1,8 @@
 //! The event directory: the only way to files below `sink.dir`.
 //!
-//! Promises: one owner at a time, by a `flock` on the directory itself, so that no lock file is there for a collector's
-//! glob to find, and that ends with the process however it ends. Every path is walked one component at a time from the
+//! Promises: one owner at a time, by a `flock` on the directory [`PRIVATE`] in it. That is a directory, so that no file is
+//! there for a collector's glob to find, and nobody but its owner can open it: who may only read the event files cannot
+//! keep us from them. The lock ends with the process however it ends. Every path is walked one component at a time from the
 //! held directory, no symbolic link is followed (the directory itself may be one), and `..` is refused: nothing outside
 //! is ever opened, created or removed. A file that was created is there after a power cut, with every directory on the
 //! way to it. Files get exactly the mode asked for, whatever the umask; directories made here get 0750.
@@ -15,21 +16,27 @@
 //! How it fails: with the system's error. [`blames_name`] tells what is wrong with one name from what is wrong with the
 //! disk. A name that is taken is [`io::ErrorKind::AlreadyExists`].
 
-use std::fs::{self, File, OpenOptions, Permissions, TryLockError};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::unistd::{UnlinkatFlags, fsync, geteuid, unlinkat};
 
 use crate::durable::create_dirs;
+use crate::flock::{self, Flock};
 
 /// Mode of directories that are made here.
 const DIRECTORY_MODE: u32 = 0o750;
+
+/// The directory in the event directory that is ours alone: its lock says whose the event directory is.
+pub const PRIVATE: &str = ".mtga";
+const PRIVATE_MODE: u32 = 0o700;
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 const EVENT_FILE: OFlag = OFlag::O_RDWR.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
@@ -37,8 +44,9 @@ const EVENT_FILE: OFlag = OFlag::O_RDWR.union(OFlag::O_NOFOLLOW).union(OFlag::O_
 #[derive(Debug)]
 pub struct EventDir {
     path: PathBuf,
-    /// Holds the lock.
     root: File,
+    /// The lock of [`PRIVATE`].
+    held: Mutex<Flock>,
 }
 
 /// What to do about directories on the way to a file that are not there.
@@ -63,27 +71,45 @@ impl EventDir {
 
     /// Opens and locks a directory that must be there: one that was in use and is gone may be a mount that is missing.
     pub fn open_present(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), root: lock(path)? })
+        let (root, held) = lock(path)?;
+        Ok(Self { path: path.to_owned(), root, held: Mutex::new(held) })
     }
 
     /// Takes whatever directory is at the path now, when it is another than the held one. Files that are open stay
     /// with the old one.
     pub fn reopen(&mut self) -> io::Result<()> {
         if !self.is_current()? {
-            self.root = lock(&self.path)?;
+            let (root, held) = lock(&self.path)?;
+            (self.root, self.held) = (root, Mutex::new(held));
         }
         Ok(())
     }
 
-    /// Fails when the path no longer leads to the held directory: what is written there, no collector would find.
+    /// Fails when the path no longer leads to the held directory: what is written there, no collector would find. Fails also
+    /// when the lock was removed, and another owner has it by now.
     pub fn check(&self) -> io::Result<()> {
         if self.is_current()? {
-            return Ok(());
+            return self.keep_lock();
         }
         Err(io::Error::new(
             io::ErrorKind::NotFound,
             format!("event directory {} was removed or replaced while it was in use", self.path.display()),
         ))
+    }
+
+    /// Locks again where another process removed what was locked.
+    fn keep_lock(&self) -> io::Result<()> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let metadata = held.file().metadata()?;
+        match fstatat(&self.root, PRIVATE, AtFlags::AT_SYMLINK_NOFOLLOW) {
+            Ok(found) if (found.st_dev, found.st_ino) == (metadata.dev(), metadata.ino()) => Ok(()),
+            Ok(_) | Err(Errno::ENOENT) => {
+                *held = lock_private(&self.path, &self.root)?;
+                tracing::warn!(dir = %self.path.display(), "the lock of the event directory was removed by another process; locked again");
+                Ok(())
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn is_current(&self) -> io::Result<bool> {
@@ -233,23 +259,54 @@ pub fn blames_name(error: &io::Error) -> bool {
     }
 }
 
+/// Whether there is nothing in an event directory, apart from what is ours alone. One that is not there is bare.
+pub fn is_bare(path: &Path) -> bool {
+    match fs::read_dir(path) {
+        Ok(mut entries) => entries.all(|entry| entry.is_ok_and(|entry| entry.file_name() == PRIVATE)),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
 /// Opens and locks the event directory.
-fn lock(path: &Path) -> io::Result<File> {
+fn lock(path: &Path) -> io::Result<(File, Flock)> {
     let flags = OFlag::O_DIRECTORY.bits();
     let root =
         OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(|error| about(path, "open", &error))?;
-    match root.try_lock() {
-        Ok(()) => Ok(root),
-        Err(TryLockError::WouldBlock) => Err(io::Error::new(
+    let held = lock_private(path, &root)?;
+    Ok((root, held))
+}
+
+/// Makes [`PRIVATE`] if it is not there, and locks it.
+fn lock_private(path: &Path, root: &File) -> io::Result<Flock> {
+    let failed = |error: io::Error| about(path, "lock", &error);
+    let take = || -> io::Result<Option<Flock>> {
+        let mode = Mode::from_bits_truncate(PRIVATE_MODE);
+        match mkdirat(root, PRIVATE, mode) {
+            // On a disk that takes nothing it may be there all the same; opening it tells.
+            Ok(()) | Err(Errno::EEXIST | Errno::EROFS | Errno::ENOSPC | Errno::EDQUOT) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let private = File::from(openat(root, PRIVATE, DIRECTORY, Mode::empty())?);
+        let (owner, above) = (private.metadata()?, root.metadata()?);
+        if geteuid().is_root() && owner.uid() != above.uid() {
+            // Root works on the home of a user, who must be able to open it afterwards.
+            std::os::unix::fs::fchown(&private, Some(above.uid()), Some(above.gid()))?;
+        }
+        if owner.permissions().mode() & 0o7777 != PRIVATE_MODE {
+            fchmod(&private, mode)?;
+        }
+        Flock::exclusive_within(&private, flock::PATIENCE)
+    };
+    take().map_err(failed)?.ok_or_else(|| {
+        io::Error::new(
             io::ErrorKind::ResourceBusy,
             format!(
                 "event directory {} is locked by another process, and two must not write into one: stop it or change \
                  sink.dir",
                 path.display()
             ),
-        )),
-        Err(TryLockError::Error(error)) => Err(about(path, "lock", &error)),
-    }
+        )
+    })
 }
 
 /// Makes one directory and opens it. Its entry is synced with the file that it is made for.
@@ -351,7 +408,7 @@ mod tests {
     #[test]
     fn the_lock_holds_between_processes_and_leaves_no_file() {
         let (scratch, dir) = scratch();
-        let path = scratch.path().join("data");
+        let path = scratch.path().join("data").join(PRIVATE);
         let other = |path: &Path| Command::new("flock").arg("-n").arg(path).args(["-c", "true"]).status().unwrap();
         assert!(!other(&path).success());
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0);
@@ -367,10 +424,35 @@ mod tests {
             .unwrap();
         let mut line = String::new();
         BufReader::new(holder.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let path = scratch.path().join("data");
         assert_eq!(EventDir::open(&path).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
         drop(holder.stdin.take());
         holder.wait().unwrap();
         EventDir::open(&path).unwrap();
+    }
+
+    #[test]
+    fn who_may_only_read_the_event_files_cannot_keep_us_from_them() {
+        let scratch = TempDir::new().unwrap();
+        let path = scratch.path().join("data");
+        fs::create_dir(&path).unwrap();
+        // What a group may open, it may lock.
+        let reader = File::open(&path).unwrap();
+        reader.lock().unwrap();
+        let _dir = EventDir::open(&path).unwrap();
+        assert_eq!(mode(&path.join(PRIVATE)), PRIVATE_MODE);
+    }
+
+    #[test]
+    fn a_lock_that_is_removed_is_taken_again_unless_another_owner_has_it() {
+        let (scratch, dir) = scratch();
+        let path = scratch.path().join("data");
+        fs::remove_dir(path.join(PRIVATE)).unwrap();
+        dir.create("x", 0o640).unwrap();
+        assert_eq!(EventDir::open(&path).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+        fs::remove_dir(path.join(PRIVATE)).unwrap();
+        let _other = EventDir::open(&path).unwrap();
+        assert_eq!(dir.create("y", 0o640).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
     }
 
     #[test]
@@ -489,7 +571,7 @@ mod tests {
         let above = scratch.path().join("above");
         let dir = EventDir::open(&above.join("data")).unwrap();
         for gone in [above.join("data"), above] {
-            fs::remove_dir(&gone).unwrap();
+            fs::remove_dir_all(&gone).unwrap();
             fs::write(&gone, "").unwrap();
             assert!(!blames_name(&dir.create("x", 0o640).unwrap_err()), "{}", gone.display());
             fs::remove_file(&gone).unwrap();

@@ -243,7 +243,7 @@ fn nothing_is_written_while_the_directory_is_gone_and_a_new_one_gets_new_files()
 fn a_file_that_cannot_be_created_is_intended_once() {
     let mut world = World::new(9);
     // A directory in the way of nothing: the name itself is what fails.
-    fs::remove_dir(world.scratch.path().join("data")).unwrap();
+    fs::remove_dir_all(world.scratch.path().join("data")).unwrap();
     let mut sink = World::sink(&world.config, "{log_name}/%H.{seq}", &BTreeMap::new(), world.now);
     fs::write(world.path("a"), "a file where a directory should be").unwrap();
     for _ in 0..3 {
@@ -273,7 +273,7 @@ fn a_stranger_in_place_of_a_directory_of_all_names_is_the_fault_of_no_record() {
 #[test]
 fn an_intent_that_is_no_longer_right_is_given_up() {
     let mut world = World::new(9);
-    fs::remove_dir(world.scratch.path().join("data")).unwrap();
+    fs::remove_dir_all(world.scratch.path().join("data")).unwrap();
     let mut sink = World::sink(&world.config, "{log_name}/%H.{seq}", &BTreeMap::new(), world.now);
     fs::write(world.path("a"), "a file where a directory should be").unwrap();
     sink.target(&key("a"), world.now, &mut world.notes).unwrap_err();
@@ -285,7 +285,7 @@ fn an_intent_that_is_no_longer_right_is_given_up() {
 fn an_intent_goes_with_its_partition_from_sink_and_ledger() {
     let mut world = World::new(9);
     world.config.visibility = config::Visibility::Sealed;
-    fs::remove_dir(world.scratch.path().join("data")).unwrap();
+    fs::remove_dir_all(world.scratch.path().join("data")).unwrap();
     let mut sink = World::sink(&world.config, "{log_name}/%H.{seq}", &BTreeMap::new(), world.now);
     fs::write(world.path("a"), "a file where a directory should be").unwrap();
     let key = FileKey { topic: Some("t".into()), partition: Some(3), ..key("a") };

@@ -7,6 +7,7 @@
 use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Options, Transform};
 use crate::config::{Compression, Payload, Sink, TimeZone, Validation, Visibility};
-use crate::durable::create_dirs;
+use crate::durable::create_private_dirs;
 use crate::fault::point;
 use crate::msink::name::{Fields, NameTemplate};
 use crate::settings::{Settings, Sources};
@@ -97,11 +98,11 @@ impl Recipe {
     pub fn keep(&self, dir: &Path) -> io::Result<String> {
         let (text, fingerprint) = self.text()?;
         let path = dir.join(format!("{fingerprint}.json"));
-        create_dirs(dir)?;
+        create_private_dirs(dir)?;
         let is_new = !path.try_exists()?;
         if is_new {
             let new = path.with_extension("new");
-            let mut file = File::create(&new)?;
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             fs::rename(&new, &path)?;

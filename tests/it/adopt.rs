@@ -105,9 +105,8 @@ fn wait_no_lag(home: &Home) {
 /// Waits until nothing is hidden any more.
 fn wait_published(home: &Home) {
     wait_until("everything is published", SOON, || {
-        let names: Vec<_> = fs::read_dir(home.path("data")).expect("a directory").flatten().collect();
-        let hidden = names.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with('.')).count();
-        holds(hidden == 0, hidden)
+        let hidden = events::hidden(&home.path("data"));
+        holds(hidden.is_empty(), hidden)
     });
 }
 

@@ -31,6 +31,9 @@ mod frozen;
 /// Several instances of one group: rebalances, instances that are killed, frozen, or have each other's name.
 #[cfg(test)]
 mod group;
+/// The processes that may change a home: commands, starts, and what another process does to its files.
+#[cfg(test)]
+mod homes;
 /// Faults of Kafka: brokers, connections, logs, and the watchdog.
 #[cfg(test)]
 mod kafka;

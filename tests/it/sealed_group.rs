@@ -1,7 +1,6 @@
 //! Hidden files of several instances: whoever is lost, frozen or unanswered, all published files together have every record
 //! once. And kills at every step of a rebalance.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use crate::harness::fleet::{Fleet, Membership, Protocol};
 use crate::harness::proxy::OFFSET_COMMIT;
 use crate::harness::tail::Tail;
 use crate::harness::topic::Load;
-use crate::harness::{Codec, Mix, Proxy, Record, SOON, Topic, broker, holds, wait_until};
+use crate::harness::{Codec, Mix, Proxy, Record, SOON, Topic, broker, events, holds, wait_until};
 
 /// About 2,000 records a second.
 fn steady(topic: &Topic) -> Load {
@@ -39,9 +38,7 @@ pub(crate) fn sealed(topic: &Topic, count: usize, protocol: Protocol) -> Fleet {
 
 /// Files with a dot before their name, of all instances: hidden ones, and those that were set aside.
 fn hidden(fleet: &Fleet) -> Vec<PathBuf> {
-    let dirs = fleet.homes.iter().map(|home| home.path("data"));
-    let entries = dirs.filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
-    entries.filter(|entry| entry.file_name().to_string_lossy().starts_with('.')).map(|entry| entry.path()).collect()
+    fleet.homes.iter().flat_map(|home| events::hidden(&home.path("data"))).collect()
 }
 
 /// Ends everything and demands that all published files are exactly what must become of these records, nothing is left

@@ -165,7 +165,7 @@ fn a_store_of_a_newer_format_is_refused_and_left_alone() {
     }
     let refused = home.mtga(["start"]).code(1);
     assert!(refused.stderr.contains("format 9, newer than this program"), "{refused:?}");
-    assert_eq!(entries_of(&home.path("tmp/store")), ["journal", "recipes", "sled"], "nothing was set aside");
+    assert_eq!(entries_of(&home.path("tmp/store")), ["journal", "lock", "recipes", "sled"], "nothing was set aside");
 }
 
 #[test]

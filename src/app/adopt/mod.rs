@@ -36,32 +36,38 @@ use crate::config::{Assignment, Config, Visibility};
 use crate::control::{Failure, FailureKind};
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
+use crate::lock::HomeLock;
 use crate::logging::{self, Console};
 use crate::msink::name::hidden;
 use crate::msource::TopicPartition;
 use crate::msource::consumer::Desk;
 use crate::msource::journal::{FileState, State};
 
-/// See the module. Our own home is locked.
-pub(super) fn adopt(place: &Place, config: &Config, dir: &Path, progress: &dyn Fn(&str)) -> Result<Adoption, Failure> {
+/// See the module. The lock is that of our own home.
+pub(super) fn adopt(
+    place: &Place,
+    (config, lock): (&Config, &HomeLock),
+    dir: &Path,
+    progress: &dyn Fn(&str),
+) -> Result<Adoption, Failure> {
     let other = Other::find(place, config, dir)?;
     home::become_owner(config)?;
-    let _lock = other.lock()?;
+    let their_lock = other.lock()?;
     if let Some(before) = other.adopted()? {
         return Ok(Adoption { dir: other.config.sink.dir, before: Some(before), ..Adoption::default() });
     }
     // What recovery has to say is worth keeping; it belongs to the home that goes on.
     let _logging = logging::init(&config.log, config.time_zone, Console::Silent)?;
     tracing::info!(dir = %other.dir.display(), "adopting a home");
-    let found = View::open(&other.config).map_err(|failure| other.about(&failure))?.state;
-    let ours = View::open(config)?.state.home;
+    let found = View::of_locked(&other.config, &their_lock).map_err(|failure| other.about(&failure))?.state;
+    let ours = View::of_locked(config, lock)?.state.home;
     if found.home == ours {
         let what = "is a copy of this home, not another one";
         return Err(Failure::new(FailureKind::Usage, format!("{} {what}", other.dir.display())));
     }
-    let taken = run(&other.config, Feed::Adopted, |theirs| {
+    let taken = run((&other.config, &their_lock), Feed::Adopted, |theirs| {
         fault::point("adopt.recovered");
-        run(config, Feed::Nothing, |ours| take_over(&other, config, &found, (ours, theirs), progress))
+        run((config, lock), Feed::Nothing, |ours| take_over(&other, config, &found, (ours, theirs), progress))
     });
     let (adoption, ours) = taken.map_err(|failure| other.about(&failure))?;
     fault::point("adopt.done");
@@ -71,9 +77,13 @@ pub(super) fn adopt(place: &Place, config: &Config, dir: &Path, progress: &dyn F
 }
 
 /// Runs a pipeline that is fed by nothing. What ended it tells more than who noticed.
-fn run<T>(config: &Config, feed: Feed, act: impl FnOnce(&Pipeline) -> Result<T, Failure>) -> Result<T, Failure> {
+fn run<T>(
+    (config, lock): (&Config, &HomeLock),
+    feed: Feed,
+    act: impl FnOnce(&Pipeline) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     let desk = Arc::new(Desk::new(engine(config)?));
-    let pipeline = Pipeline::start(config, &desk, feed, Opening::First)?;
+    let pipeline = Pipeline::start(config, lock, &desk, feed, Opening::First)?;
     let outcome = act(&pipeline);
     let ended = pipeline.end();
     outcome.and_then(|value| Ok(ended.map(|()| value)?))

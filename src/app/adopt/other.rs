@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -15,7 +16,7 @@ use super::super::home::{Places, failed};
 use crate::cli::Place;
 use crate::config::{self, Config};
 use crate::control::{Failure, FailureKind};
-use crate::daemon::{self, Holder, PidFile};
+use crate::lock::{HomeLock, Purpose};
 use crate::msink::dir::{EventDir, blames_name};
 use crate::msource::journal::{Contents, Frame};
 
@@ -88,13 +89,14 @@ impl Other {
     }
 
     /// Keeps everybody else from the home, as far as this host goes.
-    pub(super) fn lock(&self) -> Result<PidFile, Failure> {
-        if let Holder::Process(pid) = daemon::living(&self.dir)? {
-            let who = pid.map_or_else(|| "a process".to_owned(), |pid| format!("pid {pid}"));
-            let text = format!("{who} runs on {}: a home whose instance lives is not adopted", self.dir.display());
-            return Err(Failure::new(FailureKind::CannotCreate, text));
-        }
-        PidFile::acquire(&self.dir)
+    pub(super) fn lock(&self) -> Result<HomeLock, Failure> {
+        HomeLock::acquire(&self.config.store.path, Purpose::Command).map_err(|failure| {
+            let text = match failure.kind {
+                FailureKind::CannotCreate => "a home whose instance lives is not adopted",
+                _ => "it may be adopted again",
+            };
+            Failure::new(failure.kind, format!("cannot adopt {}: {failure}: {text}", self.dir.display()))
+        })
     }
 
     /// By whom and when it was adopted, if it was.
@@ -110,7 +112,7 @@ impl Other {
         let root = Places::of(&self.config).root;
         let write = || -> io::Result<()> {
             let new = root.join(format!("{MARKER}.new"));
-            let mut file = File::create(&new)?;
+            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
             serde_json::to_writer(&mut file, &marker)?;
             file.write_all(b"\n")?;
             file.sync_all()?;

@@ -23,6 +23,14 @@ pub(super) fn partition(number: i32) -> TopicPartition {
     TopicPartition { topic: "t".into(), partition: number }
 }
 
+/// The files in a directory, in order.
+pub(super) fn files(dir: &std::path::Path) -> Vec<PathBuf> {
+    let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = paths.filter(|path| path.is_file()).collect();
+    files.sort();
+    files
+}
+
 pub(super) fn position(number: i32, next: i64) -> Position {
     Position { partition: partition(number), topic_id: "id".into(), next, leader_epoch: 3 }
 }

@@ -82,8 +82,8 @@ fn cut_power(home: &Home, random: u64) {
 fn check(home: &Home) {
     let (state, ..) = home.recover();
     let mut lines: BTreeMap<Vec<u8>, u32> = BTreeMap::new();
-    for entry in fs::read_dir(home.data()).unwrap() {
-        let content = fs::read(entry.unwrap().path()).unwrap();
+    for path in files(&home.data()) {
+        let content = fs::read(path).unwrap();
         for line in content.split_inclusive(|byte| *byte == b'\n') {
             *lines.entry(line.to_vec()).or_default() += 1;
         }

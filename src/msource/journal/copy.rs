@@ -102,7 +102,7 @@ pub(super) fn remove(dir: &Path, which: impl Fn(u64) -> bool) -> io::Result<()> 
 }
 
 fn write_file(path: &Path, queue: &Queue<'_>) -> io::Result<()> {
-    let file = File::options().write(true).create(true).truncate(true).mode(0o640).open(path)?;
+    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     file.write_all(&framing::in_parts(queue.number, &[MAGIC, &[Format::CURRENT.version() as u8]].concat()))?;
     let (mut some, mut bytes, mut all) = (Vec::new(), 0, 0);

@@ -29,7 +29,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::config::Visibility;
-use crate::durable::create_dirs;
+use crate::durable::create_private_dirs;
 use crate::fault::point;
 
 mod copy;
@@ -307,7 +307,7 @@ pub struct Journal {
 impl Journal {
     /// Begins a new segment with the image of a state in which everything is durable.
     pub fn begin(dir: &Path, contents: &Contents, image: &State) -> io::Result<Self> {
-        create_dirs(dir)?;
+        create_private_dirs(dir)?;
         if let Some((segment, end)) = contents.end {
             // Its last frames may be in memory only. They are not needed for the image, but for the rejects in them until the
             // store has those for good. They are written once more, since a sync that failed may have lost them to the disk.
@@ -355,7 +355,7 @@ impl Journal {
         previous: Option<(u64, u64)>,
         first: &[Frame],
     ) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o640).open(path)?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
         allocate(&file)?;
         let mut journal = Self { dir: dir.to_owned(), segment, file: Arc::new(file), position: 0 };
         journal.append(&Frame::Header(Header { version: VERSION, segment, previous }))?;

@@ -439,7 +439,7 @@ fn a_journal_of_format_3_is_read_and_goes_on_in_the_current_one_wherever_its_nex
     let header = Frame::Header(Header { version: 3, segment: 1, previous: None });
     let frames = [header, Frame::Image(Box::new(state())), rejecting(1), Frame::Checkpoint { number: 1 }, rejecting(2)];
     let bytes: Vec<u8> = frames.iter().flat_map(|frame| frame_v3(1, frame)).collect();
-    create_dirs(dir).unwrap();
+    fs::create_dir_all(dir).unwrap();
     fs::write(segment_path(dir, 1), &bytes).unwrap();
 
     let contents = read(dir).unwrap();

@@ -21,8 +21,9 @@
 //! whoever reads or writes one accesses it some times more. What stays is a page or two of each part: some 30 MiB.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -429,7 +430,8 @@ impl Store for SledStore {
     }
 }
 
-/// Fsyncs every file below a directory, and the directories.
+/// Fsyncs every file below a directory, and the directories. They become the owner's alone: sled makes them as the umask has
+/// it, and there are records in them.
 fn sync_tree(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -438,12 +440,19 @@ fn sync_tree(dir: &Path) -> io::Result<()> {
             // sled removes files of its own at any time.
             kind if kind.is_file() => match File::open(entry.path()) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                file => file?.sync_all()?,
+                file => sync_private(&file?, 0o600)?,
             },
             _ => {}
         }
     }
-    File::open(dir)?.sync_all()
+    sync_private(&File::open(dir)?, 0o700)
+}
+
+fn sync_private(file: &File, mode: u32) -> io::Result<()> {
+    if file.metadata()?.permissions().mode() & 0o7777 != mode {
+        file.set_permissions(Permissions::from_mode(mode))?;
+    }
+    file.sync_all()
 }
 
 /// Moves a store that cannot be opened out of the way, so that it can be rebuilt; returns where it is now.

@@ -147,8 +147,8 @@ impl Home {
         wait_until("the killed daemon is gone", SOON, || holds(self.running().is_none(), "it runs"));
         // Its last thread may still be on its way out, and holds the lock until then.
         wait_until("the killed daemon has let go", SOON, || {
-            let pid_file = fs::File::open(self.path("tmp/mtga.pid")).map_err(|error| error.to_string())?;
-            pid_file.try_lock().map_err(|error| error.to_string())
+            let lock = fs::File::open(self.path("tmp/store/lock")).map_err(|error| error.to_string())?;
+            lock.try_lock().map_err(|error| error.to_string())
         });
     }
 

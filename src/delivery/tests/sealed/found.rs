@@ -37,8 +37,8 @@ impl Found {
         assert_eq!(totals.cleared, home.cleared.len() as u64);
         assert_eq!(totals.gaps, 0);
         let empty: BTreeSet<_> = state.files.values().filter(|file| file.length == 0).map(FileState::path).collect();
-        for entry in fs::read_dir(home.data()).unwrap() {
-            let name = entry.unwrap().file_name().into_string().unwrap();
+        for path in files(&home.data()) {
+            let name = path.file_name().unwrap().to_str().unwrap().to_owned();
             let bytes = fs::read(home.data().join(&name)).unwrap();
             if name.starts_with('.') {
                 assert!(bytes.is_empty() && empty.contains(&name), "{}: {name} is hidden still", home.name);

@@ -180,7 +180,7 @@ fn what_was_prepared_and_not_taken_is_committed_in_the_next_assignment() {
 #[test]
 fn what_was_prepared_and_is_not_whole_any_more_is_refused_before_it_is_committed() {
     let (mut world, number) = prepared();
-    let hidden = fs::read_dir(world.homes[0].data()).unwrap().map(|entry| entry.unwrap().path());
+    let hidden = files(&world.homes[0].data());
     fs::remove_file(hidden.into_iter().next().expect("a hidden file")).unwrap();
     let (reply, answered) = bounded(1);
     world.run(0).work.inbox.send(Inbox::Check { number, partition: partition(0), reply }).unwrap();
@@ -198,8 +198,8 @@ fn visible(world: &World) -> Vec<String> {
 }
 
 fn remove_hidden(world: &World) {
-    for entry in fs::read_dir(world.homes[0].data()).unwrap() {
-        fs::remove_file(entry.unwrap().path()).unwrap();
+    for path in files(&world.homes[0].data()) {
+        fs::remove_file(path).unwrap();
     }
 }
 

@@ -1,0 +1,217 @@
+//! A home and the processes that may change it: commands on a stopped one, starts, and what another process does to its files
+//! meanwhile. One at a time works on it, and each takes what the one before has left.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use mtga::control::State;
+use mtga::lock::{self, Holder};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::process::Finished;
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, tick, wait_until};
+
+fn holder(home: &Home) -> Holder {
+    lock::holder(&home.path("tmp/store")).expect("the lock can be looked at")
+}
+
+/// A home that saves nothing by itself, so that what it has written since its start is in the journal alone.
+fn unsaved(topic: &Topic) -> Home {
+    let mut home = Home::new(topic);
+    home.set("store.checkpoint", "1h");
+    home
+}
+
+fn spawn(command: &mut Command) -> Child {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it can be started")
+}
+
+/// Demands of a stopped home that nothing is missing, nothing is there twice, and nothing comes.
+fn assert_exactly_after_all(home: &Home, produced: &[Record]) {
+    home.start();
+    home.wait_done(produced);
+    home.assert_exactly(produced);
+    home.stop();
+}
+
+/// Takes the last bytes of the last event file away: what a kill in the middle of a write leaves.
+fn tear(home: &Home) {
+    let path = events::paths(&home.path("data")).pop().expect("an event file");
+    let file = fs::File::options().write(true).open(path).expect("a file");
+    file.set_len(file.metadata().expect("a file").len() - 40).expect("a file");
+}
+
+#[test]
+fn a_command_that_waits_for_the_store_lets_no_service_change_the_home_meanwhile() {
+    let topic = Topic::create("waits", 1);
+    let home = unsaved(&topic);
+    home.start();
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 200);
+    home.wait_written(200);
+    home.stop();
+    for end in [Signal::SIGKILL, Signal::SIGCONT] {
+        // As a monitor does that looks at the store for long.
+        let monitor = fs::File::open(home.path("tmp/store/sled/db")).expect("a file");
+        monitor.try_lock().expect("nobody has it");
+        let mut command = spawn(home.command().arg("retry_failure_queue"));
+        let works = Holder::Command(command.id());
+        wait_until("the command waits for the store", SOON, || holds(holder(&home) == works, "not yet"));
+        let frozen = Pid::from_raw(command.id() as i32);
+        kill(frozen, Signal::SIGSTOP).expect("it waits");
+        drop(monitor);
+        let mut start = spawn(home.command().arg("start"));
+        // It does not come beyond the lock; without one it would be here in a moment.
+        let seen = Instant::now();
+        while holder(&home) == works && seen.elapsed() < Duration::from_millis(500) {
+            tick();
+        }
+        produced.extend(topic.fill(Codec::None, Mix::Clean, produced.len() as u64, 200));
+        if matches!(holder(&home), Holder::Nobody | Holder::Service(_)) {
+            home.wait_written(produced.len() as u64);
+            home.kill9();
+        }
+        kill(frozen, end).expect("it is there");
+        assert_eq!(command.wait().expect("a child").success(), end == Signal::SIGCONT);
+        assert!(start.wait().expect("a child").success());
+        home.wait_written(produced.len() as u64);
+        home.kill9();
+        home.start();
+        home.stop();
+    }
+    assert_exactly_after_all(&home, &produced);
+}
+
+#[test]
+fn commands_and_starts_beside_each_other_killed_at_each_step_lose_and_repeat_nothing() {
+    let topic = Topic::create("beside", 2);
+    let home = unsaved(&topic);
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 100);
+    home.start();
+    home.wait_written(100);
+    let retry = ["retry_failure_queue"].as_slice();
+    let clear = ["clear_failure_queue", "--older-than", "365d"].as_slice();
+    let end = ["set_offset", "all", "latest"].as_slice();
+    let rounds = [
+        (retry, "home.locked"),
+        (clear, "start.recovered"),
+        (end, "journal.begun"),
+        (retry, "journal.named"),
+        (clear, "start.begun"),
+        (end, "start.applied"),
+    ];
+    for (command, step) in rounds {
+        home.kill9();
+        tear(&home);
+        let killed = spawn(home.command().args(command).env("FAULT_POINT", step));
+        let other = spawn(home.command().args(retry));
+        let start = spawn(home.command().arg("start"));
+        for mut process in [killed, other, start] {
+            // Whoever came first, the others wait for it, or ask the service that runs by then.
+            process.wait().expect("a child");
+        }
+        if holder(&home) == Holder::Nobody {
+            home.start();
+        }
+        produced.extend(topic.fill(Codec::None, Mix::Clean, produced.len() as u64, 100));
+        home.wait_written(produced.len() as u64);
+    }
+    home.stop();
+    assert_exactly_after_all(&home, &produced);
+}
+
+#[test]
+fn a_running_service_is_found_whatever_a_cleaner_takes_or_the_configuration_says() {
+    let topic = Topic::create("found", 1);
+    let mut home = Home::new(&topic);
+    let runs = |home: &Home| {
+        home.mtga(["status"]).code(0);
+        let second = home.mtga(["start"]).code(73);
+        assert!(second.stderr.contains("already runs on this home"), "{second:?}");
+        assert!(matches!(holder(home), Holder::Service(Some(_))));
+    };
+    home.start();
+    let pid = home.pid();
+    fs::remove_file(home.path("tmp/mtga.pid")).expect("a pid file");
+    runs(&home);
+    fs::remove_file(home.path("tmp/store/lock")).expect("a lock");
+    wait_until("it is locked again", SOON, || holds(holder(&home) != Holder::Nobody, "not yet"));
+    fs::remove_file(home.path("tmp/mtga.sock")).expect("a socket");
+    let stopped = home.mtga(["stop"]).success();
+    assert_eq!(stopped, format!("mtga (pid {pid}) has stopped"), "by a signal");
+    home.mtga(["status"]).code(3);
+    // Without a moment in between, again and again.
+    for _ in 0..3 {
+        home.start();
+        home.stop();
+    }
+    home.start();
+    let pid = home.pid();
+    home.set("store.path", "tmp/other");
+    home.mtga(["status"]).code(0);
+    let stopped = home.mtga(["stop"]).success();
+    assert_eq!(stopped, format!("mtga (pid {pid}) has stopped"), "the socket knows");
+    assert!(fs::metadata(format!("/proc/{pid}")).is_err(), "it has ended");
+}
+
+#[test]
+fn who_may_only_read_keeps_no_service_from_its_home() {
+    let topic = Topic::create("readers", 1);
+    let home = Home::new(&topic);
+    home.start();
+    home.stop();
+    fs::write(home.path("tmp/mtga.pid"), "1\n").expect("a file");
+    // A member of the group can open and so lock these.
+    let held: Vec<_> =
+        ["data", "tmp/mtga.pid", "tmp"].map(|path| fs::File::open(home.path(path)).expect("a path")).into();
+    for file in &held {
+        file.try_lock().expect("nobody has it");
+    }
+    home.start();
+    home.stop();
+    for private in ["tmp/store", "data/.mtga"] {
+        let mode = fs::metadata(home.path(private)).expect("a directory").permissions().mode();
+        assert_eq!(mode & 0o7777, 0o700, "{private}");
+    }
+}
+
+/// Everything below a directory, itself included.
+fn below(path: &Path) -> Vec<std::path::PathBuf> {
+    let mut all = vec![path.to_owned()];
+    for entry in fs::read_dir(path).into_iter().flatten() {
+        let entry = entry.expect("an entry").path();
+        if entry.is_dir() { all.extend(below(&entry)) } else { all.push(entry) }
+    }
+    all
+}
+
+#[test]
+fn the_store_is_its_owners_alone_whatever_the_umask() {
+    let topic = Topic::create("umask", 1);
+    let home = Home::new(&topic);
+    let produced = topic.fill(Codec::None, Mix::Dirty, 0, 200);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "umask 0; exec \"$0\" --home \"$1\" start_not_daemon"]);
+    let mut service = spawn(shell.arg(home.path("bin/mtga")).arg(home.path("")));
+    home.wait_for(State::Consuming);
+    home.wait_done(&produced);
+    let stopped = Finished::run(home.command().arg("stop"), SOON);
+    stopped.code(0);
+    service.wait().expect("a child");
+    // What sled makes by itself until the next start is in a directory that nobody else can enter.
+    home.start();
+    home.stop();
+    for path in below(&home.path("tmp/store")) {
+        let metadata = fs::metadata(&path).expect("a path");
+        let (mode, wanted) = (metadata.permissions().mode() & 0o7777, if metadata.is_dir() { 0o700 } else { 0o600 });
+        let of_sled = path.starts_with(home.path("tmp/store/sled")) && metadata.is_file();
+        assert!(mode == wanted || of_sled && mode & 0o027 == 0, "{}: {mode:o}", path.display());
+    }
+    for path in ["tmp", "data", "logs"].iter().flat_map(|part| below(&home.path(part))).filter(|path| path.is_file()) {
+        let mode = fs::metadata(&path).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o007, 0, "{}: {mode:o}", path.display());
+    }
+}
