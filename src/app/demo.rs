@@ -6,7 +6,7 @@
 //! The home is temporary and goes with the demo, also when it is interrupted; it stays when `--keep` says so, and when
 //! something went wrong other than a disk without room, so that it can be looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -122,7 +122,7 @@ fn play(
     let offsets = match &watched {
         Ok((Some(_), _)) => Asker::new(config, config.rpc.timeout).and_then(|asker| {
             let state = pipeline.gauges.durable().state.clone();
-            asker.running_rows(&state, &stage.partitions)
+            asker.running_rows(config, &state, &stage.partitions, &BTreeSet::new())
         }),
         _ => Ok(Vec::new()),
     };

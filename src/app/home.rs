@@ -279,6 +279,7 @@ impl View {
         for frame in &contents.tail {
             state.apply(frame);
         }
+        state.forget_unknown();
         let mut overlay: BTreeMap<u64, Option<QueueEntry>> = change.remove.into_iter().map(|key| (key, None)).collect();
         overlay.extend(change.insert.into_iter().map(|(key, entry)| (key, Some(entry))));
         Ok(Self { state, store: Some(store), overlay, _lock: lock })

@@ -12,7 +12,7 @@ use crate::cli::Place;
 use crate::config::Config;
 use crate::control::{
     ClearQuery, Counts, Failure, FailureEntry, FailureKind, ListQuery, PartitionOffsets, Removed, Retried, Service,
-    State, Status,
+    State, Status, total_lag,
 };
 use crate::delivery::Gauges;
 use crate::fault::point;
@@ -137,19 +137,20 @@ impl Live {
         let asker = lock(&self.asker).take();
         let asker = match asker {
             Some(asker) => asker,
-            None => Asker::new(&self.config, self.config.rpc.timeout / 2)?,
+            None => Asker::new(&self.config, timeout)?,
         };
         let ours = pipeline.as_ref().map(|pipeline| pipeline.tracker.partitions()).unwrap_or_default();
         let state = gauges.durable().state.clone();
-        let asker = asker.bounded(timeout);
+        let pending = self.desk.pending();
+        let asker = asker.within(timeout);
         let waits = ours.is_empty() && self.desk.state().0 == State::Waiting && !self.without_share();
         let rows = if pipeline.is_none() || waits {
             asker.stopped_rows(&self.config, &state)
         } else {
-            asker.running_rows(&state, &ours)
+            asker.running_rows(&self.config, &state, &ours, &pending)
         };
-        if let Ok(rows) = &rows {
-            *lock(&self.lag) = Some((Instant::now(), rows.iter().map(|row| row.lag.unsigned_abs()).sum()));
+        if let Some(lag) = rows.as_ref().ok().and_then(|rows| total_lag(rows).ok()) {
+            *lock(&self.lag) = Some((Instant::now(), lag.unsigned_abs()));
         }
         *lock(&self.asker) = Some(asker);
         rows
@@ -160,7 +161,7 @@ impl Live {
         self.desk.without_share.load(Ordering::Relaxed)
     }
 
-    /// The lag, asked anew when it is not fresh; `None` when nobody answers.
+    /// The lag, asked again when it is not fresh; `None` when it is not known of every partition.
     fn lag(&self) -> Option<u64> {
         let fresh = |(at, lag): (Instant, u64)| (at.elapsed() < LAG_FRESH).then_some(lag);
         if let Some(lag) = lock(&self.lag).and_then(fresh) {
@@ -221,7 +222,7 @@ impl Service for Live {
     }
 
     fn offsets(&self) -> Result<Vec<PartitionOffsets>, Failure> {
-        self.rows(self.config.rpc.timeout / 2)
+        self.rows(self.config.rpc.timeout / 4 * 3)
     }
 
     fn failure_count(&self) -> Result<u64, Failure> {

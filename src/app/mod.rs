@@ -204,7 +204,8 @@ impl Service for Stopped {
 
     fn offsets(&self) -> Result<Vec<PartitionOffsets>, Failure> {
         let state = View::open(&self.config)?.state;
-        Asker::new(&self.config, self.config.rpc.timeout / 4)?.stopped_rows(&self.config, &state)
+        let time = self.config.rpc.timeout;
+        Asker::new(&self.config, time)?.within(time).stopped_rows(&self.config, &state)
     }
 
     fn failure_count(&self) -> Result<u64, Failure> {

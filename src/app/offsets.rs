@@ -1,9 +1,10 @@
 //! Positions and watermarks: the rows of `offset_checker`, and `set_offset`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
+use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::home::failed;
 use super::pipeline::Pipeline;
@@ -13,7 +14,7 @@ use crate::control::{Failure, FailureKind, PartitionOffsets};
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Held, Known, Owner, begun_with, decide, judge};
-use crate::msource::consumer::topic_names;
+use crate::msource::consumer::{is_answer, topic_names};
 use crate::msource::journal::{Frame, Mark, MoveCause, Position, SealedOffsets, State};
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
 use crate::msource::properties;
@@ -21,21 +22,26 @@ use crate::msource::properties;
 /// Asks the brokers on behalf of commands.
 pub(super) struct Asker {
     client: Client,
+    /// Bound on one question.
     timeout: Duration,
+    /// Bound on all of them together.
+    deadline: Option<Instant>,
     committed_only: bool,
 }
 
 fn unavailable(error: &KafkaError) -> Failure {
-    Failure::new(FailureKind::Unavailable, format!("Kafka does not answer: {error}"))
+    unavailable_text(format!("Kafka does not answer: {error}"))
 }
 
-/// A partition with everything that decides where it stands.
+/// A partition with everything that decides where it stands. What is `None` is not known.
 struct Standing {
     partition: TopicPartition,
     topic_id: String,
-    low: i64,
-    high: i64,
-    current: i64,
+    low: Option<i64>,
+    high: Option<i64>,
+    current: Option<i64>,
+    /// Why something is not known.
+    unknown: Option<KafkaError>,
     /// What the group has.
     group: Option<GroupOffset>,
 }
@@ -48,46 +54,84 @@ impl Standing {
             low: self.low,
             high: self.high,
             current: self.current,
-            lag: (self.high - self.current).max(0),
+            lag: self.high.zip(self.current).map(|(high, current)| (high - current).max(0)),
         }
     }
 }
 
+/// The rows of these partitions, unless nothing is known of any.
+fn rows(mut standings: Vec<Standing>) -> Result<Vec<PartitionOffsets>, Failure> {
+    let is_unknown = |standing: &Standing| standing.low.is_none() && standing.high.is_none();
+    if let Some(Standing { unknown: Some(error), .. }) = standings.first()
+        && standings.iter().all(is_unknown)
+    {
+        return Err(unavailable(error));
+    }
+    for Standing { partition, unknown, .. } in &standings {
+        if let Some(error) = unknown {
+            tracing::debug!(%partition, %error, "the watermarks are not known");
+        }
+    }
+    standings.sort_by(|a, b| a.partition.cmp(&b.partition));
+    Ok(standings.iter().map(Standing::row).collect())
+}
+
+/// What the leader of a partition says of its log.
+struct Watermarks {
+    low: Result<i64, KafkaError>,
+    high: Result<i64, KafkaError>,
+}
+
+impl Watermarks {
+    fn error(&self) -> Option<KafkaError> {
+        self.low.as_ref().err().or(self.high.as_ref().err()).cloned()
+    }
+}
+
+/// Which partitions of the configured topics are meant.
+#[derive(Clone, Copy)]
+enum Which<'a> {
+    All,
+    These(&'a BTreeSet<TopicPartition>),
+}
+
 impl Asker {
-    /// A client of its own. It connects when it is first asked; every question is bounded by `timeout`.
+    /// A client of its own. It connects when it is first asked; each question is bounded by `timeout`.
     pub(super) fn new(config: &Config, timeout: Duration) -> Result<Self, Failure> {
         let client = Client::new(&properties::asking(&config.kafka))
             .map_err(|error| Failure::new(FailureKind::Config, format!("cannot make a Kafka client: {error}")))?;
-        Ok(Self { client, timeout, committed_only: properties::committed_only(&config.kafka) })
+        Ok(Self { client, timeout, deadline: None, committed_only: properties::committed_only(&config.kafka) })
     }
 
-    /// The same client with another bound on its questions.
-    pub(super) fn bounded(mut self, timeout: Duration) -> Self {
-        self.timeout = timeout;
+    /// The same client for the questions of one command, which end within this time together.
+    pub(super) fn within(mut self, time: Duration) -> Self {
+        (self.timeout, self.deadline) = (time, Some(Instant::now() + time));
         self
     }
 
-    /// Low and high watermarks, in the order asked.
-    pub(super) fn watermarks(&self, partitions: &[TopicPartition]) -> Result<Vec<(i64, i64)>, Failure> {
-        if partitions.is_empty() {
-            return Ok(Vec::new());
-        }
+    /// How long the next question may take.
+    fn left(&self) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        // librdkafka takes no time at all for its own bound.
+        self.deadline.map_or(self.timeout, left).min(self.timeout).max(Duration::from_millis(1))
+    }
+
+    /// The watermarks, in the order asked.
+    fn watermarks(&self, partitions: &[TopicPartition]) -> Vec<Watermarks> {
         let ask = |spec, committed_only| {
             let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), spec)).collect();
-            let answers = self.client.list_offsets(&queries, committed_only, self.timeout);
-            answers
-                .and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>())
-                .map_err(|error| unavailable(&error))
+            let answers = self.client.list_offsets(&queries, committed_only, self.left());
+            answers.unwrap_or_else(|error| vec![Err(error); queries.len()])
         };
-        let low = ask(OffsetSpec::Earliest, false)?;
-        let high = ask(OffsetSpec::Latest, self.committed_only)?;
-        Ok(low.into_iter().zip(high).collect())
+        let low = ask(OffsetSpec::Earliest, false);
+        let high = ask(OffsetSpec::Latest, self.committed_only);
+        low.into_iter().zip(high).map(|(low, high)| Watermarks { low, high }).collect()
     }
 
     /// The configured topics with their ids and partitions; a missing one is a failure.
     pub(super) fn topics(&self, topics: &[String]) -> Result<Vec<(TopicPartition, String)>, Failure> {
-        let names = topic_names(&self.client, topics, self.timeout).map_err(|error| unavailable(&error))?;
-        let infos = self.client.describe_topics(&names, self.timeout).map_err(|error| unavailable(&error))?;
+        let names = topic_names(&self.client, topics, self.left()).map_err(|error| unavailable(&error))?;
+        let infos = self.client.describe_topics(&names, self.left()).map_err(|error| unavailable(&error))?;
         let mut partitions = Vec::new();
         for (name, info) in names.iter().zip(infos) {
             let info = info.map_err(|error| {
@@ -106,26 +150,33 @@ impl Asker {
         if partitions.is_empty() {
             return Ok(Vec::new());
         }
-        let answers = self.client.committed(partitions, self.timeout);
+        let answers = self.client.committed(partitions, self.left());
         answers.and_then(|answers| answers.into_iter().collect()).map_err(|error| unavailable(&error))
     }
 
     /// The ids of those of these topics that are there.
     pub(super) fn topic_ids(&self, names: &[String]) -> Result<BTreeMap<String, String>, Failure> {
-        let infos = self.client.describe_topics(names, self.timeout).map_err(|error| unavailable(&error))?;
-        Ok(infos.into_iter().flatten().map(|info| (info.name, info.id)).collect())
+        let infos = self.client.describe_topics(names, self.left()).map_err(|error| unavailable(&error))?;
+        let mut ids = BTreeMap::new();
+        for info in infos {
+            match info {
+                Ok(info) => drop(ids.insert(info.name, info.id)),
+                Err(error) if error.code == Code::UnknownTopicOrPartition => {}
+                Err(error) => return Err(unavailable(&error)),
+            }
+        }
+        Ok(ids)
     }
 
     /// Commits from outside of the group, once.
     pub(super) fn commit(&self, commits: &[Commit]) -> Result<(), KafkaError> {
-        self.client.commit(commits, self.timeout)?.into_iter().collect()
+        self.client.commit(commits, self.left())?.into_iter().collect()
     }
 
-    /// Where each partition of a stopped service stands, or would start.
-    fn standings(&self, config: &Config, state: &State) -> Result<Vec<Standing>, Failure> {
+    /// Where each partition that nobody reads stands, or would start.
+    fn standings(&self, config: &Config, state: &State, which: Which<'_>) -> Result<Vec<Standing>, Failure> {
         let topics = self.topics(&config.kafka.topics)?;
         let partitions: Vec<_> = topics.iter().map(|(partition, _)| partition.clone()).collect();
-        let watermarks = self.watermarks(&partitions)?;
         let group = if config.kafka.assignment == Assignment::Group {
             self.group_offsets(&partitions)?
         } else {
@@ -141,8 +192,17 @@ impl Asker {
             let begun = begun_with(topic_id, of_topic.filter_map(|(_, group)| group.as_ref()));
             begun.map_or(known[&*partition.topic], |count| partition.partition >= count)
         };
+        let is_meant = |partition: &TopicPartition| match which {
+            Which::All => true,
+            Which::These(partitions) => partitions.contains(partition),
+        };
+        let meant: Vec<_> = partitions.iter().filter(|partition| is_meant(partition)).cloned().collect();
+        let watermarks = self.watermarks(&meant);
+        let meant = topics.iter().zip(&group).filter(|((partition, _), _)| is_meant(partition));
         let mut standings = Vec::new();
-        for (((partition, topic_id), (low, high)), group) in topics.iter().zip(watermarks).zip(&group) {
+        for (((partition, topic_id), group), watermarks) in meant.zip(watermarks) {
+            let mut unknown = watermarks.error();
+            let (low, high) = (watermarks.low.ok(), watermarks.high.ok());
             let local = state.partitions.get(partition);
             let decision = decide(&Known {
                 home: (&state.home, state.incarnation),
@@ -154,62 +214,92 @@ impl Asker {
                 visibility: config.sink.visibility,
             });
             let current = match decision {
-                Decision::Continue => local.map_or(low, |local| local.next),
-                Decision::Move { to, .. } => to,
-                Decision::Adopt { at } => at,
+                Decision::Continue => local.map_or(low, |local| Some(local.next)),
+                Decision::Move { to, .. } => Some(to),
+                Decision::Adopt { at } => Some(at),
                 Decision::Added | Decision::Recreated => low,
                 Decision::New => match config.kafka.start {
                     Start::Earliest => low,
                     Start::Latest => high,
-                    Start::Time(time) => self.at_time(partition, time, high)?,
+                    Start::Time(time) => match high.map(|high| self.at_time(partition, time, high)) {
+                        Some(Err(error)) => {
+                            unknown = Some(error);
+                            None
+                        }
+                        found => found.and_then(Result::ok),
+                    },
                 },
             };
             let (partition, topic_id, group) = (partition.clone(), topic_id.clone(), group.clone());
-            standings.push(Standing { partition, topic_id, low, high, current, group });
+            standings.push(Standing { partition, topic_id, low, high, current, unknown, group });
         }
         standings.sort_by(|a, b| a.partition.cmp(&b.partition));
         Ok(standings)
     }
 
-    fn at_time(&self, partition: &TopicPartition, time: i64, high: i64) -> Result<i64, Failure> {
-        let answer =
-            self.client.list_offsets(&[(partition.clone(), OffsetSpec::Time(time))], self.committed_only, self.timeout);
-        let offset = answer.and_then(|mut answers| answers.remove(0)).map_err(|error| unavailable(&error))?;
-        Ok(if offset < 0 { high } else { offset })
+    /// The first offset at or after a time; `high`, which was asked for before, where there is none.
+    fn at_time(&self, partition: &TopicPartition, time: i64, high: i64) -> Result<i64, KafkaError> {
+        let partitions = [partition.clone()];
+        let mut answers = self.client.offsets_at_time(&partitions, time, self.committed_only, self.left())?;
+        Ok(answers.remove(0)?.unwrap_or(high))
     }
 
     /// The rows of a stopped service.
     pub(super) fn stopped_rows(&self, config: &Config, state: &State) -> Result<Vec<PartitionOffsets>, Failure> {
-        Ok(self.standings(config, state)?.iter().map(Standing::row).collect())
+        rows(self.standings(config, state, Which::All)?)
     }
 
-    /// The rows of a running service: the partitions that it has.
+    /// The rows of a running service: the partitions that it reads, and those that it was given and does not read yet.
     pub(super) fn running_rows(
         &self,
+        config: &Config,
         state: &State,
         ours: &[TopicPartition],
+        pending: &BTreeSet<TopicPartition>,
     ) -> Result<Vec<PartitionOffsets>, Failure> {
-        let mut partitions: Vec<_> =
-            ours.iter().filter(|partition| state.partitions.contains_key(partition)).cloned().collect();
-        partitions.sort();
-        let watermarks = self.watermarks(&partitions)?;
-        Ok(partitions
+        let read: Vec<_> = ours.iter().filter(|partition| state.partitions.contains_key(partition)).cloned().collect();
+        let watermarks = self.watermarks(&read);
+        let mut standings: Vec<_> = read
             .into_iter()
             .zip(watermarks)
-            .map(|(partition, (low, high))| {
-                let current = state.partitions.get(&partition).map_or(low, |local| local.next);
-                Standing { partition, topic_id: String::new(), low, high, current, group: None }.row()
+            .map(|(partition, watermarks)| {
+                let unknown = watermarks.error();
+                let current = state.partitions.get(&partition).map(|local| local.next);
+                let (low, high) = (watermarks.low.ok(), watermarks.high.ok());
+                Standing { partition, topic_id: String::new(), low, high, current, unknown, group: None }
             })
-            .collect())
+            .collect();
+        let waiting: BTreeSet<_> = pending.iter().filter(|partition| !ours.contains(partition)).cloned().collect();
+        if !waiting.is_empty() {
+            let found = self.standings(config, state, Which::These(&waiting));
+            let mut found = found.unwrap_or_default();
+            // Of those that the brokers do not name, nothing is known.
+            for partition in waiting {
+                if found.iter().all(|standing| standing.partition != partition) {
+                    let (low, high, current, unknown) = (None, None, None, None);
+                    found.push(Standing {
+                        partition,
+                        topic_id: String::new(),
+                        low,
+                        high,
+                        current,
+                        unknown,
+                        group: None,
+                    });
+                }
+            }
+            standings.append(&mut found);
+        }
+        rows(standings)
     }
 }
 
 /// Moves positions of a stopped service: in the group, and then in the journal.
 pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
-    let asker = Asker::new(config, config.rpc.timeout)?;
+    let asker = Asker::new(config, config.rpc.timeout)?.within(config.rpc.timeout);
     let state = pipeline.gauges.durable().state.clone();
     let selected: Vec<_> = asker
-        .standings(config, &state)?
+        .standings(config, &state, Which::All)?
         .into_iter()
         .filter(|standing| what.topic.as_deref().is_none_or(|topic| topic == &*standing.partition.topic))
         .filter(|standing| what.partition.is_none_or(|partition| partition == standing.partition.partition))
@@ -223,45 +313,68 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
     let before: Vec<_> = selected.iter().map(Standing::row).collect();
     let mut moved = Vec::new();
     for mut standing in selected {
-        standing.current = match to {
-            OffsetTarget::Earliest => standing.low,
-            OffsetTarget::Latest => standing.high,
-            OffsetTarget::Time(time) => asker.at_time(&standing.partition, time, standing.high)?,
-            OffsetTarget::Offset(offset) if (standing.low..=standing.high).contains(&offset) => offset,
+        let (Some(low), Some(high)) = (standing.low, standing.high) else { return Err(unmoved(&standing)) };
+        let to = match to {
+            OffsetTarget::Earliest => low,
+            OffsetTarget::Latest => high,
+            OffsetTarget::Time(time) => match asker.at_time(&standing.partition, time, high) {
+                Ok(offset) => offset,
+                Err(error) => return Err(unmoved(&Standing { unknown: Some(error), ..standing })),
+            },
+            OffsetTarget::Offset(offset) if (low..=high).contains(&offset) => offset,
             OffsetTarget::Offset(offset) => {
-                let Standing { partition, low, high, .. } = standing;
+                let partition = &standing.partition;
                 let text = format!("{partition}: offset {offset} is not within {low}..{high}; nothing was moved");
                 return Err(Failure::new(FailureKind::Usage, text));
             }
         };
-        moved.push(standing);
+        standing.current = Some(to);
+        moved.push((standing, to));
     }
     let wait = |answered: &Receiver<()>| in_time(pipeline, answered, config.rpc.timeout);
     if config.kafka.assignment == Assignment::All {
-        moved.iter().try_for_each(|standing| refuse_to_skip_missing(&state, standing))?;
+        moved.iter().try_for_each(|(standing, to)| refuse_to_skip_missing(&state, standing, *to))?;
     }
     if config.kafka.assignment == Assignment::Group {
-        moved.iter().try_for_each(|standing| refuse_to_skip(&state, standing))?;
-        for Standing { partition, group, .. } in &moved {
+        moved.iter().try_for_each(|(standing, to)| refuse_to_skip(&state, standing, *to))?;
+        for (Standing { partition, group, .. }, _) in &moved {
             // While the group still tells: after the move it can't be known any more.
             settle(pipeline, &state, partition, group.as_ref(), &wait)?;
         }
     }
     let commits = commits(pipeline, &moved);
+    let asker = asker.within(config.rpc.timeout);
     // In a group other instances go by the group's offsets, so the group comes first: what it refuses is not moved here.
     // Without a group they are there for monitors.
-    if let Err(error) = commit(config, &asker, &commits) {
+    if let Err(error) = commit(config, asker, &commits) {
         if config.kafka.assignment == Assignment::Group {
-            return Err(failed(format!(
-                "nothing was moved: the group {} did not take the offsets: {error}; stop all its members first",
-                config.kafka.group_id
-            )));
+            let group = &config.kafka.group_id;
+            return Err(if is_answer(&error) {
+                failed(format!(
+                    "nothing was moved: the group {group} did not take the offsets: {error}; stop all its members first"
+                ))
+            } else {
+                unavailable_text(format!(
+                    "nothing was moved here, and it is not known whether the group {group} took the offsets: {error}; \
+                     set the offset again"
+                ))
+            });
         }
         tracing::warn!(%error, "the group was not told");
     }
     note(pipeline, &moved, &wait)?;
-    let after = moved.iter().map(Standing::row).collect();
+    let after = moved.iter().map(|(standing, _)| standing.row()).collect();
     Ok(Moved { before, after })
+}
+
+/// Why nothing is moved while the log of a partition is not known.
+fn unmoved(standing: &Standing) -> Failure {
+    let why = standing.unknown.as_ref().map_or_else(String::new, |error| format!(": {error}"));
+    unavailable_text(format!("nothing was moved: the watermarks of {} are not known{why}", standing.partition))
+}
+
+fn unavailable_text(text: String) -> Failure {
+    Failure::new(FailureKind::Unavailable, text)
 }
 
 /// How an answer of the delivery is waited for.
@@ -276,15 +389,15 @@ fn in_time(pipeline: &Pipeline, answered: &Receiver<()>, patience: Duration) -> 
 }
 
 /// Refuses a place past records that are hidden here and would be taken back: nobody would read them again.
-fn refuse_to_skip(state: &State, standing: &Standing) -> Result<(), Failure> {
-    let Standing { partition, group, current, .. } = standing;
+fn refuse_to_skip(state: &State, standing: &Standing, to: i64) -> Result<(), Failure> {
+    let Standing { partition, group, .. } = standing;
     let Some(here) = state.partitions.get(partition) else { return Ok(()) };
     let goes = |(mark, offsets): &(Mark, &SealedOffsets)| {
         judge(mark, offsets, here.mark.as_ref(), group.as_ref(), Held::ByUs) == Verdict::Refused
     };
     let prepared = state.prepared(partition).filter(goes).map(|(_, offsets)| offsets.growth.from);
     match prepared.chain(here.growth.as_ref().map(|growth| growth.from)).min() {
-        Some(from) if from < *current => Err(failed(format!(
+        Some(from) if from < to => Err(failed(format!(
             "{partition}: records from offset {from} on are in hidden files that are not committed, and would be lost; \
              nothing was moved: start and stop the service, which publishes them, or give them up by moving to {from} first"
         ))),
@@ -293,10 +406,10 @@ fn refuse_to_skip(state: &State, standing: &Standing) -> Result<(), Failure> {
 }
 
 /// The same without a group, where only what is not whole any more is taken back.
-fn refuse_to_skip_missing(state: &State, standing: &Standing) -> Result<(), Failure> {
-    let Standing { partition, current, .. } = standing;
+fn refuse_to_skip_missing(state: &State, standing: &Standing, to: i64) -> Result<(), Failure> {
+    let Standing { partition, .. } = standing;
     let growth = state.partitions.get(partition).and_then(|here| here.growth.as_ref());
-    match growth.filter(|growth| growth.from < *current && !state.is_whole(partition, growth)) {
+    match growth.filter(|growth| growth.from < to && !state.is_whole(partition, growth)) {
         Some(growth) => Err(failed(format!(
             "{partition}: hidden files with records from offset {from} on are gone, and those records would be skipped; \
              nothing was moved: start and stop the service, which reads them again, or give them up by moving to {from} first",
@@ -336,21 +449,34 @@ pub(super) fn refuse(pipeline: &Pipeline, partition: &TopicPartition, wait: Wait
     wait(&answered)
 }
 
-/// Commits, patiently: the group keeps a static member that has stopped until its session ends, and takes no offsets from
-/// outside meanwhile.
-fn commit(config: &Config, asker: &Asker, commits: &[Commit]) -> Result<(), KafkaError> {
-    let patience = match config.kafka.assignment {
-        Assignment::Group => session(config) + asker.timeout,
-        Assignment::All => Duration::ZERO,
-    };
-    let deadline = Instant::now() + patience;
+/// Commits. The group keeps a static member that has stopped until its session ends, and takes no offsets from outside
+/// meanwhile: that is waited for. Whatever else is wrong is tried again for the time that a command has.
+fn commit(config: &Config, mut asker: Asker, commits: &[Commit]) -> Result<(), KafkaError> {
+    let begun = Instant::now();
     loop {
-        match asker.commit(commits) {
+        let error = match asker.commit(commits) {
             Ok(()) => return Ok(()),
-            Err(error) if Instant::now() >= deadline => return Err(error),
-            Err(_) => std::thread::park_timeout(Duration::from_millis(500)),
+            Err(error) => error,
+        };
+        let patience = match config.kafka.assignment {
+            Assignment::Group if has_members(&error) => session(config) + config.rpc.timeout,
+            Assignment::Group => config.rpc.timeout,
+            Assignment::All => Duration::ZERO,
+        };
+        if begun.elapsed() >= patience {
+            return Err(error);
         }
+        std::thread::park_timeout(Duration::from_millis(500));
+        asker = asker.within(config.rpc.timeout.min((begun + patience).saturating_duration_since(Instant::now())));
     }
+}
+
+/// Whether a group refused a commit because it has members.
+fn has_members(error: &KafkaError) -> bool {
+    matches!(
+        error.code,
+        Code::UnknownMemberId | Code::IllegalGeneration | Code::RebalanceInProgress | Code::StaleMemberEpoch
+    )
 }
 
 /// How long the group keeps a member that says nothing.
@@ -360,9 +486,9 @@ pub(super) fn session(config: &Config) -> Duration {
 }
 
 /// What the group is to be told.
-fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
+fn commits(pipeline: &Pipeline, moved: &[(Standing, i64)]) -> Vec<Commit> {
     let (home, incarnation) = &pipeline.home;
-    let commit = |standing: &Standing| {
+    let commit = |(standing, to): &(Standing, i64)| {
         let metadata = standing.group.as_ref().map_or("", |group| group.metadata.as_str());
         let owner = Owner {
             mark: Mark { home: home.clone(), incarnation: *incarnation, number: 0 },
@@ -370,21 +496,16 @@ fn commits(pipeline: &Pipeline, moved: &[Standing]) -> Vec<Commit> {
             partitions: begun_with(&standing.topic_id, standing.group.iter()),
             previous: Owner::carried(metadata, (home, *incarnation)),
         };
-        Commit {
-            partition: standing.partition.clone(),
-            offset: standing.current,
-            leader_epoch: -1,
-            metadata: owner.to_string(),
-        }
+        Commit { partition: standing.partition.clone(), offset: *to, leader_epoch: -1, metadata: owner.to_string() }
     };
     moved.iter().map(commit).collect()
 }
 
 /// Makes the moves durable here.
-fn note(pipeline: &Pipeline, moved: &[Standing], wait: Wait<'_>) -> Result<(), Failure> {
-    for Standing { partition, topic_id, current, .. } in moved {
+fn note(pipeline: &Pipeline, moved: &[(Standing, i64)], wait: Wait<'_>) -> Result<(), Failure> {
+    for (Standing { partition, topic_id, .. }, to) in moved {
         let position =
-            Position { partition: partition.clone(), topic_id: topic_id.clone(), next: *current, leader_epoch: -1 };
+            Position { partition: partition.clone(), topic_id: topic_id.clone(), next: *to, leader_epoch: -1 };
         let (reply, answered) = bounded(1);
         let ticket = pipeline.tickets.take();
         let frame = Frame::Move { to: position, cause: MoveCause::Operator };

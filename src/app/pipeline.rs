@@ -178,6 +178,9 @@ impl Ready {
             // Live files of an earlier configuration are complete now, and get no further lines.
             state.files.retain(|_, file| file.visibility == Visibility::Sealed);
         }
+        for (partition, position) in state.forget_unknown() {
+            tracing::error!(%partition, position, "the stored position is no offset, left by a version that took a lost answer of the brokers for one: the partition starts as if it had never been read");
+        }
         point("start.recovered");
         let journal = Journal::begin(&places.journal, &opened.contents, &state).map_err(|error| {
             Broken::disk(format_args!("cannot begin the journal in {}", places.journal.display()), &error)

@@ -37,12 +37,13 @@ impl Context<'_> {
     pub(super) fn offset_checker(&mut self) -> Result<Exit, Failure> {
         let partitions = self.service()?.offsets()?;
         self.print(&partitions, || table::offsets(&partitions))?;
-        Ok(Exit::Done)
+        // What is known is shown all the same.
+        total_lag(&partitions).map(|_| Exit::Done)
     }
 
     pub(super) fn kafka_lag(&mut self) -> Result<Exit, Failure> {
         let lag = self.service().and_then(|service| service.offsets());
-        self.integer(lag.map(|partitions| total_lag(&partitions)))
+        self.integer(lag.and_then(|partitions| total_lag(&partitions)))
     }
 
     pub(super) fn failure_queue_count(&mut self) -> Result<Exit, Failure> {

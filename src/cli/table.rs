@@ -53,15 +53,16 @@ fn draw(title: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
 
 /// The table of `offset_checker`.
 pub(crate) fn offsets(partitions: &[PartitionOffsets]) -> String {
+    let shown = |offset: Option<i64>| offset.map_or_else(|| "unknown".to_owned(), |offset| offset.to_string());
     let row = |(number, partition): (usize, &PartitionOffsets)| {
         vec![
             number.to_string(),
             clean(&partition.topic),
             partition.partition.to_string(),
-            partition.low.to_string(),
-            partition.high.to_string(),
-            partition.current.to_string(),
-            partition.lag.to_string(),
+            shown(partition.low),
+            shown(partition.high),
+            shown(partition.current),
+            shown(partition.lag),
         ]
     };
     draw(&["#", "Topic", "Partition", "Low", "High", "Current", "Lag"], partitions.iter().enumerate().map(row))

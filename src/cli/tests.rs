@@ -88,7 +88,7 @@ impl Backend for FakePipeline {
         let before = testing::offsets();
         let mut after = before.clone();
         if let OffsetTarget::Offset(offset) = to {
-            after[0].current = offset;
+            after[0].current = Some(offset);
         }
         Ok(Moved { before, after })
     }

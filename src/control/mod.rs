@@ -115,7 +115,7 @@ pub struct Status {
     pub written_per_second: f64,
     /// Counts over the store's life.
     pub counts: Counts,
-    /// Total lag; `None` when no watermark is known.
+    /// Total lag; `None` while it is not known of every partition.
     pub lag: Option<u64>,
     /// Records in the failure queue.
     pub failure_queue_records: u64,
@@ -177,19 +177,37 @@ pub struct PartitionOffsets {
     pub topic: String,
     /// Partition number.
     pub partition: i32,
-    /// Low watermark: the oldest offset that the broker has.
-    pub low: i64,
-    /// High watermark: the next offset that a consumer of the configured isolation level can reach.
-    pub high: i64,
-    /// The next offset to be stored as done; without a stored one, where the partition would start.
-    pub current: i64,
-    /// `max(0, high - current)`.
-    pub lag: i64,
+    /// Low watermark: the oldest offset that the broker has; `None` while that is not known.
+    pub low: Option<i64>,
+    /// High watermark: the next offset that a consumer of the configured isolation level can reach; `None` while that is not
+    /// known.
+    pub high: Option<i64>,
+    /// The next offset to be stored as done; without a stored one, where the partition would start. `None` while that is not
+    /// known.
+    pub current: Option<i64>,
+    /// `max(0, high - current)`; `None` while one of them is not known.
+    pub lag: Option<i64>,
 }
 
-/// The total lag: the sum of the partitions'.
-pub fn total_lag(partitions: &[PartitionOffsets]) -> i64 {
-    partitions.iter().map(|partition| partition.lag).fold(0, i64::saturating_add)
+/// The total lag: the sum of the partitions'. What is not known of one of them is not known of the sum.
+pub fn total_lag(partitions: &[PartitionOffsets]) -> Result<i64, Failure> {
+    let sum = |sum: i64, partition: &PartitionOffsets| Some(sum.saturating_add(partition.lag?));
+    match partitions.iter().try_fold(0, sum) {
+        Some(lag) => Ok(lag),
+        None => Err(unknown_lag(partitions)),
+    }
+}
+
+/// Says of which partitions the lag is not known.
+pub fn unknown_lag(partitions: &[PartitionOffsets]) -> Failure {
+    let unknown: Vec<_> = partitions.iter().filter(|partition| partition.lag.is_none()).collect();
+    let first = unknown.first().map_or(String::new(), |first| format!("{}[{}]", first.topic, first.partition));
+    let others = match unknown.len() {
+        0 | 1 => String::new(),
+        count => format!(" and {} other partitions", count - 1),
+    };
+    let text = format!("the lag of {first}{others} is not known: the leader does not answer, ask again");
+    Failure::new(FailureKind::Unavailable, text)
 }
 
 /// What `failure_queue_list` asks for.

@@ -401,7 +401,7 @@ impl Shared {
         match call {
             Call::Status => json(blocking(move || service.status()).await?),
             Call::OffsetChecker => json(self.offsets().await?),
-            Call::KafkaLag => json(super::total_lag(&self.offsets().await?)),
+            Call::KafkaLag => json(super::total_lag(&self.offsets().await?)?),
             Call::FailureQueueCount => json(blocking(move || service.failure_count()).await?),
             Call::FailureQueueList(ListQuery { limit, reason }) => {
                 let limit = Some(limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX));

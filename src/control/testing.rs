@@ -70,10 +70,10 @@ pub(crate) fn offsets() -> Vec<PartitionOffsets> {
     vec![PartitionOffsets {
         topic: "mulog_clean_24".to_owned(),
         partition: 0,
-        low: 6_171_720_626,
-        high: 6_197_511_755,
-        current: 6_197_511_494,
-        lag: 261,
+        low: Some(6_171_720_626),
+        high: Some(6_197_511_755),
+        current: Some(6_197_511_494),
+        lag: Some(261),
     }]
 }
 

@@ -280,3 +280,13 @@ fn a_socket_that_is_not_there_is_unavailable() {
     assert_eq!(failure.kind, FailureKind::Unavailable);
     assert!(failure.message.contains("cannot connect to the service at"), "{failure}");
 }
+
+#[test]
+fn a_lag_that_is_not_known_of_one_partition_is_not_known_of_all() {
+    let mut rows = testing::offsets();
+    assert_eq!(super::total_lag(&rows), Ok(261));
+    rows.push(PartitionOffsets { partition: 1, lag: None, high: None, ..rows[0].clone() });
+    let failure = super::total_lag(&rows).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::Unavailable);
+    assert!(failure.message.contains("mulog_clean_24[1]"), "{}", failure.message);
+}

@@ -10,6 +10,9 @@ mod harness;
 /// `adopt`: the home of an instance that is gone.
 #[cfg(test)]
 mod adopt;
+/// Answers of brokers that are lost, failed or partial: to every kind of request, at every kind of start.
+#[cfg(test)]
+mod answers;
 /// Mistakes in configuration and settings, absent brokers, second daemons, what a dead daemon leaves behind.
 #[cfg(test)]
 mod config;

@@ -18,7 +18,7 @@ fn read_and_stopped(purpose: &str, in_group: bool) -> (Topic, Home) {
 }
 
 fn current(home: &Home) -> i64 {
-    home.offsets()[0].current
+    home.offsets()[0].current.expect("the position is known")
 }
 
 #[test]

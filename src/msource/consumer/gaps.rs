@@ -11,11 +11,11 @@ use crossbeam_channel::bounded;
 use super::slot::Fetch;
 use super::starts::offsets_at;
 use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY};
-use crate::config::OutOfRange;
+use crate::config::{OutOfRange, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Frame, MoveCause, Position};
-use crate::msource::native::{Client, CutOff, KafkaError, Message, OffsetSpec};
+use crate::msource::native::{Client, CutOff, KafkaError, Message};
 use crate::msource::properties;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -132,9 +132,11 @@ impl Consumer {
     }
 
     fn range_of(&self, partition: &TopicPartition) -> Result<(i64, i64), KafkaError> {
-        let queries = [(partition.clone(), OffsetSpec::Earliest), (partition.clone(), OffsetSpec::Latest)];
+        let queries = [(partition.clone(), Start::Earliest), (partition.clone(), Start::Latest)];
         let committed_only = properties::committed_only(&self.parts.config);
-        offsets_at(&self.client, &queries, committed_only).map(|found| (found[0], found[1]))
+        let found: Vec<i64> =
+            offsets_at(&self.client, &queries, committed_only).into_iter().collect::<Result<_, _>>()?;
+        Ok((found[0], found[1]))
     }
 
     /// Makes it durable that a partition goes on elsewhere, and reads it from there.

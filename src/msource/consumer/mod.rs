@@ -20,6 +20,7 @@
 mod fetching;
 mod gaps;
 mod group;
+mod held;
 mod parts;
 mod room;
 mod seals;
@@ -34,6 +35,7 @@ mod watchdog;
 pub(super) use gaps::is_damage;
 
 pub use parts::{Cut, Desk, Parts};
+pub use seals::is_answer;
 pub use starts::topic_names;
 
 use std::collections::{BTreeSet, HashMap};
@@ -48,6 +50,7 @@ use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec, Remain
 use crate::config::Assignment;
 use crate::control;
 use crate::delivery::Finish;
+use held::Held;
 use slot::Slot;
 use watchdog::Watchdog;
 
@@ -152,6 +155,7 @@ pub struct Consumer {
     index: HashMap<(usize, i32), Option<usize>>,
     /// Assigned, but their start is not known yet.
     pending: BTreeSet<TopicPartition>,
+    held: Held,
     retry_at: Instant,
     discover_at: Instant,
     batch: Vec<Message>,
@@ -218,6 +222,7 @@ impl Consumer {
             slots: Vec::new(),
             index: HashMap::new(),
             pending: BTreeSet::new(),
+            held: Held::default(),
             retry_at: now,
             discover_at: now,
             batch: Vec::with_capacity(BATCH),
@@ -318,12 +323,18 @@ impl Consumer {
         if self.trouble.is_some() && !self.slots.is_empty() && Instant::now() >= self.probe_at {
             // No record comes from an idle topic after the brokers are back: ask them.
             self.probe_at = Instant::now() + RETRY * 5;
-            let queries = [(self.slots[0].partition.clone(), OffsetSpec::Earliest)];
+            let queries: Vec<_> =
+                self.partitions().into_iter().map(|partition| (partition, OffsetSpec::Earliest)).collect();
             if self.client.list_offsets(&queries, false, RETRY).is_ok_and(|found| found.iter().all(Result::is_ok)) {
                 self.trouble = None;
             }
         }
+        if self.pending.is_empty() {
+            self.held.clear();
+        }
+        let held = self.held.reason().map(str::to_owned);
         let desk = &self.parts.desk;
+        desk.set_pending(&self.pending);
         if let Some(stalled) = self.parts.gauges.stalled() {
             desk.show(control::State::Paused, Some(stalled));
         } else if self.queue_is_full() {
@@ -331,7 +342,9 @@ impl Consumer {
         } else if let Some(trouble) = &self.trouble {
             desk.show(control::State::Waiting, Some(trouble.clone()));
         } else if !self.slots.is_empty() {
-            desk.show(control::State::Consuming, None);
+            desk.show(control::State::Consuming, held);
+        } else if held.is_some() {
+            desk.show(control::State::Waiting, held);
         } else if desk.state().0 == control::State::Consuming {
             desk.show(control::State::Waiting, Some("the group has taken the partitions back".into()));
         }

@@ -3,7 +3,7 @@
 //! [`Parts`] are given to it once, by the pipeline. The [`Desk`] is shared with the control plane: it may be read and written
 //! from any thread, and nothing of it waits for the consumer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -14,6 +14,7 @@ use crate::block::RawBlock;
 use crate::config::{Kafka, Visibility, WhenFull};
 use crate::control;
 use crate::delivery::{Budget, Gauges, Inbox, SealRequest, Tickets};
+use crate::msource::TopicPartition;
 use crate::msource::tracker::Tracker;
 use crate::transform::recipe::Engine;
 
@@ -33,8 +34,10 @@ pub struct Cut {
 pub struct Desk {
     /// What it is doing, and why it waits.
     state: Mutex<(control::State, Option<String>)>,
-    /// Assigned partitions.
+    /// Assigned partitions that are read.
     pub partitions: AtomicUsize,
+    /// Assigned partitions that are not read yet.
+    pending: Mutex<BTreeSet<TopicPartition>>,
     /// Whether the group has given every partition to others.
     pub without_share: AtomicBool,
     /// How often the client stood still and was made anew.
@@ -53,6 +56,7 @@ impl Desk {
         Self {
             state: Mutex::new((control::State::Starting, None)),
             partitions: AtomicUsize::new(0),
+            pending: Mutex::default(),
             without_share: AtomicBool::new(false),
             client_restarts: AtomicU64::new(0),
             clients_left: AtomicUsize::new(0),
@@ -72,6 +76,19 @@ impl Desk {
         if shown.0 != state || shown.1 != reason {
             tracing::info!(?state, reason = reason.as_deref().unwrap_or(""), "state");
             *shown = (state, reason);
+        }
+    }
+
+    /// Assigned partitions that are not read yet: it is being found out where they start.
+    pub fn pending(&self) -> BTreeSet<TopicPartition> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Shows which partitions are not read yet.
+    pub fn set_pending(&self, pending: &BTreeSet<TopicPartition>) {
+        let mut shown = self.pending.lock().unwrap_or_else(PoisonError::into_inner);
+        if *shown != *pending {
+            shown.clone_from(pending);
         }
     }
 

@@ -74,7 +74,7 @@ impl Outcome {
 /// Whether an error is a broker's answer, or says that nothing was sent. librdkafka's own errors are below zero, and so is a
 /// broker's that it does not know. What a coordinator in trouble has not taken may be in its log all the same: sent again, it
 /// says the same.
-pub(super) fn is_answer(error: &KafkaError) -> bool {
+pub fn is_answer(error: &KafkaError) -> bool {
     error.code as i32 > 0 || matches!(error.code, Code::WaitingForCoordinator | Code::NoOffset)
 }
 

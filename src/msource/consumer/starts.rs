@@ -19,14 +19,35 @@ use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
 use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
 use crate::msource::properties;
 
-/// Which offset of a partition the brokers are asked for.
-type Query = (TopicPartition, OffsetSpec);
-
 /// Where a partition begins.
 pub(super) struct Begin {
     pub(super) at: Position,
     /// What is to be noted, if anything is new.
     frame: Option<Frame>,
+}
+
+/// Where assigned partitions begin, as far as brokers and group have answered.
+#[derive(Default)]
+pub(super) struct Starts {
+    pub(super) known: Vec<Begin>,
+    /// These wait for an answer, and hold back no other.
+    pub(super) unknown: Vec<(TopicPartition, KafkaError)>,
+}
+
+/// A partition that nobody has read yet: its first record is to be found.
+struct Open {
+    at: Position,
+    start: Start,
+    cause: Option<MoveCause>,
+}
+
+/// What brokers and group say of the topics of some partitions.
+struct Answers {
+    topics: HashMap<String, TopicInfo>,
+    /// The group's offsets of every partition of these topics; empty where no group is asked.
+    group: HashMap<TopicPartition, Option<GroupOffset>>,
+    /// Topics of which something is not known.
+    unknown: HashMap<String, KafkaError>,
 }
 
 impl Consumer {
@@ -65,6 +86,7 @@ impl Consumer {
         if self.pending.is_empty() || Instant::now() < self.retry_at {
             return Ok(());
         }
+        self.parts.desk.set_pending(&self.pending);
         // Where a partition goes on is read from the last checkpoint. What an assignment before this one wrote must be in it, or
         // it would be written again.
         if !self.settled()? {
@@ -86,20 +108,28 @@ impl Consumer {
             return Ok(());
         }
         fault::point("assign.judged");
-        match self.starts(&pending) {
-            Ok(starts) => {
-                let started = self.pin(starts)?;
-                // The commits that follow come from the checkpoint too: one from before the starts would take them back.
-                if self.settled()? {
-                    fault::point("assign.known");
-                    self.begin(started);
-                    fault::point("assign.begun");
-                }
-            }
+        let starts = match self.starts(&pending) {
+            Ok(starts) => starts,
             Err(error) => {
                 self.retry_at = Instant::now() + RETRY;
                 self.in_trouble(format!("cannot find out where to start: {error}"));
+                return Ok(());
             }
+        };
+        let holds_back = !starts.unknown.is_empty();
+        self.held.note(&starts.unknown);
+        if !starts.known.is_empty() {
+            let started = self.pin(starts.known)?;
+            // The commits that follow come from the checkpoint too: one from before the starts would take them back.
+            if self.settled()? {
+                fault::point("assign.known");
+                self.begin(started);
+                fault::point("assign.begun");
+            }
+        }
+        if holds_back {
+            // What is read already is held up by each question.
+            self.retry_at = Instant::now() + if self.slots.is_empty() { RETRY } else { RETRY * 5 };
         }
         Ok(())
     }
@@ -114,18 +144,18 @@ impl Consumer {
     }
 
     /// Asks brokers and group, and decides.
-    pub(super) fn starts(&mut self, pending: &[TopicPartition]) -> Result<Vec<Begin>, KafkaError> {
-        let topics: BTreeSet<String> = pending.iter().map(|partition| partition.topic.to_string()).collect();
-        let topics: Vec<String> = topics.into_iter().collect();
-        let infos: Vec<TopicInfo> =
-            self.client.describe_topics(&topics, REQUEST_TIMEOUT)?.into_iter().collect::<Result<_, _>>()?;
-        let infos: HashMap<&str, &TopicInfo> = infos.iter().map(|info| (info.name.as_str(), info)).collect();
+    pub(super) fn starts(&mut self, pending: &[TopicPartition]) -> Result<Starts, KafkaError> {
+        let Answers { topics, group, unknown } = self.ask(pending)?;
         let local = self.parts.gauges.durable().state.partitions.clone();
-        let group = self.group_offsets(&infos)?;
-        self.carry_on_all(&infos, &local, &group);
-        let (mut decided, mut open) = (Vec::new(), Vec::new());
+        self.carry_on_all(&topics, pending, &local, &group);
+        let mut starts = Starts::default();
+        let mut open = Vec::new();
         for partition in pending {
-            let topic_id = infos.get(&*partition.topic).map_or("", |info| info.id.as_str());
+            if let Some(error) = unknown.get(&*partition.topic) {
+                starts.unknown.push((partition.clone(), error.clone()));
+                continue;
+            }
+            let topic_id = topics.get(&*partition.topic).map_or("", |info| info.id.as_str());
             let decision = decide(&Known {
                 home: (&self.parts.home.0, self.parts.home.1),
                 former: &self.parts.former,
@@ -141,7 +171,6 @@ impl Consumer {
                 next,
                 leader_epoch,
             };
-            let earliest = (partition.clone(), OffsetSpec::Earliest);
             let theirs = group.get(partition).and_then(Option::as_ref).map_or(-1, |group| group.leader_epoch);
             match decision {
                 Decision::Continue => {
@@ -154,7 +183,7 @@ impl Consumer {
                     let position = at(next, leader_epoch);
                     let tells = self.is_unknown(here, group.get(partition)) || self.refused.contains(partition);
                     let frame = tells.then(|| Frame::Start(position.clone()));
-                    decided.push(Begin { at: position, frame });
+                    starts.known.push(Begin { at: position, frame });
                 }
                 Decision::Move { to, cause } => {
                     let local = local.get(partition).map_or(-1, |local| local.next);
@@ -165,33 +194,60 @@ impl Consumer {
                         tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
                     }
                     let position = at(to, theirs);
-                    decided.push(Begin { at: position.clone(), frame: Some(Frame::Move { to: position, cause }) });
+                    starts.known.push(Begin { at: position.clone(), frame: Some(Frame::Move { to: position, cause }) });
                 }
                 Decision::Adopt { at: next } => {
                     let position = at(next, theirs);
-                    decided.push(Begin { at: position.clone(), frame: Some(Frame::Start(position)) });
+                    starts.known.push(Begin { at: position.clone(), frame: Some(Frame::Start(position)) });
                 }
-                Decision::Added => open.push((earliest, at(0, -1), None)),
-                Decision::Recreated => open.push((earliest, at(0, -1), Some(MoveCause::Recreated))),
-                Decision::New => {
-                    let spec = match self.parts.config.start {
-                        Start::Earliest => OffsetSpec::Earliest,
-                        Start::Latest => OffsetSpec::Latest,
-                        Start::Time(time) => OffsetSpec::Time(time),
-                    };
-                    open.push(((partition.clone(), spec), at(0, -1), None));
+                Decision::Added => open.push(Open { at: at(0, -1), start: Start::Earliest, cause: None }),
+                Decision::Recreated => {
+                    open.push(Open { at: at(0, -1), start: Start::Earliest, cause: Some(MoveCause::Recreated) });
                 }
+                Decision::New => open.push(Open { at: at(0, -1), start: self.parts.config.start, cause: None }),
             }
         }
-        decided.extend(self.resolved(open)?);
+        self.find_first_records(open, &mut starts);
         self.found = group;
-        Ok(decided)
+        Ok(starts)
+    }
+
+    /// Asks the brokers about topics and the group about their partitions. What one topic does not answer holds back no other.
+    fn ask(&self, pending: &[TopicPartition]) -> Result<Answers, KafkaError> {
+        let names: BTreeSet<String> = pending.iter().map(|partition| partition.topic.to_string()).collect();
+        let names: Vec<String> = names.into_iter().collect();
+        let mut answers = Answers { topics: HashMap::new(), group: HashMap::new(), unknown: HashMap::new() };
+        let described = self.client.describe_topics(&names, REQUEST_TIMEOUT)?;
+        for (name, info) in names.into_iter().zip(described) {
+            match info {
+                Ok(info) => drop(answers.topics.insert(name, info)),
+                Err(error) => drop(answers.unknown.insert(name, error)),
+            }
+        }
+        if self.parts.config.assignment == Assignment::All {
+            return Ok(answers);
+        }
+        let all = partitions_of(&answers.topics, pending);
+        if all.is_empty() {
+            return Ok(answers);
+        }
+        let offsets = self.client.committed(&all, REQUEST_TIMEOUT)?;
+        for (partition, offset) in all.into_iter().zip(offsets) {
+            match offset {
+                Ok(offset) => drop(answers.group.insert(partition, offset)),
+                // Whether a partition is new is told from all of its topic.
+                Err(error) => drop(answers.unknown.insert(partition.topic.to_string(), error)),
+            }
+        }
+        answers.topics.retain(|name, _| !answers.unknown.contains_key(name));
+        Ok(answers)
     }
 
     /// Takes over what the owners before us left beside the group's offsets: every commit of ours carries it on.
     fn carry_on_all(
         &mut self,
-        infos: &HashMap<&str, &TopicInfo>,
+        topics: &HashMap<String, TopicInfo>,
+        pending: &[TopicPartition],
         local: &BTreeMap<TopicPartition, PartitionState>,
         group: &HashMap<TopicPartition, Option<GroupOffset>>,
     ) {
@@ -199,12 +255,15 @@ impl Consumer {
             let metadata = offset.as_ref().map_or("", |offset| offset.metadata.as_str());
             self.carry_on(partition, metadata);
         }
-        for info in infos.values() {
+        for info in topics.values() {
             let is_of_topic = |partition: &TopicPartition| *partition.topic == *info.name;
             let offsets =
                 || group.iter().filter(|(partition, _)| is_of_topic(partition)).filter_map(|(_, at)| at.as_ref());
             let is_new = !local.keys().any(is_of_topic) && offsets().next().is_none();
-            match begun_with(&info.id, offsets()).or_else(|| is_new.then_some(info.partitions)) {
+            let given =
+                pending.iter().filter(|partition| is_of_topic(partition)).map(|given| given.partition + 1).max();
+            let count = info.partitions.max(given.unwrap_or(0));
+            match begun_with(&info.id, offsets()).or_else(|| is_new.then_some(count)) {
                 Some(count) => self.begun_with.insert(info.name.as_str().into(), count),
                 None => self.begun_with.remove(&*info.name),
             };
@@ -212,19 +271,23 @@ impl Consumer {
     }
 
     /// Asks the brokers where partitions begin that nobody has read yet.
-    fn resolved(&self, open: Vec<(Query, Position, Option<MoveCause>)>) -> Result<Vec<Begin>, KafkaError> {
-        let queries: Vec<_> = open.iter().map(|(query, ..)| query.clone()).collect();
-        let found = offsets_at(&self.client, &queries, properties::committed_only(&self.parts.config))?;
-        let begin = |(offset, (query, mut at, cause)): (i64, (Query, Position, Option<MoveCause>))| {
-            at.next = offset;
-            tracing::info!(partition = %query.0, offset, from = ?query.1, "a partition starts");
-            let frame = match cause {
-                Some(cause) => Frame::Move { to: at.clone(), cause },
-                None => Frame::Start(at.clone()),
-            };
-            Begin { at, frame: Some(frame) }
-        };
-        Ok(found.into_iter().zip(open).map(begin).collect())
+    fn find_first_records(&self, open: Vec<Open>, starts: &mut Starts) {
+        let queries: Vec<_> = open.iter().map(|Open { at, start, .. }| (at.partition.clone(), *start)).collect();
+        let found = offsets_at(&self.client, &queries, properties::committed_only(&self.parts.config));
+        for (Open { mut at, start, cause }, offset) in open.into_iter().zip(found) {
+            match offset {
+                Ok(offset) => {
+                    at.next = offset;
+                    tracing::info!(partition = %at.partition, offset, from = ?start, "a partition starts");
+                    let frame = match cause {
+                        Some(cause) => Frame::Move { to: at.clone(), cause },
+                        None => Frame::Start(at.clone()),
+                    };
+                    starts.known.push(Begin { at, frame: Some(frame) });
+                }
+                Err(error) => starts.unknown.push((at.partition, error)),
+            }
+        }
     }
 
     /// Whether the group is to be told where a partition goes on: what is hidden later can only follow what it knows.
@@ -233,24 +296,6 @@ impl Consumer {
             (Some(local), Some(Some(group))) => self.hides() && local.growth.is_none() && group.offset != local.next,
             (_, group) => matches!(group, Some(None)),
         }
-    }
-
-    /// What the group has for every partition of these topics.
-    fn group_offsets(
-        &self,
-        infos: &HashMap<&str, &TopicInfo>,
-    ) -> Result<HashMap<TopicPartition, Option<GroupOffset>>, KafkaError> {
-        if self.parts.config.assignment == Assignment::All {
-            return Ok(HashMap::new());
-        }
-        let all: Vec<TopicPartition> = infos
-            .values()
-            .flat_map(|info| {
-                (0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition })
-            })
-            .collect();
-        let offsets = self.client.committed(&all, REQUEST_TIMEOUT)?;
-        all.into_iter().zip(offsets).map(|(partition, at)| Ok((partition, at?))).collect()
     }
 
     /// Makes starts durable here and known to the group; returns those that are.
@@ -369,6 +414,16 @@ impl Consumer {
     }
 }
 
+/// Every partition of these topics that brokers or group have named: a broker may not have heard yet of one that the group has
+/// given us.
+fn partitions_of(topics: &HashMap<String, TopicInfo>, given: &[TopicPartition]) -> Vec<TopicPartition> {
+    let told = topics.values().flat_map(|info| {
+        (0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition })
+    });
+    let given = given.iter().filter(|partition| topics.contains_key(&*partition.topic)).cloned();
+    told.chain(given).collect::<BTreeSet<_>>().into_iter().collect()
+}
+
 /// The topics that are meant: names as they are, regular expressions matched against all topics of the cluster.
 pub fn topic_names(client: &Client, topics: &[String], timeout: Duration) -> Result<Vec<String>, KafkaError> {
     let (patterns, mut names): (Vec<&String>, Vec<String>) = {
@@ -387,36 +442,65 @@ pub fn topic_names(client: &Client, topics: &[String], timeout: Duration) -> Res
     Ok(names)
 }
 
-/// Asks the brokers for offsets; a time after the last record is the end.
+/// Asks the brokers for offsets, in the order asked. A time after the last record is the end as it was before the brokers were
+/// asked for the time: a record that comes between the two questions is not skipped.
 pub(super) fn offsets_at(
     client: &Client,
-    queries: &[(TopicPartition, OffsetSpec)],
+    queries: &[(TopicPartition, Start)],
     committed_only: bool,
-) -> Result<Vec<i64>, KafkaError> {
-    if queries.is_empty() {
-        return Ok(Vec::new());
-    }
+) -> Vec<Result<i64, KafkaError>> {
+    let mut found: Vec<Option<Result<i64, KafkaError>>> = vec![None; queries.len()];
     // One partition must not be asked about twice in a request, so each kind of question is a request of its own.
-    let mut found = vec![-1; queries.len()];
-    let kinds: Vec<OffsetSpec> = queries.iter().map(|(_, spec)| *spec).collect();
-    let mut asked: Vec<OffsetSpec> = Vec::new();
+    let mut kinds: Vec<Start> = Vec::new();
+    for (_, start) in queries {
+        if !kinds.contains(start) {
+            kinds.push(*start);
+        }
+    }
     for kind in kinds {
-        if asked.contains(&kind) {
-            continue;
-        }
-        asked.push(kind);
         let which: Vec<usize> = (0..queries.len()).filter(|index| queries[*index].1 == kind).collect();
-        let batch: Vec<_> = which.iter().map(|index| queries[*index].clone()).collect();
-        for (index, offset) in which.into_iter().zip(client.list_offsets(&batch, committed_only, REQUEST_TIMEOUT)?) {
-            found[index] = offset?;
+        let partitions: Vec<_> = which.iter().map(|index| queries[*index].0.clone()).collect();
+        let answers = match kind {
+            Start::Earliest => ask_all(client, &partitions, OffsetSpec::Earliest, committed_only),
+            Start::Latest => ask_all(client, &partitions, OffsetSpec::Latest, committed_only),
+            Start::Time(time) => {
+                let ends = ask_all(client, &partitions, OffsetSpec::Latest, committed_only);
+                let times = client.offsets_at_time(&partitions, time, committed_only, REQUEST_TIMEOUT);
+                let times = times.unwrap_or_else(|error| vec![Err(error); partitions.len()]);
+                let at = |(time, end): (Result<Option<i64>, _>, Result<i64, _>)| time?.map_or(end, Ok);
+                times.into_iter().zip(ends).map(at).collect()
+            }
+        };
+        for (index, answer) in which.into_iter().zip(answers) {
+            found[index] = Some(answer);
         }
     }
-    let late: Vec<usize> = (0..queries.len()).filter(|index| found[*index] < 0).collect();
-    let ends: Vec<_> = late.iter().map(|index| (queries[*index].0.clone(), OffsetSpec::Latest)).collect();
-    if !ends.is_empty() {
-        for (index, offset) in late.into_iter().zip(client.list_offsets(&ends, committed_only, REQUEST_TIMEOUT)?) {
-            found[index] = offset?;
-        }
+    // Each query is of one of the kinds.
+    found.into_iter().flatten().collect()
+}
+
+fn ask_all(
+    client: &Client,
+    partitions: &[TopicPartition],
+    spec: OffsetSpec,
+    committed_only: bool,
+) -> Vec<Result<i64, KafkaError>> {
+    let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), spec)).collect();
+    let answers = client.list_offsets(&queries, committed_only, REQUEST_TIMEOUT);
+    answers.unwrap_or_else(|error| vec![Err(error); partitions.len()])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_group_is_asked_about_a_partition_that_it_gave_although_a_broker_does_not_name_it() {
+        let info = TopicInfo { name: "t".into(), id: String::new(), partitions: 2 };
+        let topics = HashMap::from([("t".to_owned(), info)]);
+        let of = |topic: &str, partition| TopicPartition { topic: topic.into(), partition };
+        // Nothing is known of the other topic, whose partitions wait.
+        let asked = partitions_of(&topics, &[of("t", 3), of("t", 0), of("other", 0)]);
+        assert_eq!(asked, [of("t", 0), of("t", 1), of("t", 3)]);
     }
-    Ok(found)
 }

@@ -302,7 +302,7 @@ fn a_partition_that_its_first_owner_left_begins_where_the_configuration_says() {
     bench.consumer.parts.config.start = Start::Latest;
     let asking = Client::new(&properties::asking(&bench.consumer.parts.config)).expect("a client");
     let mut begin = |partition: usize| {
-        let begun = bench.consumer.starts(&of_two[partition..=partition]).expect("the brokers answer").remove(0);
+        let begun = bench.consumer.starts(&of_two[partition..=partition]).expect("the brokers answer").known.remove(0);
         (begun.at.next, bench.consumer.commit_of(&begun.at, 0))
     };
     let (next, commit) = begin(0);
@@ -390,7 +390,7 @@ fn the_group_is_told_once_more_where_a_partition_stands_of_which_it_did_not_take
     state.partitions.insert(partition(), here);
     bench.consumer.parts.gauges = Arc::new(Gauges::new(state));
     for _ in 0..2 {
-        let starts = bench.consumer.starts(&[partition()]).expect("the brokers answer");
+        let starts = bench.consumer.starts(&[partition()]).expect("the brokers answer").known;
         assert_eq!(bench.consumer.pin(starts).expect("it goes on").len(), 1);
     }
     let offsets = bench.consumer.client.committed(&[partition()], SOON).expect("an answer").remove(0);

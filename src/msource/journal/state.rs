@@ -213,6 +213,18 @@ impl State {
         open
     }
 
+    /// Forgets positions that are no offsets, and returns them. Earlier versions took an answer that was lost for an offset, and a
+    /// partition that stands there is never read.
+    pub fn forget_unknown(&mut self) -> Vec<(TopicPartition, i64)> {
+        let is_unknown = |(_, state): &(&TopicPartition, &PartitionState)| state.next < 0;
+        let unknown = self.partitions.iter().filter(is_unknown);
+        let unknown: Vec<_> = unknown.map(|(partition, state)| (partition.clone(), state.next)).collect();
+        for (partition, _) in &unknown {
+            self.partitions.remove(partition);
+        }
+        unknown
+    }
+
     /// Takes one frame in. Frames that only concern the journal itself change nothing.
     pub fn apply(&mut self, frame: &Frame) {
         match frame {

@@ -9,7 +9,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 
-use super::list::{c_string, millis, slice, text};
+use super::list::{NOT_ANSWERED, c_string, millis, slice, text};
 use super::{Client, KafkaError, OffsetSpec, TopicInfo};
 use crate::msource::TopicPartition;
 
@@ -22,49 +22,98 @@ enum MetadataOf {
     Everything = 1,
 }
 
+/// What a broker answers in place of an offset when no record is as late as a time.
+const NO_RECORD: i64 = -1;
+
+/// What librdkafka puts in place of an offset, with no error, for a partition whose leader did not answer.
+const NO_ANSWER: i64 = rd::RD_KAFKA_OFFSET_INVALID as i64;
+
+/// An offset that a broker told. Below zero there is none, whatever else the number means: it must not be taken for a place in
+/// a log.
+fn told(offset: i64) -> Result<i64, KafkaError> {
+    if offset >= 0 {
+        return Ok(offset);
+    }
+    let error = KafkaError::from_code(NOT_ANSWERED);
+    Err(KafkaError { text: "the leader of the partition did not answer".into(), ..error })
+}
+
 impl Client {
-    /// Asks the brokers for offsets, in the order asked; an error for each partition that cannot be answered.
-    ///
-    /// librdkafka asks the leaders that it knows, for a minute and more after they have changed: unless it hears of the change
-    /// for another reason, which a client that only asks does not. So it is told to look, and asked once more.
+    /// Asks the brokers where partitions begin or end, in the order asked; an error for each partition of which that is not
+    /// known. What comes back without an error is an offset that a broker told.
     pub fn list_offsets(
         &self,
         queries: &[(TopicPartition, OffsetSpec)],
         committed_only: bool,
         timeout: Duration,
     ) -> Result<Vec<Result<i64, KafkaError>>, KafkaError> {
+        let raw = |spec: &OffsetSpec| match spec {
+            OffsetSpec::Earliest => -2,
+            OffsetSpec::Latest => -1,
+        };
+        let queries: Vec<_> = queries.iter().map(|(partition, spec)| (partition.clone(), raw(spec))).collect();
+        let answers = self.list_raw(&queries, committed_only, timeout)?;
+        Ok(answers.into_iter().map(|answer| answer.and_then(told)).collect())
+    }
+
+    /// Asks the brokers for the first record at or after a time in milliseconds since 1970 UTC, in the order asked; `None` where
+    /// a broker told that there is none, an error where that is not known.
+    pub fn offsets_at_time(
+        &self,
+        partitions: &[TopicPartition],
+        time: i64,
+        committed_only: bool,
+        timeout: Duration,
+    ) -> Result<Vec<Result<Option<i64>, KafkaError>>, KafkaError> {
+        // Numbers below zero ask for something else than a time.
+        let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), time.max(0))).collect();
+        let answers = self.list_raw(&queries, committed_only, timeout)?;
+        let read = |offset| if offset == NO_RECORD { Ok(None) } else { told(offset).map(Some) };
+        Ok(answers.into_iter().map(|answer| answer.and_then(read)).collect())
+    }
+
+    /// librdkafka asks the leaders that it knows, for a minute and more after they have changed: unless it hears of the change
+    /// for another reason, which a client that only asks does not. So it is told to look, and asked once more; also when an
+    /// answer was lost with its connection, which librdkafka does not ask for again.
+    fn list_raw(
+        &self,
+        queries: &[(TopicPartition, i64)],
+        committed_only: bool,
+        timeout: Duration,
+    ) -> Result<Vec<Result<i64, KafkaError>>, KafkaError> {
+        if queries.is_empty() {
+            return Ok(Vec::new());
+        }
         let begun = Instant::now();
-        let answers = self.list_offsets_once(queries, committed_only, timeout);
-        let asked_another = match &answers {
-            Ok(answers) => answers.iter().any(|answer| answer.as_ref().is_err_and(is_of_old_leader)),
+        let answers = self.list_once(queries, committed_only, timeout);
+        let again = match &answers {
+            Ok(answers) => answers.iter().any(|answer| match answer {
+                Ok(offset) => *offset == NO_ANSWER,
+                Err(error) => is_of_old_leader(error),
+            }),
             Err(error) => is_of_old_leader(error),
         };
         let left = || timeout.saturating_sub(begun.elapsed());
-        if !asked_another || left().is_zero() {
+        if !again || left().is_zero() {
             return answers;
         }
         self.metadata(MetadataOf::Everything, left(), |_| ())?;
-        self.list_offsets_once(queries, committed_only, left())
+        self.list_once(queries, committed_only, left())
     }
 
-    fn list_offsets_once(
+    fn list_once(
         &self,
-        queries: &[(TopicPartition, OffsetSpec)],
+        queries: &[(TopicPartition, i64)],
         committed_only: bool,
         timeout: Duration,
     ) -> Result<Vec<Result<i64, KafkaError>>, KafkaError> {
         let mut list = TopicPartitionList::with_capacity(queries.len());
-        for (partition, spec) in queries {
-            let raw = match spec {
-                OffsetSpec::Earliest => -2,
-                OffsetSpec::Latest => -1,
-                OffsetSpec::Time(time) => *time,
-            };
+        for (partition, raw) in queries {
             list.add_partition(&partition.topic, partition.partition);
             // SAFETY: the element just added is the last one.
             unsafe {
                 let native = list.ptr();
-                (*(*native).elems.add((*native).cnt as usize - 1)).offset = raw;
+                (*(*native).elems.add((*native).cnt as usize - 1)).offset = *raw;
             }
         }
         let mut found = BTreeMap::new();
@@ -90,8 +139,8 @@ impl Client {
                 }
             },
         )?;
-        let answer = |(partition, _): &(TopicPartition, OffsetSpec)| {
-            let missing = (RDKafkaRespErr::RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION, -1);
+        let answer = |(partition, _): &(TopicPartition, i64)| {
+            let missing = (RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, NO_ANSWER);
             let (err, offset) = *found.get(&(partition.topic.to_string(), partition.partition)).unwrap_or(&missing);
             KafkaError::check(err).map(|()| offset)
         };
@@ -147,7 +196,9 @@ impl Client {
         // SAFETY: ours, and used by nobody any more.
         unsafe { rd::rd_kafka_TopicCollection_destroy(collection) };
         result?;
-        Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(unknown)).collect())
+        // A topic that is not there has an error of its own in the answer.
+        let missing = || Err(KafkaError::from_code(NOT_ANSWERED));
+        Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(missing)).collect())
     }
 
     /// Whether the group has a static member of this name.
@@ -312,6 +363,24 @@ mod tests {
     use rdkafka::mocking::MockCluster;
 
     use super::*;
+
+    #[test]
+    fn no_answer_is_an_error_and_no_offset() {
+        assert_eq!(told(0), Ok(0));
+        assert_eq!(told(i64::MAX), Ok(i64::MAX));
+        for none in [-1, -2, -1000, NO_ANSWER, i64::MIN] {
+            assert!(told(none).is_err(), "{none}");
+        }
+        let brokers = MockCluster::new(2).expect("brokers");
+        brokers.create_topic("t", 2, 1).expect("a topic");
+        let properties = [("bootstrap.servers", brokers.bootstrap_servers()), ("group.id", "g".to_owned())];
+        let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
+        brokers.partition_leader("t", 1, None).expect("no leader");
+        let queries = [0, 1].map(|partition| (TopicPartition { topic: "t".into(), partition }, OffsetSpec::Earliest));
+        let answers = client.list_offsets(&queries, false, Duration::from_secs(20)).expect("the others are answered");
+        assert_eq!(answers[0], Ok(0));
+        assert!(answers[1].is_err(), "{:?}", answers[1]);
+    }
 
     #[test]
     fn offsets_are_answered_right_after_the_leader_has_changed() {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
-use rdkafka::types::RDKafkaErrorCode;
+use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use super::{Commit, KafkaError};
 use crate::msource::TopicPartition;
@@ -54,6 +54,19 @@ pub(super) fn commit_list(commits: &[Commit]) -> Result<TopicPartitionList, Kafk
         }
     }
     Ok(list)
+}
+
+/// The error of an element that no broker has answered.
+pub(super) const NOT_ANSWERED: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR__PARTIAL;
+
+/// Marks each element as not answered. librdkafka clears that where a broker's answer names the partition; else a partition that
+/// is missing from an answer would look like one without an error.
+pub(super) fn unanswered(list: TopicPartitionList) -> TopicPartitionList {
+    for index in 0..list.count() {
+        // SAFETY: the list is live and has so many elements.
+        unsafe { (*(*list.ptr()).elems.add(index)).err = NOT_ANSWERED };
+    }
+    list
 }
 
 pub(super) fn first_error(list: &TopicPartitionList) -> Result<(), KafkaError> {

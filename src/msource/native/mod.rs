@@ -32,7 +32,9 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientConfig, TopicPartitionList};
 
 use super::TopicPartition;
-use list::{bytes, commit_list, elements, first_error, millis, names, places_list, positions, text};
+use list::{
+    NOT_ANSWERED, bytes, commit_list, elements, first_error, millis, names, places_list, positions, text, unanswered,
+};
 
 /// An error of librdkafka or of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,8 +133,6 @@ pub enum OffsetSpec {
     Earliest,
     /// The high watermark; the last stable offset for `read_committed`.
     Latest,
-    /// The first record at or after this time in milliseconds since 1970 UTC; -1 comes back when there is none.
-    Time(i64),
 }
 
 /// What a broker says of a topic.
@@ -357,7 +357,7 @@ impl Client {
     /// Sends a commit; the answer is given by [`Client::commit_answer`]. A commit that got none is sent again by librdkafka, also
     /// after later ones: with two on their way, the older one may win.
     pub fn commit_async(&self, commits: &[Commit]) -> Result<(), KafkaError> {
-        let list = commit_list(commits)?;
+        let list = unanswered(commit_list(commits)?);
         let opaque = Arc::as_ptr(&self.shared).cast_mut().cast();
         // SAFETY: all are live; the list is copied. The callback is called from `answered` alone, which borrows the client.
         let sent = unsafe { rd::rd_kafka_commit_queue(self.rk, list.ptr(), self.answers, Some(on_commit), opaque) };
@@ -376,7 +376,7 @@ impl Client {
         type Answers = Mutex<Option<BTreeMap<(String, i32), RDKafkaRespErr>>>;
         unsafe extern "C" fn answered(
             _: *mut rd::rd_kafka_t,
-            _: RDKafkaRespErr,
+            err: RDKafkaRespErr,
             offsets: *mut rd::rd_kafka_topic_partition_list_t,
             answers: *mut c_void,
         ) {
@@ -384,12 +384,15 @@ impl Client {
             // during the callback.
             unsafe {
                 let answers = Arc::from_raw(answers.cast::<Answers>());
-                let found =
-                    elements(offsets).iter().map(|element| ((text(element.topic), element.partition), element.err));
+                // An error of the whole request stands beside the list, whose elements then have no answer of their own.
+                let of_all = |own| if own == NOT_ANSWERED && KafkaError::check(err).is_err() { err } else { own };
+                let found = elements(offsets)
+                    .iter()
+                    .map(|element| ((text(element.topic), element.partition), of_all(element.err)));
                 *answers.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.collect());
             }
         }
-        let list = commit_list(commits)?;
+        let list = unanswered(commit_list(commits)?);
         let answers = Arc::new(Answers::default());
         let deadline = Instant::now() + timeout;
         // SAFETY: the callback owns a reference of its own. When no answer comes in time, the queue goes with the answer in it
@@ -424,7 +427,7 @@ impl Client {
         partitions: &[TopicPartition],
         timeout: Duration,
     ) -> Result<Vec<Result<Option<GroupOffset>, KafkaError>>, KafkaError> {
-        let list = names(partitions);
+        let list = unanswered(names(partitions));
         // SAFETY: both are live; results are put into the list.
         KafkaError::check(unsafe { rd::rd_kafka_committed(self.rk, list.ptr(), millis(timeout)) })?;
         let read = |element: &rd::rd_kafka_topic_partition_t| {

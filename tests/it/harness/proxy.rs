@@ -15,10 +15,24 @@ use std::time::Duration;
 /// Kafka's numbers of requests.
 pub(crate) const FETCH: i16 = 1;
 /// See [`FETCH`].
+pub(crate) const LIST_OFFSETS: i16 = 2;
+/// See [`FETCH`].
 pub(crate) const OFFSET_COMMIT: i16 = 8;
+
+/// How an answer is lost. The broker has done what it was asked in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// With its connection, at once.
+    Cut,
+    /// Alone: whoever waits for it waits until its own time is up.
+    Swallowed,
+}
 
 /// Requests whose answers tell addresses: metadata, coordinators, the cluster.
 const TELLS_ADDRESSES: [i16; 3] = [3, 10, 60];
+
+/// The error of a partition whose leader is being chosen.
+const LEADER_NOT_AVAILABLE: i16 = 5;
 
 /// An error that the group gives for one partition, and that passes when somebody lifts it.
 const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
@@ -40,8 +54,10 @@ enum Network {
 #[derive(Debug)]
 struct Faults {
     network: Network,
-    /// How many more answers to a request are lost, each with its connection.
-    drop: HashMap<i16, u64>,
+    /// How many more answers to a request are lost.
+    drop: HashMap<i16, (u64, Loss)>,
+    /// Topic and partitions of which answers to [`LIST_OFFSETS`] say that they have no leader.
+    leaderless: Option<(String, Vec<i32>)>,
     /// How long answers to a request are held back.
     delay: HashMap<i16, Duration>,
     /// How many more answers to a request arrive with a byte changed.
@@ -59,6 +75,8 @@ struct Shared {
     hosts: (Vec<u8>, Vec<u8>),
     faults: Mutex<Faults>,
     changed: Condvar,
+    /// How many answers to each request came from the broker.
+    answered: Mutex<HashMap<i16, usize>>,
     dropped: AtomicUsize,
     flipped: AtomicUsize,
 }
@@ -103,12 +121,14 @@ impl Proxy {
             faults: Mutex::new(Faults {
                 network: Network::Sound,
                 drop: HashMap::new(),
+                leaderless: None,
                 delay: HashMap::new(),
                 flip: HashMap::new(),
                 refuse: 0,
                 open: Vec::new(),
             }),
             changed: Condvar::new(),
+            answered: Mutex::default(),
             dropped: AtomicUsize::new(0),
             flipped: AtomicUsize::new(0),
         });
@@ -153,7 +173,22 @@ impl Proxy {
 
     /// Loses the next `count` answers to a request, each together with its connection: the broker has done what it was asked.
     pub(crate) fn drop_answers(&self, api_key: i16, count: u64) {
-        self.shared.lock().drop.insert(api_key, count);
+        self.lose_answers(api_key, count, Loss::Cut);
+    }
+
+    /// Loses the next `count` answers to a request.
+    pub(crate) fn lose_answers(&self, api_key: i16, count: u64, loss: Loss) {
+        self.shared.lock().drop.insert(api_key, (count, loss));
+    }
+
+    /// Has every answer to a question for offsets say that these partitions of a topic have no leader; none, that all have one.
+    pub(crate) fn without_leader(&self, topic: &str, partitions: &[i32]) {
+        self.shared.lock().leaderless = Some((topic.to_owned(), partitions.to_vec()));
+    }
+
+    /// How many answers to a request the broker has given so far, whatever became of them.
+    pub(crate) fn answered(&self, api_key: i16) -> usize {
+        self.shared.answered.lock().unwrap_or_else(PoisonError::into_inner).get(&api_key).copied().unwrap_or(0)
     }
 
     /// How many answers were lost so far.
@@ -248,6 +283,8 @@ enum Fate {
     Arrives,
     /// With its connection.
     Lost,
+    /// Alone.
+    Swallowed,
 }
 
 /// Carries whole frames from one side to the other.
@@ -264,9 +301,14 @@ fn carry(
             frame.resize(u32::from_be_bytes(length) as usize, 0);
             from.read_exact(&mut frame)
         });
-        if read.is_err() || frame.len() < 8 || fate(&mut frame) == Fate::Lost {
-            from.shutdown(Shutdown::Both)?;
-            return to.shutdown(Shutdown::Both);
+        let fate = if read.is_err() || frame.len() < 8 { Fate::Lost } else { fate(&mut frame) };
+        match fate {
+            Fate::Arrives => {}
+            Fate::Swallowed => continue,
+            Fate::Lost => {
+                from.shutdown(Shutdown::Both)?;
+                return to.shutdown(Shutdown::Both);
+            }
         }
         shared.pass();
         to.write_all(&length)?;
@@ -276,12 +318,21 @@ fn carry(
 
 /// Applies the faults that are chosen for a request to an answer.
 fn answer(shared: &Shared, (key, version): Request, frame: &mut [u8]) -> Fate {
+    *shared.answered.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
     let delay = {
         let mut faults = shared.lock();
-        if let Some(left) = faults.drop.get_mut(&key).filter(|left| **left > 0) {
+        if let Some((left, loss)) = faults.drop.get_mut(&key).filter(|(left, _)| *left > 0) {
             *left -= 1;
             shared.dropped.fetch_add(1, Ordering::AcqRel);
-            return Fate::Lost;
+            return match loss {
+                Loss::Cut => Fate::Lost,
+                Loss::Swallowed => Fate::Swallowed,
+            };
+        }
+        if key == LIST_OFFSETS
+            && let Some((topic, partitions)) = &faults.leaderless
+        {
+            take_leaders(frame, version, topic, partitions);
         }
         if frame.len() > WITH_RECORDS
             && let Some(left) = faults.flip.get_mut(&key).filter(|left| **left > 0)
@@ -311,6 +362,48 @@ fn answer(shared: &Shared, (key, version): Request, frame: &mut [u8]) -> Fate {
         }
     }
     Fate::Arrives
+}
+
+/// Has an answer to [`LIST_OFFSETS`] say that these partitions of a topic have no leader.
+fn take_leaders(frame: &mut [u8], version: i16, topic: &str, partitions: &[i32]) {
+    // From version 6 on lengths are variable, and lists of tags follow everything.
+    let flexible = version >= 6;
+    let mut at = 4 + usize::from(flexible);
+    // How long the brokers throttle.
+    at += 4;
+    let count = |frame: &[u8], at: &mut usize| {
+        if flexible {
+            let count = usize::from(frame[*at]);
+            assert!(count < 128, "more than one byte of length");
+            *at += 1;
+            count - 1
+        } else {
+            let count = i32::from_be_bytes(frame[*at..*at + 4].try_into().expect("four bytes"));
+            *at += 4;
+            usize::try_from(count).expect("a count")
+        }
+    };
+    for _ in 0..count(frame, &mut at) {
+        let length = if flexible {
+            count(frame, &mut at)
+        } else {
+            at += 2;
+            usize::from(u16::from_be_bytes([frame[at - 2], frame[at - 1]]))
+        };
+        let is_meant = &frame[at..at + length] == topic.as_bytes();
+        at += length;
+        for _ in 0..count(frame, &mut at) {
+            let partition = i32::from_be_bytes(frame[at..at + 4].try_into().expect("four bytes"));
+            if is_meant && partitions.contains(&partition) {
+                frame[at + 4..at + 6].copy_from_slice(&LEADER_NOT_AVAILABLE.to_be_bytes());
+                // Neither time nor offset.
+                frame[at + 6..at + 22].fill(0xff);
+            }
+            // Partition, error, time, offset, epoch.
+            at += 4 + 2 + 8 + 8 + if version >= 4 { 4 } else { 0 } + usize::from(flexible);
+        }
+        at += usize::from(flexible);
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,268 @@
+//! Answers of brokers that are lost, failed or partial. What is not known is never taken for an offset, nor for no lag.
+
+use std::time::Duration;
+
+use mtga::control::{PartitionOffsets, State};
+use mtga::msource::TopicPartition;
+use mtga::msource::journal::{self, Journal, PartitionState};
+
+use crate::harness::fleet::{Fleet, Membership, Protocol};
+use crate::harness::proxy::{LIST_OFFSETS, Loss, OFFSET_COMMIT};
+use crate::harness::topic::committed;
+use crate::harness::{Codec, Home, Mix, Proxy, Record, SOON, Topic, broker, holds, wait_until};
+
+/// The records of each partition.
+const EACH: u64 = 100;
+
+/// A home behind a proxy.
+fn behind(proxy: &Proxy, topic: &Topic) -> Home {
+    Home::with_brokers(topic, proxy.address())
+}
+
+/// How many of these records are of these partitions.
+fn of_partitions(produced: &[Record], partitions: &[i32]) -> u64 {
+    produced.iter().filter(|record| partitions.contains(&record.partition)).count() as u64
+}
+
+fn assert_a_lost_start_skips_nothing(in_group: bool, count: u64, loss: Loss) {
+    let topic = Topic::create("lost_start", 2);
+    let produced = topic.fill(Codec::None, Mix::Clean, 0, 2 * EACH);
+    let proxy = Proxy::new(broker::address());
+    let mut home = behind(&proxy, &topic);
+    if in_group {
+        home.in_group();
+    }
+    proxy.lose_answers(LIST_OFFSETS, count, loss);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    assert!(proxy.dropped() as u64 >= count, "{count} answers are lost");
+    home.assert_exactly(&produced);
+    assert_eq!(home.status().gap_records, 0);
+    service.terminate();
+}
+
+#[test]
+fn a_lost_answer_where_a_partition_starts_skips_nothing() {
+    std::thread::scope(|scope| {
+        for in_group in [false, true] {
+            // With the second, the question that is asked again is lost as well.
+            for (count, loss) in [(1, Loss::Cut), (2, Loss::Cut), (1, Loss::Swallowed)] {
+                scope.spawn(move || assert_a_lost_start_skips_nothing(in_group, count, loss));
+            }
+        }
+    });
+}
+
+#[test]
+fn a_lost_answer_about_a_gap_makes_it_no_longer() {
+    let topic = Topic::create("lost_gap", 1);
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, EACH);
+    let proxy = Proxy::new(broker::address());
+    let home = behind(&proxy, &topic);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    service.terminate();
+    produced.extend(topic.fill(Codec::None, Mix::Clean, EACH, 3 * EACH));
+    topic.delete_records(0, 2 * EACH as i64);
+    produced.drain(EACH as usize..2 * EACH as usize);
+    proxy.lose_answers(LIST_OFFSETS, 2, Loss::Cut);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    assert_eq!(home.status().gap_records, EACH);
+    assert_eq!(proxy.dropped(), 2);
+    home.assert_exactly(&produced);
+    service.terminate();
+}
+
+#[test]
+fn what_is_not_known_of_a_partition_is_no_lag_of_zero_and_holds_back_no_other() {
+    let mut topic = Topic::create("leaderless", 2);
+    let proxy = Proxy::new(broker::address());
+    let mut home = behind(&proxy, &topic);
+    home.set("kafka.librdkafka", serde_json::json!({"topic.metadata.refresh.interval.ms": "500"}));
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 2 * EACH);
+    proxy.without_leader(&topic.name, &[1]);
+    let service = home.foreground();
+    home.wait_written(of_partitions(&produced, &[0]));
+    let name = topic.name.clone();
+    let assert_unknown = |partitions: &[i32]| {
+        wait_until(&format!("the lag of {partitions:?} is unknown"), SOON, || {
+            let status = home.status();
+            holds(status.lag.is_none() && status.reason.is_some(), (status.lag, status.reason))
+        });
+        let done = home.mtga(["kafka_lag"]);
+        assert!(done.stderr.contains(&name), "it names the partition: {}", done.stderr);
+        assert_eq!(done.code(69).stdout, "", "no number is printed");
+        wait_until("everything else is done", SOON, || {
+            let done = home.mtga(["--json", "offset_checker"]);
+            let rows: Vec<PartitionOffsets> = serde_json::from_str(&done.stdout).expect("rows");
+            done.code(69);
+            let unknown: Vec<_> = rows.iter().filter(|row| row.lag.is_none()).map(|row| row.partition).collect();
+            assert_eq!(unknown, partitions);
+            holds(rows.iter().all(|row| row.lag.is_none_or(|lag| lag == 0)), rows)
+        });
+    };
+    assert_unknown(&[1]);
+    proxy.without_leader(&topic.name, &[]);
+    home.wait_done(&produced);
+    // Partitions that are added are in the same place, beside others that are read.
+    proxy.without_leader(&topic.name, &[2, 3]);
+    topic.grow(4);
+    produced.extend(topic.fill(Codec::None, Mix::Clean, 2 * EACH, 4 * EACH));
+    wait_until("the added partitions are noticed", SOON, || {
+        let done = home.mtga(["kafka_lag"]);
+        holds(done.stdout.is_empty(), &done.stdout)
+    });
+    home.wait_written(of_partitions(&produced, &[0, 1]));
+    assert_unknown(&[2, 3]);
+    proxy.without_leader(&topic.name, &[]);
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+}
+
+/// The same for members of a group: what can begin begins, and the rest follows when it can.
+#[test]
+fn a_partition_without_a_leader_holds_back_no_other_of_its_member_in_each_protocol() {
+    std::thread::scope(|scope| {
+        for protocol in [Protocol::Cooperative, Protocol::Eager, Protocol::Consumer] {
+            scope.spawn(move || {
+                let topic = Topic::create("held_back", 3);
+                let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 3 * EACH);
+                let proxy = Proxy::new(broker::address());
+                let mut fleet = Fleet::new(&topic, 2, protocol, Membership::Dynamic);
+                fleet.homes[0].set("kafka.brokers", proxy.address());
+                proxy.without_leader(&topic.name, &[1]);
+                fleet.start(0);
+                fleet.homes[0].wait_written(of_partitions(&produced, &[0, 2]));
+                let answered = proxy.answered(LIST_OFFSETS);
+                wait_until("it is asked again", SOON, || {
+                    let now = proxy.answered(LIST_OFFSETS);
+                    holds(now > answered, now)
+                });
+                proxy.without_leader(&topic.name, &[]);
+                fleet.wait_done(&produced);
+                // Each partition can be given up, too.
+                fleet.start(1);
+                fleet.wait_shared(&[0, 1]);
+                produced.extend(topic.fill(Codec::None, Mix::Clean, 3 * EACH, 3 * EACH));
+                fleet.wait_done(&produced);
+                fleet.stop_all();
+                fleet.assert_exactly(&produced);
+            });
+        }
+    });
+}
+
+#[test]
+fn while_brokers_are_away_the_lag_is_unknown_and_nothing_is_said_to_be_consumed() {
+    let topic = Topic::create("away", 2);
+    let proxy = Proxy::new(broker::address());
+    let mut home = behind(&proxy, &topic);
+    home.set("rpc.timeout", "2s");
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, EACH);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    proxy.cut();
+    home.wait_for(State::Waiting);
+    produced.extend(topic.fill(Codec::None, Mix::Clean, EACH, EACH));
+    for _ in 0..4 {
+        assert_eq!(home.mtga(["kafka_lag"]).code(69).stdout, "");
+        let status = home.status();
+        assert_eq!((status.lag, status.state), (None, State::Waiting), "{status:?}");
+    }
+    proxy.heal();
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+}
+
+#[test]
+fn an_offset_is_moved_within_the_time_of_a_command_or_not_at_all() {
+    let topic = Topic::create("unmoved", 1);
+    let produced = topic.fill(Codec::None, Mix::Clean, 0, EACH);
+    let proxy = Proxy::new(broker::address());
+    let mut home = behind(&proxy, &topic);
+    home.set("kafka.assignment", "group").set("rpc.timeout", "3s");
+    let service = home.foreground();
+    home.wait_done(&produced);
+    service.terminate();
+    let group = || committed(&format!("g_{}", topic.name), &topic).get(&0).copied();
+    // Longer than the command's time, and shorter than the session of 45 s that a member which has left would be waited for.
+    let most = Duration::from_secs(30);
+    proxy.lose_answers(LIST_OFFSETS, 1000, Loss::Cut);
+    let done = home.mtga(["set_offset", &topic.name, "earliest"]);
+    assert!(done.took < most, "it took {:?}", done.took);
+    assert!(done.stderr.contains("nothing was moved"), "{}", done.stderr);
+    done.code(69);
+    assert_eq!(group(), Some(EACH as i64));
+    proxy.lose_answers(LIST_OFFSETS, 0, Loss::Cut);
+    proxy.lose_answers(OFFSET_COMMIT, 1000, Loss::Swallowed);
+    let done = home.mtga(["set_offset", &topic.name, "earliest"]);
+    assert!(done.took < most, "it took {:?}", done.took);
+    assert!(done.stderr.contains("not known whether the group"), "{}", done.stderr);
+    done.code(69);
+    proxy.lose_answers(OFFSET_COMMIT, 0, Loss::Swallowed);
+    home.mtga(["set_offset", &topic.name, "42"]).success();
+    assert_eq!(group(), Some(42));
+    assert_eq!(home.offsets()[0].current, Some(42));
+}
+
+#[test]
+fn a_position_that_is_no_offset_is_forgotten_and_said() {
+    for in_group in [false, true] {
+        let topic = Topic::create("healed", 2);
+        let produced = topic.fill(Codec::None, Mix::Clean, 0, EACH);
+        let proxy = Proxy::new(broker::address());
+        proxy.cut();
+        let mut home = behind(&proxy, &topic);
+        if in_group {
+            home.in_group();
+        }
+        let service = home.foreground();
+        home.wait_for(State::Waiting);
+        service.terminate();
+        // As a version left it that took a lost answer for an offset.
+        let dir = home.path("tmp/store/journal");
+        let contents = journal::read(&dir).expect("a journal");
+        let mut state = contents.state.clone().expect("a state");
+        for partition in 0..topic.partitions {
+            let here = PartitionState { next: -1001, leader_epoch: -1, ..PartitionState::default() };
+            state.partitions.insert(TopicPartition { topic: topic.name.as_str().into(), partition }, here);
+        }
+        drop(Journal::begin(&dir, &contents, &state).expect("a segment"));
+        proxy.heal();
+        assert_eq!(home.integer("kafka_lag"), EACH as i64, "a stopped service shows where it would start");
+        let service = home.foreground();
+        home.wait_done(&produced);
+        home.assert_exactly(&produced);
+        assert!(home.log().contains("ERROR mtga::app::pipeline: the stored position is no offset"), "it is said");
+        service.terminate();
+    }
+}
+
+#[test]
+fn a_record_that_comes_while_the_brokers_are_asked_for_a_time_is_not_skipped() {
+    for in_group in [false, true] {
+        let topic = Topic::create("time", 1);
+        topic.fill(Codec::None, Mix::Clean, 0, EACH);
+        let time = chrono::DateTime::from_timestamp_millis(1_700_000_000_000 + EACH as i64 * 7).expect("a time");
+        let proxy = Proxy::new(broker::address());
+        let mut home = behind(&proxy, &topic);
+        home.set("kafka.start", time.to_rfc3339());
+        if in_group {
+            home.in_group();
+        }
+        proxy.delay_answers(LIST_OFFSETS, Duration::from_secs(2));
+        let service = home.foreground();
+        wait_until("the first question is answered", SOON, || {
+            let answered = proxy.answered(LIST_OFFSETS);
+            holds(answered > 0, answered)
+        });
+        let produced = topic.fill(Codec::None, Mix::Clean, EACH, EACH);
+        proxy.delay_answers(LIST_OFFSETS, Duration::ZERO);
+        home.wait_done(&produced);
+        home.assert_exactly(&produced);
+        service.terminate();
+    }
+}
