@@ -67,7 +67,7 @@ mod sealed_config;
 /// Hidden files on disks that fail, and under the hands of others.
 #[cfg(test)]
 mod sealed_disk;
-/// Hidden files that are not whole, and names that come again.
+/// Hidden files that are not whole, names that come again, and names that records choose.
 #[cfg(test)]
 mod sealed_files;
 /// Hidden files of several instances: rebalances, lost sessions, lost answers, kills and freezes at every step.

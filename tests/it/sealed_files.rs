@@ -1,4 +1,5 @@
-//! Hidden files that are not what they were, and names that come again: nothing is published that is not whole.
+//! Hidden files that are not what they were, names that come again, and names that records choose: nothing is published that is
+//! not whole, and no record loses its line to a file name.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -162,4 +163,44 @@ fn a_name_that_comes_again_gets_no_manifest_of_the_file_before() {
     let faults = report["faults"].as_array().expect("faults");
     let kinds: BTreeSet<_> = faults.iter().filter_map(|fault| fault["kind"].as_str()).collect();
     assert_eq!(kinds, BTreeSet::from(["overlap"]), "with its store a home forgets what it published: {report}");
+}
+
+/// A record of this log name that becomes a line.
+fn of_log(log_name: &str, n: usize) -> Record {
+    let text = format!(
+        r#"{{"headers":{{"app_id":24,"log_name":"{log_name}"}},"logs":{{"sn":"0-{n}","role_id":"r","mtime":1608184243}}}}"#
+    );
+    Record { partition: 0, key: None, value: Some(text.into_bytes()), timestamp: 1_700_000_000_000 }
+}
+
+/// Publishes a record of each of these log names in one seal; the names of the files, in the order of their lines.
+fn published(file: &str, logs: &[&str]) -> Vec<String> {
+    let topic = Topic::create("names", 1);
+    let mut home = sealed(&topic);
+    home.set("sink.file", file).set("validation", "off");
+    let produced: Vec<_> = logs.iter().enumerate().map(|(n, log)| of_log(log, n)).collect();
+    topic.produce(Codec::None, &produced);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    service.terminate();
+    home.mtga(["verify"]).code(0);
+    let mut names = vec![String::new(); logs.len()];
+    for file in home.events() {
+        let [line] = &file.lines[..] else { panic!("one line in {}", file.name) };
+        let base = file.name.rsplit('/').next().expect("a name");
+        names[events::origin(line).1 as usize] = base.replace(&topic.name, "TOPIC");
+    }
+    names
+}
+
+#[test]
+fn records_choose_no_name_of_ours() {
+    // The number 1 and `0a.manifest.json` beside the number 10 and `a`.
+    let logs = ["l0", "0a.manifest.json", "l2", "l3", "l4", "l5", "l6", "l7", "l8", "l9", "a"];
+    let names = published("{partition}-{topic}/{seq}{log_name}", &logs);
+    assert_eq!(names[0], "0l0");
+    assert_eq!(names[1], "~1~0a%2Emanifest.json");
+    assert_eq!(names[10], "10a");
+    let names = published("{partition}/{topic}.{seq}.{log_name}", &["x.manifest.json", "x.undecided", "y"]);
+    assert_eq!(names, ["TOPIC.0.x%2Emanifest.json", "TOPIC.1.x%2Eundecided", "TOPIC.2.y"]);
 }

@@ -38,7 +38,7 @@ use crate::delivery::{Finish, Inbox};
 use crate::fault;
 use crate::lock::HomeLock;
 use crate::logging::{self, Console};
-use crate::msink::name::hidden;
+use crate::msink::name::{UNDECIDED, hidden};
 use crate::msource::TopicPartition;
 use crate::msource::consumer::Desk;
 use crate::msource::journal::{FileState, State};
@@ -191,7 +191,7 @@ fn files(dir: &Path, found: &State) -> Result<Vec<AdoptedFile>, Failure> {
     let growing = found.files.values().filter(|file| file.inode != 0).map(|file| (&file.name, file.visibility));
     let mut files = Vec::new();
     for (name, visibility) in growing.chain(sealed) {
-        let aside = format!("{}.undecided", hidden(name));
+        let aside = format!("{}{UNDECIDED}", hidden(name));
         let there = |name: &str| dir.join(name).try_exists().map_err(failed);
         let (name, outcome) = match visibility {
             Visibility::Live if there(name)? => (name.clone(), FileOutcome::Completed),

@@ -33,9 +33,7 @@ use self::ranges::{Misfit, Seals};
 use crate::cli::{Fault, FaultKind, Missing, Plain, Verification, VerifyOptions};
 use crate::control::{Failure, FailureKind};
 use crate::msink::manifest::{self, Manifest, Range};
-
-/// What the name of a file ends with that recovery set aside.
-const UNDECIDED: &str = ".undecided";
+use crate::msink::name::UNDECIDED;
 
 /// Most times that the directories are listed. Each further time needs a manifest that was published within the time that
 /// one listing takes.
@@ -138,7 +136,7 @@ impl Verifier<'_> {
     fn look_at(&mut self, dir: &Path, name: &OsString, names: &BTreeSet<OsString>) {
         let path = dir.join(name);
         let shown = name.to_string_lossy();
-        if shown.ends_with(UNDECIDED) {
+        if shown.strip_prefix('.').is_some_and(|name| name.ends_with(UNDECIDED)) {
             let detail = "set aside: the group has forgotten whether its offsets were committed";
             self.fault(FaultKind::Undecided, &path, detail);
         } else if shown.starts_with('.') {

@@ -16,7 +16,7 @@ use crate::fault;
 use crate::msink::FileKey;
 use crate::msink::dir::blames_name;
 use crate::msink::manifest::{self, Manifest};
-use crate::msink::name::{hidden, temporary};
+use crate::msink::name::{UNDECIDED, hidden, temporary};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, SealedFile};
 
@@ -163,7 +163,7 @@ impl FileSink {
     /// Sets a hidden file aside that nobody can decide about; returns its new name.
     pub fn set_aside(&self, file: &SealedFile) -> io::Result<String> {
         let path = hidden(&file.name);
-        let aside = format!("{path}.undecided");
+        let aside = format!("{path}{UNDECIDED}");
         if self.dir.is_taken(&path)? {
             self.dir.rename(&path, &aside)?;
         } else if self.dir.is_taken(&aside)? {

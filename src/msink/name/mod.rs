@@ -9,11 +9,18 @@
 //! `.`; every other byte, and a leading dot, is written as `%2F` like in a URL. An absent or empty value is `_`, and
 //! the value `_` is `%5F`. So two different values never give the same text.
 //!
-//! It does not promise that different *sets* of values differ: `{topic}{log_name}` without anything between them may
-//! give one name for two. It opens nothing and reads no clock.
+//! Two numbers never give the same name, whatever the values beside them: since a home gives each number once, no name is
+//! used twice. Where the number could be read in two ways, as in `{log_name}{seq}` for `a1` and 0 or `a` and 10, it stands
+//! between two `~`, which no value has: `a1~0~`. Names in which it can be read in one way only are as the template has them
+//! (`a10`). No name ends like those that stand beside event files ([`RESERVED`]): the dot of such an ending is written as `%2E`.
+//!
+//! It does not promise that different *sets* of values differ under one number: `{topic}{log_name}` without anything between
+//! them may give one text for two. It opens nothing and reads no clock.
 //!
 //! A mistake in the template is told when it is read. After that, the only failure is a component over 255 bytes, a
 //! reject of the record ([`Reason::Sink`]).
+
+mod seq;
 
 use std::fmt::Write as _;
 
@@ -22,12 +29,20 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
+use self::seq::{MARK, SeqReader};
+use super::manifest;
 use crate::config::TimeZone;
 use crate::msource::TopicPartition;
 use crate::record::{Reason, Reject};
 
 /// The longest component that Linux's file systems take, bytes.
 const MAX_COMPONENT: usize = 255;
+
+/// What names end with that stand beside event files: a manifest's, and that of a file which was set aside.
+pub const RESERVED: [&str; 2] = [manifest::SUFFIX, UNDECIDED];
+
+/// What the name of a hidden file ends with that was set aside.
+pub const UNDECIDED: &str = ".undecided";
 
 /// What the names around a hidden file need beyond its own: the dot in front and the longest ending.
 const HIDDEN_ROOM: usize = ".".len() + ".manifest.json".len();
@@ -39,6 +54,8 @@ pub struct NameTemplate {
     zone: TimeZone,
     /// What stands behind every name.
     ending: &'static str,
+    /// Reads the number out of a name; `None` where the template leaves no doubt about it.
+    reader: Option<SeqReader>,
     max_component: usize,
     /// A time whose fields are as long as they get, seconds since 1970 UTC.
     longest: i64,
@@ -57,6 +74,17 @@ enum Part {
     LogName,
     EventName,
     Seq,
+}
+
+/// The number in a name.
+#[derive(Clone, Copy)]
+enum Seq {
+    /// As it is.
+    Plain(u64),
+    /// Between two marks.
+    Marked(u64),
+    /// Any: `{seq}` stands there.
+    Open,
 }
 
 /// The values that a name needs from a record: only those that the template uses are set, the others are `None`.
@@ -141,7 +169,8 @@ impl NameTemplate {
             rest = after;
         }
         push_time(&mut parts, rest)?;
-        let mut template = Self { parts, zone, ending: "", max_component: MAX_COMPONENT, longest: 0 };
+        let reader = SeqReader::new(&parts)?;
+        let mut template = Self { parts, zone, ending: "", reader, max_component: MAX_COMPONENT, longest: 0 };
         let length = |at: &i64| template.stem(&FileKey::default(), *at).len();
         template.longest = LONGEST.map(|hour| hour * 3600 + 59 * 60).max_by_key(length).unwrap_or(0);
         template.check()?;
@@ -167,12 +196,22 @@ impl NameTemplate {
 
     /// What decides whether a file is still the right one: the name with everything but `{seq}` filled in.
     pub fn stem(&self, key: &FileKey, now_seconds: i64) -> String {
-        self.fill(key, now_seconds, None)
+        self.fill(key, now_seconds, Seq::Open)
     }
 
     /// The path of a file below the event directory. `now_seconds` is the wall clock, seconds since 1970 UTC.
     pub fn name(&self, key: &FileKey, now_seconds: i64, seq: u64) -> Result<String, Reject> {
-        let mut name = self.fill(key, now_seconds, Some(seq));
+        let mut name = self.rendered(key, now_seconds, Seq::Plain(seq));
+        if let Some(reader) = &self.reader
+            && reader.read(&name) != Some(seq)
+        {
+            name = self.rendered(key, now_seconds, Seq::Marked(seq));
+        }
+        self.fits(name)
+    }
+
+    /// The name with its ending, unless a component is too long.
+    fn fits(&self, mut name: String) -> Result<String, Reject> {
         name.push_str(self.ending);
         let most = self.max_component;
         match name.split('/').find(|component| component.len() > most) {
@@ -186,7 +225,21 @@ impl NameTemplate {
 
     /// The longest name that a file of this key may ever get; an error when it is too long, whenever that would show.
     pub fn longest_name(&self, key: &FileKey) -> Result<String, Reject> {
-        self.name(key, self.longest, u64::MAX)
+        let seq = if self.reader.is_some() { Seq::Marked(u64::MAX) } else { Seq::Plain(u64::MAX) };
+        self.fits(self.rendered(key, self.longest, seq))
+    }
+
+    /// The name without its ending. Where no ending comes behind it, it does not end like names that stand beside event files.
+    fn rendered(&self, key: &FileKey, now_seconds: i64, seq: Seq) -> String {
+        let mut name = self.fill(key, now_seconds, seq);
+        let reserved = |name: &str| RESERVED.iter().find(|ending| name.ends_with(**ending)).map(|ending| ending.len());
+        if self.ending.is_empty()
+            && let Some(length) = reserved(&name)
+        {
+            let dot = name.len() - length;
+            name.replace_range(dot..=dot, "%2E");
+        }
+        name
     }
 
     /// The directories that every name begins with, whatever the record: empty, or with `/` at the end.
@@ -194,12 +247,12 @@ impl NameTemplate {
         let of_record = |part: &Part| !matches!(part, Part::Text(_) | Part::Time(_));
         let fixed = self.parts.iter().position(of_record).unwrap_or(self.parts.len());
         let fixed = Self { parts: self.parts[..fixed].to_vec(), ..self.clone() };
-        let mut dirs = fixed.fill(&FileKey::default(), now_seconds, None);
+        let mut dirs = fixed.fill(&FileKey::default(), now_seconds, Seq::Open);
         dirs.truncate(dirs.rfind('/').map_or(0, |last| last + 1));
         dirs
     }
 
-    fn fill(&self, key: &FileKey, now_seconds: i64, seq: Option<u64>) -> String {
+    fn fill(&self, key: &FileKey, now_seconds: i64, seq: Seq) -> String {
         let mut name = String::with_capacity(64);
         for part in &self.parts {
             match part {
@@ -213,8 +266,9 @@ impl NameTemplate {
                 Part::LogName => push_sanitised(&mut name, key.log_name.as_deref()),
                 Part::EventName => push_sanitised(&mut name, key.event_name.as_deref()),
                 Part::Seq => match seq {
-                    Some(seq) => push_display(&mut name, seq),
-                    None => name.push_str("{seq}"),
+                    Seq::Plain(seq) => push_display(&mut name, seq),
+                    Seq::Marked(seq) => push_display(&mut name, format_args!("{MARK}{seq}{MARK}")),
+                    Seq::Open => name.push_str("{seq}"),
                 },
             }
         }
@@ -228,7 +282,7 @@ impl NameTemplate {
             0 => return Err("`{seq}` is missing; it keeps names from being used twice, add it".into()),
             count => return Err(format!("`{{seq}}` stands in it {count} times, expected once")),
         }
-        let sample = self.fill(&FileKey::default(), 0, Some(0));
+        let sample = self.fill(&FileKey::default(), 0, Seq::Plain(0));
         if sample.starts_with('/') {
             return Err("an absolute path, expected one below `sink.dir`".into());
         }
@@ -242,7 +296,7 @@ impl NameTemplate {
                 ));
             }
         }
-        let longest = self.fill(&FileKey::default(), self.longest, Some(u64::MAX));
+        let longest = self.fill(&FileKey::default(), self.longest, Seq::Plain(u64::MAX));
         let most = longest.split('/').map(str::len).max().unwrap_or(0);
         if most > MAX_COMPONENT {
             return Err(format!("a component gets {most} bytes, at most {MAX_COMPONENT} are possible"));
@@ -265,8 +319,7 @@ fn push_time(parts: &mut Vec<Part>, text: &str) -> Result<(), String> {
     let fixed = |item: &Item<'_>| {
         matches!(item, Item::Literal(_) | Item::OwnedLiteral(_) | Item::Space(_) | Item::OwnedSpace(_))
     };
-    let mut rendered = String::new();
-    push_rendered(&mut rendered, &items, 0, TimeZone::Named(chrono_tz::UTC));
+    let rendered = rendered(&items, 0);
     if items.iter().all(fixed) {
         parts.push(Part::Text(rendered));
     } else {
@@ -276,6 +329,13 @@ fn push_time(parts: &mut Vec<Part>, text: &str) -> Result<(), String> {
         parts.push(Part::Time(items));
     }
     Ok(())
+}
+
+/// What the parts of a time are at this moment, in UTC.
+fn rendered(items: &[Item<'static>], now_seconds: i64) -> String {
+    let mut text = String::new();
+    push_rendered(&mut text, items, now_seconds, TimeZone::Named(chrono_tz::UTC));
+    text
 }
 
 fn push_rendered(name: &mut String, items: &[Item<'static>], now_seconds: i64, zone: TimeZone) {
@@ -436,6 +496,77 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_could_be_read_in_two_ways_is_marked_and_no_other() {
+        let name = |text: &str, log_name: &str, event_name: &str, seq| {
+            let key = FileKey {
+                event_name: Some(event_name.into()),
+                topic: Some("t.1".into()),
+                partition: Some(1),
+                ..log(log_name)
+            };
+            template(text).name(&key, NOW, seq).unwrap()
+        };
+        for (text, log_name, event_name, seq, expected) in [
+            ("{log_name}{seq}.log", "a", "", 10, "a10.log"),
+            ("{log_name}{seq}.log", "a1", "", 0, "a1~0~.log"),
+            ("{log_name}{seq}.log", "a ", "", 5, "a%20~5~.log"),
+            ("{seq}{log_name}", "a", "", 10, "10a"),
+            ("{seq}{log_name}", "0a", "", 1, "~1~0a"),
+            ("{log_name}.{seq}.{event_name}", "log_item", "t_log_item.2", 7, "log_item.7.t_log_item.2"),
+            ("{log_name}.{seq}.{event_name}", "a.1", "b", 2, "a.1.~2~.b"),
+            ("{log_name}.{seq}.{event_name}", "a", "2.b", 1, "a.1.2.b"),
+            ("{partition}{seq}", "", "", 7, "1~7~"),
+            ("%-H{seq}", "", "", 7, "13~7~"),
+            ("a~{log_name}{seq}", "1", "", 0, "a~1~0~"),
+            // As they were.
+            ("{log_name}.{seq}.log", "a.1", "", 2, "a.1.2.log"),
+            ("{log_name}-{seq}", "9", "", 2, "9-2"),
+            ("{seq}.{log_name}", "9.9", "", 2, "2.9.9"),
+            ("%Y%m%d%H{seq}.log", "", "", 2, "20201217132.log"),
+            ("{app_id}{seq}", "", "", 2, "242"),
+            ("{log_name}/%Y-%m-%d/{seq}", "9", "", 2, "9/2020-12-17/2"),
+            ("{log_name}/{seq}/{event_name}", "9", "9", 2, "9/2/9"),
+            ("{topic}/{partition}/%H.{seq}.log", "", "", 2, "t.1/1/13.2.log"),
+        ] {
+            assert_eq!(name(text, log_name, event_name, seq), expected, "{text}");
+        }
+        for sound in [
+            "ta.{app_id}.%Y-%m-%d-%H.{seq}.log",
+            "{log_name}.{seq}",
+            "{topic}/%Y/{seq}.log",
+            "%Y%m{seq}",
+            "{seq}-{log_name}",
+        ] {
+            assert!(template(sound).reader.is_none(), "{sound}");
+        }
+    }
+
+    #[test]
+    fn no_name_ends_like_those_beside_event_files() {
+        for (text, log_name, expected) in [
+            ("{seq}{log_name}", "a.manifest.json", "7a%2Emanifest.json"),
+            ("{seq}.{log_name}", "manifest.json", "7%2Emanifest.json"),
+            ("{seq}{log_name}", ".manifest.json", "7%2Emanifest.json"),
+            ("{seq}/{log_name}", "x.undecided", "7/x%2Eundecided"),
+            ("{log_name}.{seq}.manifest.json", "a", "a.7%2Emanifest.json"),
+            ("{seq}/{log_name}", "manifest.json", "7/manifest.json"),
+            ("{log_name}/{seq}", "x.manifest.json", "x.manifest.json/7"),
+        ] {
+            assert_eq!(template(text).name(&log(log_name), NOW, 7).unwrap(), expected, "{text} of {log_name}");
+        }
+        let compressed = template("{seq}{log_name}").hidden(".gz");
+        assert_eq!(compressed.name(&log("a.manifest.json"), NOW, 7).unwrap(), "7a.manifest.json.gz");
+    }
+
+    #[test]
+    fn a_manifest_has_a_temporary_name_that_no_file_can_have() {
+        assert_eq!(temporary("a/b.manifest.json").rsplit_once('/').unwrap().0, "a");
+        let name = temporary("b.manifest.json");
+        assert!(name.starts_with("..") && name.ends_with(manifest::SUFFIX) && name.len() < 100, "{name}");
+        assert_ne!(temporary("a.manifest.json"), name);
+    }
+
+    #[test]
     fn a_component_over_255_bytes_is_a_reject() {
         let template = template("{log_name}/{seq}");
         assert!(template.name(&log(&"x".repeat(255)), NOW, 0).is_ok());
@@ -471,7 +602,57 @@ mod tests {
         assert!(mistake(&format!("{}{{seq}}", "x".repeat(255))).starts_with("a component gets 275 bytes"));
     }
 
+    /// A template of pieces that are easily taken for each other.
+    fn confusing() -> impl Strategy<Value = String> {
+        let pieces = prop::sample::select(vec![
+            "{log_name}",
+            "{topic}",
+            "{partition}",
+            "{event_name}",
+            "{app_id}",
+            "%H",
+            "%-H",
+            "%Y",
+            "%b",
+            "x",
+            "1",
+            ".",
+            "-",
+            "~",
+            "_",
+            "/",
+            "%%",
+            ".manifest.json",
+            ".undecided",
+        ]);
+        let side = || prop::collection::vec(pieces.clone(), 0..4).prop_map(|pieces| pieces.concat());
+        (side(), side()).prop_map(|(before, after)| format!("{before}{{seq}}{after}"))
+    }
+
+    fn confusing_key() -> impl Strategy<Value = FileKey> {
+        let value = || prop::option::of("[01a.~%/_-]{0,3}|1|a[.]1[.]a|[.]manifest[.]json|a[.]undecided");
+        (value(), value(), value(), prop::option::of(0..120)).prop_map(|(topic, log_name, event_name, partition)| {
+            FileKey { topic, log_name, event_name, partition, retries: false }
+        })
+    }
+
     proptest! {
+        #[test]
+        fn two_numbers_never_give_one_name(
+            text in confusing(),
+            files in prop::collection::vec((confusing_key(), prop_oneof![0..3_u64, 0..130_u64], 0..40_i64), 2..20),
+        ) {
+            let Ok(template) = NameTemplate::parse(&text, 1, "", shanghai()) else { return Ok(()) };
+            let mut seen = HashMap::new();
+            for (key, seq, hours) in files {
+                let name = template.name(&key, NOW + hours * 3600, seq).unwrap();
+                prop_assert_eq!(*seen.entry(name.clone()).or_insert(seq), seq, "{}: {}", text, name);
+                prop_assert!(RESERVED.iter().all(|ending| !name.ends_with(ending)), "{}: {}", text, name);
+                prop_assert!(name.len() <= template.longest_name(&key).unwrap().len(), "{}: {}", text, name);
+                prop_assert!(name.split('/').all(|component| !component.is_empty() && !component.starts_with('.')));
+            }
+        }
+
         #[test]
         fn different_values_never_share_a_name(values in prop::collection::hash_set("[._/%a志\u{0}\\PC]{0,3}", 2..20)) {
             let template = template("{log_name}.{seq}");
