@@ -10,9 +10,10 @@
 //!   that a torn line is completed and never cut: collectors that tail a file start over when it shrinks. Damage, which
 //!   only a power cut leaves, is written over in place.
 //! - Bytes that no block covers: only a power cut leaves them, or a stranger. They are cut off, and that is said.
-//! - Not to be had again (retention took the records, or a newer transform makes other lines): complete lines stay, a torn
-//!   one is ended, and the rest is what it is now, or a gap; reported. The pieces behind stay where they are: what is new
-//!   gets exactly the place that there was, and what does not fit goes to the end of the file.
+//! - Not all to be had again (retention or compaction took records, or a line is written otherwise now): complete lines stay,
+//!   each record that is left and has no line gets one, and only what is gone is a gap; reported. See `refit`. The pieces
+//!   behind stay where they are: what is new gets exactly the place that there was, and what does not fit goes to the end of
+//!   the file.
 //! - Blocks of hidden files are not here at all: nobody has seen their lines, so such files are cut to their last checkpoint
 //!   and the records are read again. What was prepared to be published is decided later, by the group's word.
 //! - A file that somebody removed, or shortened below what a checkpoint covers, is left alone and reported. A hidden one that
@@ -27,9 +28,10 @@ use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::Cure;
-use super::refit::{Behind, refit};
+use super::refit::{Behind, Place, refit};
 use crate::config::Visibility;
 use crate::fault::point;
+use crate::msink::FileKey;
 use crate::msink::dir::{EventDir, blames_name};
 use crate::msink::name::hidden;
 use crate::msource::journal::{Block, BlockSource, Contents, FileState, Frame, Piece, QueueEntry, State};
@@ -40,17 +42,29 @@ const OPEN_MAX: usize = 100;
 
 /// Makes the lines of a block again.
 pub trait Regenerate {
-    /// The bytes for each of the block's pieces, in their order. Waits while the source cannot be reached.
+    /// The lines of the block's records that are still to be had. Waits while the source cannot be reached.
     fn lines(&mut self, block: &Block) -> Result<Regenerated, RecoveryError>;
 }
 
 /// What [`Regenerate`] brings.
-#[derive(Debug)]
-pub enum Regenerated {
-    /// The bytes of each piece.
-    Lines(Vec<Vec<u8>>),
-    /// They cannot be made again, for this reason.
-    Gone(String),
+#[derive(Debug, Default)]
+pub struct Regenerated {
+    /// The lines of each file, by what goes into it.
+    pub lines: Vec<(FileKey, Vec<u8>)>,
+    /// Why records are missing, where that is known.
+    pub gone: Option<String>,
+}
+
+impl Regenerated {
+    /// Nothing at all, for this reason.
+    pub fn gone(reason: impl Into<String>) -> Self {
+        Self { lines: Vec::new(), gone: Some(reason.into()) }
+    }
+
+    fn take(&mut self, key: &FileKey) -> Vec<u8> {
+        let found = self.lines.iter().position(|(of, _)| of == key);
+        found.map(|index| self.lines.swap_remove(index).1).unwrap_or_default()
+    }
 }
 
 /// Why recovery did not end.
@@ -153,6 +167,15 @@ enum Found {
     Closed(u64),
     /// Removed, replaced or shortened by somebody.
     Foreign,
+}
+
+/// How a block came out that was not there as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Mended {
+    /// To the byte.
+    AsItWas,
+    /// With other bytes.
+    Otherwise,
 }
 
 struct Work<'a> {
@@ -309,49 +332,59 @@ impl Work<'_> {
         self.names.get(&id).cloned().unwrap_or_else(|| format!("file {id}"))
     }
 
+    /// Brings what is there of a block up to what can be had of it; the rest is a gap.
     fn repair(&mut self, block: &mut Block) -> Result<(), RecoveryError> {
-        let number = block.number;
-        match self.source.lines(block)? {
-            Regenerated::Lines(lines) if lines.len() == block.pieces.len() => {
-                for (piece, lines) in block.pieces.iter_mut().zip(lines) {
-                    self.repair_piece(piece, &lines)?;
-                }
-                tracing::info!(block = number, "completed a block that a crash cut short");
-            }
-            Regenerated::Lines(_) => self.give_up(block, "it makes other files now")?,
-            Regenerated::Gone(reason) => self.give_up(block, &reason)?,
+        let mut made = self.source.lines(block)?;
+        let lines_of = |pieces: &[Piece]| pieces.iter().map(|piece| piece.lines).sum::<u64>();
+        let wanted = lines_of(&block.pieces);
+        let mut mended = Mended::AsItWas;
+        for piece in &mut block.pieces {
+            let lines = self.state.files.get(&piece.file).map(|file| made.take(&file.key)).unwrap_or_default();
+            mended = mended.max(self.repair_piece(piece, &lines)?);
+        }
+        let found = lines_of(&block.pieces);
+        let lost = wanted.saturating_sub(found);
+        self.state.totals.gaps += lost;
+        block.records = (block.records + found).saturating_sub(wanted);
+        if lost > 0 {
+            let elsewhere = made.lines.iter().any(|(_, lines)| !lines.is_empty()).then_some("it makes other files now");
+            let reason = made.gone.as_deref().or(elsewhere).unwrap_or("the source does not have them any more");
+            tell_lost(&block.source, lost, reason);
+        } else if mended == Mended::AsItWas {
+            tracing::info!(block = block.number, "completed a block that a crash cut short");
+        } else {
+            tracing::error!(
+                block = block.number,
+                "lines that a crash cut short are different now: whole ones were kept, the rest was written anew"
+            );
         }
         Ok(())
     }
 
     /// Writes what is missing of a piece.
-    fn repair_piece(&mut self, piece: &mut Piece, lines: &[u8]) -> Result<(), RecoveryError> {
+    fn repair_piece(&mut self, piece: &mut Piece, lines: &[u8]) -> Result<Mended, RecoveryError> {
         let name = self.name(piece.file);
         let failed = |error| RecoveryError::File(name.clone(), error);
-        let Some(file) = self.file(piece.file)? else { return Ok(()) };
+        let Some(file) = self.file(piece.file)? else { return Ok(Mended::AsItWas) };
         if lines.len() as u64 == piece.length && crc32c::crc32c(lines) == piece.crc {
             file.write_all_at(lines, piece.position).map_err(failed)?;
             point("recovery.mended");
-            return Ok(());
+            return Ok(Mended::AsItWas);
         }
         let there = read(file, piece).map_err(failed)?;
-        self.replace(piece, &there, lines)?;
-        tracing::error!(
-            file = name,
-            "lines that a crash cut short are different now: whole ones were kept, the rest was written anew"
-        );
-        Ok(())
-    }
-
-    /// Writes other lines in the place of a piece.
-    fn replace(&mut self, piece: &mut Piece, there: &[u8], lines: &[u8]) -> Result<(), RecoveryError> {
-        let failed = |error| RecoveryError::File(format!("file {}", piece.file), error);
-        let length = usize::try_from(piece.length).map_err(|error| failed(io::Error::other(error)))?;
         let last = self.last_ends.get(&piece.file) == Some(&(piece.position + piece.length));
         let behind = if last && !self.overflow.contains_key(&piece.file) { Behind::Nothing } else { Behind::Pieces };
-        let fit = refit(there, lines, length, behind);
+        let length = usize::try_from(piece.length).map_err(|error| failed(io::Error::other(error)))?;
+        let place = Place { length, crc: piece.crc, lines: piece.lines, behind };
+        let fit = refit(&there, lines, &place);
+        let mended = if fit.is_exact(&place) { Mended::AsItWas } else { Mended::Otherwise };
         if let Some(file) = self.file(piece.file)? {
             file.write_all_at(&fit.bytes, piece.position).map_err(failed)?;
+        }
+        point("recovery.mended");
+        if fit.ended > 0 {
+            let position = piece.position;
+            tracing::error!(file = name, position, "ended a torn line whose record is gone: it is no event");
         }
         if !fit.overflow.is_empty() {
             self.overflow.entry(piece.file).or_default().extend(fit.overflow);
@@ -359,29 +392,7 @@ impl Work<'_> {
         piece.length = fit.bytes.len() as u64;
         piece.crc = crc32c::crc32c(&fit.bytes);
         piece.lines = fit.lines;
-        Ok(())
-    }
-
-    /// Keeps what is there of a block that cannot be made again; the rest of it is a gap.
-    fn give_up(&mut self, block: &mut Block, reason: &str) -> Result<(), RecoveryError> {
-        let wanted: u64 = block.pieces.iter().map(|piece| piece.lines).sum();
-        for piece in &mut block.pieces {
-            let Some(file) = self.file(piece.file)? else { continue };
-            let there = read(file, piece).map_err(|error| RecoveryError::File(self.name(piece.file), error))?;
-            self.replace(piece, &there, b"")?;
-        }
-        let lost = wanted.saturating_sub(block.pieces.iter().map(|piece| piece.lines).sum());
-        self.state.totals.gaps += lost;
-        block.records = block.records.saturating_sub(lost);
-        match &block.source {
-            BlockSource::Offsets { from, to } => {
-                tracing::error!(partition = %to.partition, from, to = to.next, lost, reason, "a gap: records that a crash cut short cannot be read again");
-            }
-            BlockSource::Queue(_) => {
-                tracing::error!(lost, reason, "entries of the failure queue that a crash cut short are gone");
-            }
-        }
-        Ok(())
+        Ok(mended)
     }
 
     /// Writes the lines that were longer than their place.
@@ -487,6 +498,17 @@ impl Work<'_> {
             }
         }
         Ok(())
+    }
+}
+
+fn tell_lost(source: &BlockSource, lost: u64, reason: &str) {
+    match source {
+        BlockSource::Offsets { from, to } => {
+            tracing::error!(partition = %to.partition, from, to = to.next, lost, reason, "a gap: records that a crash cut short cannot be read again");
+        }
+        BlockSource::Queue(_) => {
+            tracing::error!(lost, reason, "entries of the failure queue that a crash cut short are gone");
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use crate::config::{Compression, Payload, Sink, TimeZone, Validation, Visibility
 use crate::durable::create_private_dirs;
 use crate::fault::point;
 use crate::msink::name::{Fields, NameTemplate};
+use crate::msource::properties;
 use crate::settings::{Settings, Sources};
 
 /// Version of the transform: raised when the same record and settings give another line than before.
@@ -49,6 +50,9 @@ pub struct Recipe {
     pub filter: String,
     /// Text of the metadata settings.
     pub metadata: String,
+    /// Whether records of aborted transactions are taken too. Earlier versions kept no word of it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub read_uncommitted: bool,
 }
 
 /// Why a recipe is of no use.
@@ -80,6 +84,7 @@ impl Recipe {
             instance: instance.to_owned(),
             filter: settings.filter,
             metadata: settings.metadata,
+            read_uncommitted: !properties::committed_only(&config.kafka),
         }
     }
 

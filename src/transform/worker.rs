@@ -366,6 +366,7 @@ mod tests {
             instance: String::new(),
             filter: "[]".to_owned(),
             metadata: "[]".to_owned(),
+            read_uncommitted: false,
         };
         Arc::new(Engine { compression, ..recipe.engine("f").unwrap() })
     }

@@ -58,6 +58,9 @@ mod power;
 /// The failure queue and its commands.
 #[cfg(test)]
 mod queue;
+/// What a kill cut short, made again from a topic that changed meanwhile.
+#[cfg(test)]
+mod reread;
 /// Hidden files: published when complete and committed, through kills at every step.
 #[cfg(test)]
 mod sealed;

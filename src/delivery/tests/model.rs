@@ -185,10 +185,11 @@ impl Regenerate for MemStore {
                 let kept = self.last().entries;
                 let entries: Option<Vec<_>> =
                     taken.iter().map(|(key, _)| Some((*key, kept.get(key)?.clone()))).collect();
-                let Some(entries) = entries else { return Ok(Regenerated::Gone("no entry".into())) };
+                let Some(entries) = entries else { return Ok(Regenerated::gone("no entry")) };
                 Made::entries(&entries)
             }
         };
-        Ok(Regenerated::Lines(made.pieces.into_iter().map(|piece| piece.bytes).collect()))
+        let lines = made.pieces.into_iter().map(|piece| (piece.key, piece.bytes)).collect();
+        Ok(Regenerated { lines, gone: None })
     }
 }

@@ -186,7 +186,7 @@ enum Found {
 
 /// The first offset behind the damage at `from` at which something can be read again, `high` if there is none. A client of its
 /// own asks for it: a fetch from within the damaged batch gives that batch, one from behind it does not.
-fn end_of_damage(
+pub(in crate::msource) fn end_of_damage(
     properties: &BTreeMap<String, String>,
     partition: &TopicPartition,
     from: i64,

@@ -32,7 +32,7 @@ mod tests;
 mod topics;
 mod watchdog;
 
-pub(super) use gaps::is_damage;
+pub(super) use gaps::{end_of_damage, is_damage};
 
 pub use parts::{Cut, Desk, Parts};
 pub use seals::is_answer;

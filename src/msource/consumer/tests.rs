@@ -51,6 +51,7 @@ fn engine() -> Engine {
         instance: String::new(),
         filter: "[]".into(),
         metadata: "[]".into(),
+        read_uncommitted: false,
     };
     recipe.engine("f").expect("a sound recipe")
 }
