@@ -15,6 +15,11 @@
 //! is of and postcard's encoding, of a row that of key and [`QueueEntry`] in turn. A row that is longer than a value may be goes on in further values, under its key and their
 //! number (u32, big-endian, from 1).
 //!
+//! **Readers beside a change.** A change is atomic for sled, a walk is not: it comes from value to value, and what it reads of a
+//! row may be of before and after. So each row is looked for and read under a lock that no change is applied under. Between two
+//! rows it is free, and whoever is given entries may take any time: a walk gives every entry once that is there all the while,
+//! in order, and those that come or go meanwhile or not.
+//!
 //! **Memory.** Each value costs sled time, memory and room: one for each entry made a million of them take gigabytes. So there
 //! are rows. And whatever its cache may have, sled looks for something to evict only at every 64th access to one of its
 //! cache's 256 parts: a walk, which accesses each page once, would leave 16,384 of them in memory. So values are short, and
@@ -26,6 +31,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -135,6 +141,8 @@ const CACHE_BYTES: u64 = 8 << 20;
 pub struct SledStore {
     path: PathBuf,
     db: sled::Db,
+    /// Held for reading while a row is read, for writing while a change is applied.
+    rows: RwLock<()>,
 }
 
 impl SledStore {
@@ -148,7 +156,7 @@ impl SledStore {
             let damaged = |text: String| StoreError::Damaged(path.to_owned(), text);
             match opened {
                 Err(_) => return Err(damaged("it could not be opened".into())),
-                Ok(Ok(db)) => return Ok(Self { path: path.to_owned(), db }),
+                Ok(Ok(db)) => return Ok(Self { path: path.to_owned(), db, rows: RwLock::new(()) }),
                 Ok(Err(sled::Error::Io(error))) if is_lock(&error) => {
                     if Instant::now() >= deadline {
                         return Err(StoreError::Locked(path.to_owned()));
@@ -184,43 +192,75 @@ impl SledStore {
 
     /// The last row that begins at this key or before it.
     fn row_before(&self, key: u64) -> Result<Option<Row>, StoreError> {
-        let end = key.checked_add(1).map_or(QUEUE_END.to_vec(), |behind| value_key(behind, 0));
-        let found = self.reading(|| self.db.range(value_key(0, 0)..end).next_back().transpose())?;
-        let Some((last, _)) = found else { return Ok(None) };
-        let mut row = None;
-        self.rows(self.place(&last)?.0, &mut |found| {
-            row = Some(found);
-            Walk::Stop
-        })?;
-        Ok(row)
+        let _unchanged = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        self.begun_before(key)?.map(|first| self.read_row(first)).transpose()
     }
 
-    /// The rows that begin at this key or behind it, in order, until `each` says to stop.
-    fn rows(&self, from: u64, each: &mut dyn FnMut(Row) -> Walk) -> Result<(), StoreError> {
-        let mut values = self.db.range(value_key(from, 0)..QUEUE_END.to_vec());
-        let mut next = || self.reading(|| values.next().transpose());
-        let mut ahead = next()?;
-        while let Some((key, first)) = ahead {
-            self.touch(&key)?;
-            let (start, 0) = self.place(&key)? else { return Err(self.damaged("a row has no beginning")) };
-            let (mut whole, mut parts) = (Vec::new(), 1);
-            ahead = next()?;
-            while let Some((key, part)) = &ahead {
-                if self.place(key)? != (start, parts) {
-                    break;
-                }
-                self.touch(key)?;
-                if parts == 1 {
-                    whole.extend_from_slice(&first);
-                }
-                whole.extend_from_slice(part);
-                parts += 1;
-                ahead = next()?;
+    /// The first row that has an entry of this key or a later one. `seen` is the one that was read before, if one was.
+    fn row_from(&self, key: u64, seen: Option<&First>) -> Result<Option<Row>, StoreError> {
+        let _unchanged = self.rows.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(first) = self.begun_before(key)?.filter(|first| seen != Some(first)) {
+            let row = self.read_row(first)?;
+            if row.last().is_some_and(|last| last >= key) {
+                return Ok(Some(row));
             }
-            let entries = self.row_entries(if parts == 1 { &first } else { &whole })?;
-            if each(Row { start, parts, entries }) == Walk::Stop {
+        }
+        let Some(behind) = key.checked_add(1) else { return Ok(None) };
+        let mut values = self.db.range(value_key(behind, 0)..QUEUE_END.to_vec());
+        let Some((key, value)) = self.reading(|| values.next().transpose())? else { return Ok(None) };
+        let (start, 0) = self.place(&key)? else { return Err(self.damaged("a row has no beginning")) };
+        self.read_row(First { start, value }).map(Some)
+    }
+
+    /// The first value of the last row that begins at this key or before it.
+    fn begun_before(&self, key: u64) -> Result<Option<First>, StoreError> {
+        let end = key.checked_add(1).map_or(QUEUE_END.to_vec(), |behind| value_key(behind, 0));
+        let found = self.reading(|| self.db.range(value_key(0, 0)..end).next_back().transpose())?;
+        let Some((last, value)) = found else { return Ok(None) };
+        match self.place(&last)? {
+            (start, 0) => Ok(Some(First { start, value })),
+            (start, _) => match self.reading(|| self.db.get(value_key(start, 0)))? {
+                Some(value) => Ok(Some(First { start, value })),
+                None => Err(self.damaged("a row has no beginning")),
+            },
+        }
+    }
+
+    /// Reads what goes on behind the first value of a row.
+    fn read_row(&self, first: First) -> Result<Row, StoreError> {
+        let start = first.start;
+        self.touch(&value_key(start, 0))?;
+        let mut parts = 1;
+        let mut whole = Vec::new();
+        let mut values = self.db.range(value_key(start, 1)..QUEUE_END.to_vec());
+        while let Some((key, part)) = self.reading(|| values.next().transpose())? {
+            if self.place(&key)? != (start, parts) {
                 break;
             }
+            self.touch(&key)?;
+            if parts == 1 {
+                whole.extend_from_slice(&first.value);
+            }
+            whole.extend_from_slice(&part);
+            parts += 1;
+        }
+        let entries = self.row_entries(if parts == 1 { &first.value } else { &whole })?;
+        Ok(Row { first, parts, entries })
+    }
+
+    /// The rows that have entries of this key and later ones, in order, until `each` says to stop.
+    fn rows(&self, mut from: u64, each: &mut dyn FnMut(Vec<(u64, QueueEntry)>) -> Walk) -> Result<(), StoreError> {
+        let mut seen = None;
+        while let Some(row) = self.row_from(from, seen.as_ref())? {
+            let next = row.last().unwrap_or(row.first.start).checked_add(1);
+            seen = Some(row.first);
+            let mut entries = row.entries;
+            entries.retain(|(key, _)| *key >= from);
+            if each(entries) == Walk::Stop {
+                break;
+            }
+            let Some(next) = next else { break };
+            from = next;
         }
         Ok(())
     }
@@ -269,11 +309,11 @@ impl SledStore {
                     };
                 }
                 if entries.is_empty() {
-                    to.put_row(row.start, row.parts, &[]);
+                    to.put_row(row.first.start, row.parts, &[]);
                     continue;
                 }
                 let left = entries.iter().try_fold(vec![VERSION], |row, entry| self.append(row, &entry))?;
-                to.put_row(row.start, row.parts, &left);
+                to.put_row(row.first.start, row.parts, &left);
             } else {
                 // New ones, up to where the next row begins.
                 let end = self.next_row(first)?;
@@ -317,9 +357,17 @@ impl SledStore {
     }
 }
 
+/// The first value of a row.
+#[derive(PartialEq)]
+struct First {
+    /// The key from which on it is.
+    start: u64,
+    value: sled::IVec,
+}
+
 /// See the format.
 struct Row {
-    start: u64,
+    first: First,
     /// How many values it is.
     parts: u32,
     entries: Vec<(u64, QueueEntry)>,
@@ -402,7 +450,10 @@ impl Store for SledStore {
         self.add_rows(change, &mut values)?;
         values.put(STATE, &self.append(vec![VERSION], &change.state)?);
         self.check_room(values.bytes)?;
-        self.db.apply_batch(values.batch).map_err(|error| self.error(error))?;
+        {
+            let _changing = self.rows.write().unwrap_or_else(PoisonError::into_inner);
+            self.db.apply_batch(values.batch).map_err(|error| self.error(error))?;
+        }
         values.keys.iter().try_for_each(|key| self.touch(key))
     }
 
@@ -412,10 +463,9 @@ impl Store for SledStore {
     }
 
     fn entries(&self, from: u64, each: &mut dyn FnMut(u64, QueueEntry) -> Walk) -> Result<(), StoreError> {
-        let start = self.row_before(from)?.map_or(from, |row| row.start);
-        self.rows(start, &mut |row| {
-            let mut entries = row.entries.into_iter().filter(|(key, _)| *key >= from);
-            if entries.all(|(key, entry)| each(key, entry) == Walk::On) { Walk::On } else { Walk::Stop }
+        self.rows(from, &mut |entries| {
+            let all = entries.into_iter().all(|(key, entry)| each(key, entry) == Walk::On);
+            if all { Walk::On } else { Walk::Stop }
         })
     }
 

@@ -83,6 +83,39 @@ proptest! {
     }
 }
 
+#[test]
+fn a_walk_beside_changes_gives_every_entry_that_stays_once_and_in_order() {
+    let scratch = TempDir::new().unwrap();
+    let store = open(&scratch);
+    let sizes = [100, 9_000, 30_000, 700, 17_000];
+    let size = |key: u64, round: u64| sizes[(key * 3 + round) as usize % sizes.len()];
+    let change = |round: u64| {
+        // Even ones stay and are replaced by longer and shorter ones, odd ones come and go.
+        let insert = (0..40).filter(|key| key % 2 == 0 || (key / 2 + round).is_multiple_of(2));
+        let insert = insert.map(|key| (key, entry(key, size(key, round)))).collect();
+        let remove = (0..40).filter(|key| key % 2 == 1 && !(key / 2 + round).is_multiple_of(2)).collect();
+        StoreChange { insert, remove, ..StoreChange::default() }
+    };
+    store.apply(&change(0)).unwrap();
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            for round in 1..200 {
+                store.apply(&change(round)).unwrap();
+            }
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+        });
+        while !over.load(std::sync::atomic::Ordering::Relaxed) {
+            let found = walk(&store, 0);
+            assert!(found.is_sorted_by(|(before, _), (behind, _)| before < behind));
+            assert!(found.iter().all(|(key, found)| found.value.iter().all(|byte| *byte == *key as u8)));
+            let stay = found.iter().map(|(key, _)| *key).filter(|key| key % 2 == 0);
+            assert!(stay.eq((0..40).step_by(2)), "{:?}", found.iter().map(|(key, _)| key).collect::<Vec<_>>());
+            assert_eq!(store.entry(6).unwrap().unwrap().offset, 6);
+        }
+    });
+}
+
 /// Bytes that a directory takes on the disk.
 fn size(dir: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt;
