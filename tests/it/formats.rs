@@ -17,7 +17,7 @@ use mtga::msource::journal;
 use mtga::msource::native::Client;
 use serde_json::json;
 
-use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, oracle, wait_until};
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
 
 /// What a home was doing when it was killed.
 #[derive(Clone, Copy, Debug)]
@@ -105,6 +105,33 @@ fn a_home_of_an_earlier_format_is_finished_and_goes_on_through_kills_at_every_st
         let queued = home.failures().into_iter().map(|entry| entry.offset);
         assert_eq!(queued.collect::<Vec<_>>(), bad.map(|(_, offset)| offset).collect::<Vec<i64>>());
     }
+}
+
+#[test]
+fn a_header_without_a_value_stays_one_in_the_queue_through_a_kill_and_a_retry_to_the_export() {
+    use rdkafka::message::{Header, OwnedHeaders};
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+    let topic = Topic::create("headers", 1);
+    let headers = OwnedHeaders::new().insert(Header { key: "null", value: None::<&[u8]> });
+    let headers = headers.insert(Header { key: "empty", value: Some("") });
+    let mut config = rdkafka::ClientConfig::new();
+    let producer: BaseProducer = config.set("bootstrap.servers", &topic.brokers).create().expect("a producer");
+    let bad = BaseRecord::<[u8], str>::to(&topic.name).partition(0).payload("no JSON").headers(headers);
+    producer.send(bad).expect("room");
+    producer.flush(SOON).expect("the broker takes the record");
+    let home = Home::new(&topic);
+    home.start();
+    wait_until("the entry is there", SOON, || holds(home.try_status()?.failure_queue_records == 1, "it is not"));
+    home.kill9();
+    home.start();
+    home.mtga(["retry_failure_queue"]).success();
+    let export = home.path("export.jsonl");
+    home.mtga(["clear_failure_queue", "--export"].map(Path::new).into_iter().chain([export.as_path()])).success();
+    let exported: serde_json::Value =
+        serde_json::from_str(&fs::read_to_string(&export).expect("the export")).expect("one line of JSON");
+    assert_eq!(exported["headers"], json!([{"name": "null", "value": null}, {"name": "empty", "value": ""}]));
+    assert_eq!(exported["attempts"], 2);
+    home.stop();
 }
 
 fn is_rejected(record: &Record) -> bool {

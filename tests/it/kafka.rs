@@ -490,13 +490,13 @@ fn a_log_cut_off_before_the_stored_offset_is_followed_from_there_even_when_it_ha
 }
 
 /// The broker of all tests that damage what is on its disk.
-fn damaged_broker() -> &'static OwnBroker {
+pub(crate) fn damaged_broker() -> &'static OwnBroker {
     static BROKER: OnceLock<OwnBroker> = OnceLock::new();
     BROKER.get_or_init(|| OwnBroker::new(""))
 }
 
 /// Damages one batch of the first partition, in place: a broker sends what lies there without a look at it.
-fn damage(topic: &Topic, choose: impl FnOnce(&[Batch]) -> Option<&Batch>) -> Batch {
+pub(crate) fn damage(topic: &Topic, choose: impl FnOnce(&[Batch]) -> Option<&Batch>) -> Batch {
     let segment = damaged_broker().log(topic, 0).join("00000000000000000000.log");
     let bytes = std::fs::read(&segment).expect("a segment");
     let batch = *choose(&batches(&bytes)).expect("such a batch");

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use crate::harness::topic::Transaction;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
+use crate::kafka::{damage, damaged_broker};
 
 /// A home without a group of its own that makes no checkpoint by itself.
 fn home(topic: &Topic, name: &str) -> Home {
@@ -115,6 +116,22 @@ fn of_a_block_cut_short_only_what_retention_took_is_a_gap() {
         let ended = assert_lines(home, &expected, lost as u64);
         assert_eq!(ended, usize::from(lost > 0), "a torn line without a record is ended, and is no event");
     }
+}
+
+#[test]
+fn of_a_block_cut_short_only_what_is_damaged_on_the_broker_is_a_gap() {
+    let topic = Topic::on(damaged_broker().address(), "reread_damaged", 1, &[]);
+    let mut produced = Vec::new();
+    for (first, count) in [(0, 16), (16, 5), (21, 9)] {
+        produced.extend(topic.fill(Codec::None, Mix::Clean, first, count));
+    }
+    let mut home = home(&topic, "damaged");
+    tear(&mut home, produced.len(), 12, 3);
+    let batch = damage(&topic, |batches| batches.iter().find(|batch| batch.first >= 16));
+    finish(&home, topic.end());
+    let lost = produced.drain(batch.first as usize..batch.next as usize).count() as u64;
+    assert!(lost > 0);
+    assert_eq!(assert_lines(&home, &produced, lost), 0);
 }
 
 #[test]

@@ -16,7 +16,7 @@ fn entry(offset: u64, size: usize) -> QueueEntry {
         offset: offset as i64,
         timestamp: None,
         key: None,
-        headers: Vec::new(),
+        headers: vec![("null".into(), None)],
         value: vec![offset as u8; size],
         reject: Reject::new(Reason::NoId, "none"),
         attempts: 1,
