@@ -161,16 +161,20 @@ impl Live {
         self.desk.without_share.load(Ordering::Relaxed)
     }
 
-    /// The lag, asked again when it is not fresh; `None` when it is not known of every partition.
-    fn lag(&self) -> Option<u64> {
+    /// The lag, asked again when it is not fresh; `None` when it is not known of every partition, with the reason if it was
+    /// asked for.
+    fn lag(&self) -> (Option<u64>, Option<String>) {
         let fresh = |(at, lag): (Instant, u64)| (at.elapsed() < LAG_FRESH).then_some(lag);
         if let Some(lag) = lock(&self.lag).and_then(fresh) {
-            return Some(lag);
+            return (Some(lag), None);
         }
-        if self.desk.state().0 != State::Waiting || self.without_share() {
-            drop(self.rows(LAG_TIMEOUT));
+        if self.desk.state().0 == State::Waiting && !self.without_share() {
+            return (None, None);
         }
-        lock(&self.lag).and_then(fresh)
+        match self.rows(LAG_TIMEOUT).and_then(|rows| total_lag(&rows)) {
+            Ok(lag) => (u64::try_from(lag).ok(), None),
+            Err(failure) => (None, Some(failure.message)),
+        }
     }
 }
 
@@ -203,7 +207,10 @@ impl Service for Live {
             clients_left: 0,
         };
         let Some(gauges) = self.shown() else { return Ok(status) };
-        status.lag = self.lag();
+        let (lag, unknown) = self.lag();
+        status.lag = lag;
+        // Whoever reads "consuming" is told at once when the brokers are away: the consumer itself may find out a minute later.
+        status.reason = status.reason.or(unknown);
         status.counts = gauges.counts();
         (status.consumed_per_second, status.written_per_second) = self.rates(&status.counts);
         status.partitions = self.desk.partitions.load(Ordering::Relaxed) as u64;

@@ -155,6 +155,28 @@ fn a_partition_without_a_leader_holds_back_no_other_of_its_member_in_each_protoc
 }
 
 #[test]
+fn a_topic_that_is_not_there_holds_back_no_other() {
+    let topic = Topic::create("there", 1);
+    let name = format!("{}_later", topic.name);
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, EACH);
+    let mut home = Home::new(&topic);
+    home.set("kafka.topics", vec![topic.name.clone(), name.clone()]);
+    let service = home.foreground();
+    home.wait_written(EACH);
+    let status = home.status();
+    assert_eq!(status.state, State::Consuming);
+    assert!(status.reason.as_ref().is_some_and(|reason| reason.contains(&name)), "{:?}", status.reason);
+    let later = Topic::named(&name, 1);
+    let others = later.fill(Codec::None, Mix::Clean, EACH, EACH);
+    home.wait_written(2 * EACH);
+    produced.extend(others);
+    home.wait_done(&produced);
+    assert_eq!(home.status().reason, None);
+    assert_eq!(home.events().iter().map(|file| file.lines.len() as u64).sum::<u64>(), 2 * EACH);
+    service.terminate();
+}
+
+#[test]
 fn while_brokers_are_away_the_lag_is_unknown_and_nothing_is_said_to_be_consumed() {
     let topic = Topic::create("away", 2);
     let proxy = Proxy::new(broker::address());
@@ -171,6 +193,15 @@ fn while_brokers_are_away_the_lag_is_unknown_and_nothing_is_said_to_be_consumed(
         let status = home.status();
         assert_eq!((status.lag, status.state), (None, State::Waiting), "{status:?}");
     }
+    proxy.heal();
+    home.wait_done(&produced);
+    // The connections stay, so that nothing tells the consumer for a minute.
+    proxy.stall();
+    wait_until("status says that the brokers do not answer", SOON, || {
+        let status = home.status();
+        let said = status.reason.as_ref().is_some_and(|reason| reason.contains("Kafka does not answer"));
+        holds(status.lag.is_none() && said, (status.lag, status.reason))
+    });
     proxy.heal();
     home.wait_done(&produced);
     home.assert_exactly(&produced);

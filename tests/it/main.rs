@@ -22,6 +22,9 @@ mod deploy;
 /// Disks that fail: full, read-only, gone, I/O errors, syncs that fail.
 #[cfg(test)]
 mod disk;
+/// The first answers to each kind of request, lost at each kind of start.
+#[cfg(test)]
+mod every_answer;
 /// Event files: names, rotation, open files, a full disk.
 #[cfg(test)]
 mod files;

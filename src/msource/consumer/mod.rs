@@ -330,7 +330,7 @@ impl Consumer {
             }
         }
         if self.pending.is_empty() {
-            self.held.clear();
+            self.held.clear_partitions();
         }
         let held = self.held.reason().map(str::to_owned);
         let desk = &self.parts.desk;

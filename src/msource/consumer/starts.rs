@@ -50,35 +50,50 @@ struct Answers {
     unknown: HashMap<String, KafkaError>,
 }
 
+/// The partitions of the topics that are meant, as far as brokers have answered.
+#[derive(Default)]
+struct Discovered {
+    partitions: Vec<TopicPartition>,
+    unknown: Vec<(String, KafkaError)>,
+}
+
 impl Consumer {
     /// Finds the partitions of the topics without the help of a group.
     pub(super) fn discover(&mut self) {
         self.discover_at = Instant::now() + self.parts.discovery;
-        match self.all_partitions() {
-            Ok(found) => {
-                for partition in found {
-                    if !self.slots.iter().any(|slot| slot.partition == partition) {
-                        self.pending.insert(partition);
-                    }
-                }
-            }
+        let Discovered { partitions, unknown } = match self.all_partitions() {
+            Ok(answers) => answers,
             Err(error) => {
                 self.discover_at = Instant::now() + RETRY;
                 self.in_trouble(format!("cannot ask {} for the topics: {error}", self.parts.config.brokers));
+                return;
+            }
+        };
+        self.held.note_topics(&unknown);
+        if !unknown.is_empty() {
+            let pause = if partitions.is_empty() { RETRY } else { RETRY * 5 };
+            self.discover_at = Instant::now() + pause.min(self.parts.discovery);
+        }
+        for partition in partitions {
+            if !self.slots.iter().any(|slot| slot.partition == partition) {
+                self.pending.insert(partition);
             }
         }
     }
 
-    fn all_partitions(&self) -> Result<Vec<TopicPartition>, KafkaError> {
+    fn all_partitions(&self) -> Result<Discovered, KafkaError> {
         let names = topic_names(&self.client, &self.parts.config.topics, REQUEST_TIMEOUT)?;
-        let mut partitions = Vec::new();
+        let mut found = Discovered::default();
         for (name, info) in names.iter().zip(self.client.describe_topics(&names, REQUEST_TIMEOUT)?) {
-            let info = info.map_err(|error| KafkaError { text: format!("topic {name}: {}", error.text), ..error })?;
-            partitions.extend(
-                (0..info.partitions).map(|partition| TopicPartition { topic: info.name.as_str().into(), partition }),
-            );
+            match info {
+                Ok(info) => found.partitions.extend(
+                    (0..info.partitions)
+                        .map(|partition| TopicPartition { topic: info.name.as_str().into(), partition }),
+                ),
+                Err(error) => found.unknown.push((name.clone(), error)),
+            }
         }
-        Ok(partitions)
+        Ok(found)
     }
 
     /// Finds out where pending partitions begin, makes that durable, and begins to read them.
@@ -117,7 +132,7 @@ impl Consumer {
             }
         };
         let holds_back = !starts.unknown.is_empty();
-        self.held.note(&starts.unknown);
+        self.held.note_partitions(&starts.unknown);
         if !starts.known.is_empty() {
             let started = self.pin(starts.known)?;
             // The commits that follow come from the checkpoint too: one from before the starts would take them back.

@@ -88,10 +88,12 @@ impl Consumer {
         if still.is_empty() {
             return Ok(());
         }
-        let Ok(ends) = self.ends(&still) else { return Ok(()) };
-        let behind = still.iter().zip(ends).find(|((_, next), end)| end > next);
-        let Some(((partition, next), end)) = behind else {
-            for (partition, next) in still {
+        let ends = self.ends(&still);
+        // Of a partition whose end is not known, nothing is said: it is asked for again.
+        let known = still.into_iter().zip(ends).filter_map(|(place, end)| Some((place, end.ok()?)));
+        let known: Vec<((TopicPartition, i64), i64)> = known.collect();
+        let Some(((partition, next), end)) = known.iter().find(|((_, next), end)| end > next) else {
+            for ((partition, next), _) in known {
                 self.watchdog.seen.insert(partition, (next, now));
             }
             return Ok(());
@@ -113,14 +115,18 @@ impl Consumer {
         if self.left.len() < MOST_LEFT { Ok(()) } else { Err(Error::Left(self.left.len())) }
     }
 
-    /// Where the partitions end; asked of another client when ours gives no answer.
-    fn ends(&self, still: &[(TopicPartition, i64)]) -> Result<Vec<i64>, KafkaError> {
+    /// Where each partition ends; asked of another client when ours gives no answer at all.
+    fn ends(&self, still: &[(TopicPartition, i64)]) -> Vec<Result<i64, KafkaError>> {
         let queries: Vec<_> = still.iter().map(|(partition, _)| (partition.clone(), OffsetSpec::Latest)).collect();
         let committed_only = properties::committed_only(&self.parts.config);
         let ask = |client: &Client| {
-            let answers = client.list_offsets(&queries, committed_only, ASK)?;
-            answers.into_iter().collect::<Result<Vec<_>, _>>()
+            let answers = client.list_offsets(&queries, committed_only, ASK);
+            answers.unwrap_or_else(|error| vec![Err(error); queries.len()])
         };
-        ask(&self.client).or_else(|_| ask(&Client::new(&properties::asking(&self.parts.config))?))
+        let ends = ask(&self.client);
+        if ends.iter().any(Result::is_ok) {
+            return ends;
+        }
+        Client::new(&properties::asking(&self.parts.config)).map_or(ends, |another| ask(&another))
     }
 }
