@@ -5,12 +5,15 @@
 //!   pass that a kill cut short goes on where it was.
 //! - Entries of reason `sink`, with a growing pause between attempts, until they are parked.
 //!
+//! An entry that may still be taken back, with the hidden lines of its partition, waits until that is decided and holds up no other.
+//!
 //! It looks at each entry once for each recipe, some thousand at a time, and keeps of them only when those of reason `sink`
 //! are due: a bounded number, the others are looked at when there is room. It works in rounds like a command does, lets
 //! commands go first, waits for room in the memory bound, and does nothing while the disk fails. What goes wrong is logged
 //! and tried again a minute later; nothing depends on this thread.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -20,6 +23,7 @@ use super::pipeline::Pipeline;
 use super::queue::{RETRY_BYTES, is_parked};
 use crate::config::FailureQueue;
 use crate::control::Failure;
+use crate::msource::TopicPartition;
 use crate::msource::consumer::now_millis;
 use crate::msource::journal::QueueEntry;
 use crate::msource::store::Walk;
@@ -46,6 +50,8 @@ pub(super) fn spawn(pipeline: &Arc<Pipeline>, settings: &FailureQueue) -> std::i
         settings: settings.clone(),
         recipe: Arc::clone(&pipeline.desk.engine().fingerprint),
         seen: 0,
+        undecided: Undecided::default(),
+        again: None,
         due: BTreeMap::new(),
         tried: 0,
         stayed: 0,
@@ -61,11 +67,37 @@ struct Retrier {
     recipe: Arc<str>,
     /// Every entry below this key was looked at with it.
     seen: u64,
+    /// Those of them that could not be tried yet.
+    undecided: Undecided,
+    /// Keys of those that are decided by now, and are looked at again.
+    again: Option<Range<u64>>,
     /// Keys of entries that are to be tried by themselves, and when: milliseconds since 1970 UTC.
     due: BTreeMap<u64, i64>,
     /// Entries tried since the recipe changed, and those of them that failed again.
     tried: u64,
     stayed: u64,
+}
+
+/// Entries that may still be taken back: for each growth, by its partition and the key where its entries begin, the keys that they
+/// lie between. They hold up no other entry, and are looked at again when their growth is decided.
+#[derive(Default)]
+struct Undecided(BTreeMap<(TopicPartition, u64), Range<u64>>);
+
+impl Undecided {
+    fn add(&mut self, growth: (TopicPartition, u64), key: u64) {
+        let keys = self.0.entry(growth).or_insert(key..key + 1);
+        *keys = keys.start.min(key)..keys.end.max(key + 1);
+    }
+
+    /// Takes out the keys of one growth that is not open any more.
+    fn take_decided(&mut self, open: impl FnOnce() -> Vec<(TopicPartition, u64)>) -> Option<Range<u64>> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let open = open();
+        let decided = self.0.keys().find(|growth| !open.contains(growth)).cloned()?;
+        self.0.remove(&decided)
+    }
 }
 
 /// Whether there is more to do at once.
@@ -100,14 +132,14 @@ impl Retrier {
         let recipe = Arc::clone(&self.pipeline.desk.engine().fingerprint);
         if recipe != self.recipe {
             (self.recipe, self.seen, self.tried, self.stayed) = (recipe, 0, 0, 0);
+            (self.undecided, self.again) = (Undecided::default(), None);
             self.due.clear();
         }
         if self.pipeline.gauges.stalled().is_some() || self.pipeline.turns.are_wanted() {
             return Ok(Step::Idle);
         }
-        let end = self.pipeline.gauges.durable().state.next_key;
-        if self.seen < end && self.due.len() < DUE_MAX {
-            return self.look(end);
+        if self.due.len() < DUE_MAX && self.look_on()? == Step::More {
+            return Ok(Step::More);
         }
         let now = now_millis();
         let keys: Vec<u64> =
@@ -119,52 +151,78 @@ impl Retrier {
         Ok(Step::More)
     }
 
-    /// Looks at some entries; those that failed with another recipe are tried again, a round of them.
-    fn look(&mut self, end: u64) -> Result<Step, Failure> {
-        let (mut looks, mut stale, mut open) = (0, false, false);
+    /// Looks at what was not looked at yet, and again at what was not decided and is now.
+    fn look_on(&mut self) -> Result<Step, Failure> {
+        let end = {
+            let state = &self.pipeline.gauges.durable().state;
+            self.again = self.again.take().or_else(|| self.undecided.take_decided(|| state.open()));
+            state.next_key
+        };
+        if let Some(keys) = self.again.clone() {
+            let seen = self.look(keys.clone())?;
+            self.again = (seen < keys.end).then_some(seen..keys.end);
+            return Ok(Step::More);
+        }
+        if self.seen >= end {
+            return Ok(Step::Idle);
+        }
+        self.seen = self.look(self.seen..end)?;
+        if self.seen == end && self.tried > 0 {
+            let (tried, stayed) = (std::mem::take(&mut self.tried), std::mem::take(&mut self.stayed));
+            tracing::info!(tried, stayed, "tried the failure queue again with the recipe in force");
+        }
+        Ok(Step::More)
+    }
+
+    /// Looks at some entries of a range; those that failed with another recipe are tried again, a round of them. Returns where it
+    /// came to.
+    fn look(&mut self, range: Range<u64>) -> Result<u64, Failure> {
+        let (mut looks, mut stale) = (0, false);
         let state = self.pipeline.gauges.durable().state.clone();
-        let mut found = Vec::new();
+        let (mut found, mut open) = (Vec::new(), Vec::new());
         let (recipe, settings) = (&self.recipe, &self.settings);
-        let mut seen = self.seen;
-        self.pipeline.entries(self.seen, &mut |key, entry| {
-            // What may still be taken back is left alone until it is decided, and what came after it as well.
-            open = key < end && state.is_open(key, &entry);
-            stale = key < end && !open && entry.recipe != *recipe;
-            if key >= end || stale || open {
+        let mut seen = range.start;
+        self.pipeline.entries(range.start, &mut |key, entry| {
+            if key >= range.end {
+                return Walk::Stop;
+            }
+            let growth = state.opened_at(key, &entry);
+            stale = growth.is_none() && entry.recipe != *recipe;
+            if stale {
                 return Walk::Stop;
             }
             seen = key + 1;
             looks += 1;
-            if !is_parked(&entry, settings.max_attempts) {
-                found.push((key, due(&entry, settings)));
+            match growth {
+                // What may still be taken back is left alone until it is decided.
+                Some(first_key) => open.push(((entry.partition, first_key), key)),
+                None if is_parked(&entry, settings.max_attempts) => {}
+                None => found.push((key, due(&entry, settings))),
             }
             if looks < LOOK { Walk::On } else { Walk::Stop }
         })?;
         self.due.extend(found);
-        if stale {
-            self.seen = seen;
-            self.try_stale(end)?;
-        } else {
-            self.seen = if looks < LOOK && !open { end } else { seen };
-            if self.seen == end && self.tried > 0 {
-                let (tried, stayed) = (std::mem::take(&mut self.tried), std::mem::take(&mut self.stayed));
-                tracing::info!(tried, stayed, "tried the failure queue again with the recipe in force");
-            }
+        for (growth, key) in open {
+            self.undecided.add(growth, key);
         }
-        Ok(if open { Step::Idle } else { Step::More })
+        if stale {
+            self.try_stale(seen..range.end)?;
+            return Ok(seen);
+        }
+        Ok(if looks < LOOK { range.end } else { seen })
     }
 
     /// Tries a round of entries that failed with another recipe. They are looked at once more after that: those that fail
     /// again may be due later.
-    fn try_stale(&mut self, end: u64) -> Result<(), Failure> {
+    fn try_stale(&mut self, keys: Range<u64>) -> Result<(), Failure> {
         if self.tried == 0 {
             tracing::info!("settings, configuration or version changed: trying the failure queue again");
         }
-        let mut turn = self.pipeline.turn(self.seen, &|_| {})?;
+        let mut turn = self.pipeline.turn(keys.start, &|_| {})?;
         let before = self.pipeline.gauges.stayed.load(Ordering::Relaxed);
         let state = self.pipeline.gauges.durable().state.clone();
         let wanted = |key: u64, entry: &QueueEntry| entry.recipe != self.recipe && !state.is_open(key, entry);
-        let (tried, _) = turn.round(self.seen, end, &wanted)?;
+        let (tried, _) = turn.round(keys.start, keys.end, &wanted)?;
         self.tried += tried;
         self.stayed += self.pipeline.gauges.stayed.load(Ordering::Relaxed) - before;
         Ok(())
@@ -232,8 +290,22 @@ fn due(entry: &QueueEntry, settings: &FailureQueue) -> i64 {
 mod tests {
     use super::*;
     use crate::config::WhenFull;
-    use crate::msource::TopicPartition;
     use crate::record::{Reason, Reject};
+
+    #[test]
+    fn undecided_entries_come_back_with_the_end_of_their_growth_and_not_before() {
+        let growth = |number, first_key| (TopicPartition { topic: "t".into(), partition: number }, first_key);
+        let mut undecided = Undecided::default();
+        for (number, first_key, key) in [(0, 3, 5), (1, 4, 4), (0, 3, 3), (0, 9, 9)] {
+            undecided.add(growth(number, first_key), key);
+        }
+        let mut decided = |open: &[(i32, u64)]| {
+            undecided.take_decided(|| open.iter().map(|(number, first_key)| growth(*number, *first_key)).collect())
+        };
+        assert_eq!(decided(&[(0, 3), (1, 4), (0, 9), (2, 0)]), None);
+        assert_eq!((decided(&[(1, 4), (0, 9)]), decided(&[(1, 4), (0, 9)])), (Some(3..6), None));
+        assert_eq!((decided(&[]), decided(&[]), decided(&[])), (Some(9..10), Some(4..5), None));
+    }
 
     #[test]
     fn the_pause_doubles_up_to_its_bound_and_ends_with_the_last_attempt() {

@@ -73,7 +73,7 @@ mod sealed_config;
 /// Hidden files on disks that fail, and under the hands of others.
 #[cfg(test)]
 mod sealed_disk;
-/// Hidden files that are not whole, names that come again, and names that records choose.
+/// Hidden files that are not whole, names that come again or that records choose, topics that are configured no more.
 #[cfg(test)]
 mod sealed_files;
 /// Hidden files of several instances: rebalances, lost sessions, lost answers, kills and freezes at every step.

@@ -1,11 +1,12 @@
-//! Hidden files that are not what they were, names that come again, and names that records choose: nothing is published that is
-//! not whole, and no record loses its line to a file name.
+//! Hidden files that are not what they were, names that come again or that records choose, topics that are not configured any
+//! more: nothing is published that is not whole, and no record loses its line to a file name.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use mtga::msource::journal::{self, State};
+use mtga::control::State;
+use mtga::msource::journal;
 use serde_json::{Value, json};
 
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
@@ -30,7 +31,7 @@ fn data(home: &Home) -> PathBuf {
 }
 
 /// What the journal amounts to.
-fn state(home: &Home) -> Result<State, String> {
+fn state(home: &Home) -> Result<journal::State, String> {
     let contents = journal::read(&home.path("tmp/store/journal")).map_err(|error| error.to_string())?;
     let mut state = contents.state.unwrap_or_default();
     contents.tail.iter().for_each(|frame| state.apply(frame));
@@ -203,4 +204,106 @@ fn records_choose_no_name_of_ours() {
     assert_eq!(names[10], "10a");
     let names = published("{partition}/{topic}.{seq}.{log_name}", &["x.manifest.json", "x.undecided", "y"]);
     assert_eq!(names, ["TOPIC.0.x%2Emanifest.json", "TOPIC.1.x%2Eundecided", "TOPIC.2.y"]);
+}
+
+/// A record without ids under the built-in mapping; its name is in `nick`.
+fn nameless(partition: i32, n: u64) -> Record {
+    let text = format!(
+        r#"{{"headers":{{"app_id":24,"log_name":"log_chat"}},"logs":{{"sn":"{partition}-{n}","nick":"p{n}","mtime":1608184243}}}}"#
+    );
+    Record { partition, key: None, value: Some(text.into_bytes()), timestamp: 1_700_000_000_000 }
+}
+
+/// Settings under which they have one.
+fn mend(home: &Home) {
+    let mapping = r##"[{"log_name": "log_chat", "event_name": "t_{log_name}", "event_type": "track", "metadata": {
+        "#account_id": {"field": "nick", "default": ""}, "#time": {"field": "mtime", "default": ""}}}]"##;
+    fs::write(home.path("settings/mthinkingdata:metadata.24.json"), mapping).expect("a file");
+}
+
+#[test]
+fn an_entry_that_is_not_decided_yet_holds_up_no_later_entry() {
+    let topic = Topic::create("open", 2);
+    let mut home = sealed(&topic);
+    home.set("sink.rotate.size", "64KiB");
+    topic.produce(Codec::None, &[nameless(0, 0)]);
+    let service = home.foreground();
+    wait_durable(&home, 1);
+    // The other partition is published for its size.
+    let long = "x".repeat(70_000);
+    let large = format!(
+        r#"{{"headers":{{"app_id":24,"log_name":"log_chat"}},"logs":{{"sn":"1-1","role_id":"r","nick":"{long}","mtime":1608184243}}}}"#
+    );
+    let large = Record { partition: 1, key: None, value: Some(large.into_bytes()), timestamp: 1_700_000_000_000 };
+    topic.produce(Codec::None, &[nameless(1, 0), large]);
+    wait_until("the large record is published", SOON, || holds(!events::paths(&data(&home)).is_empty(), ()));
+    assert_eq!(home.integer("failure_queue_count"), 2);
+    mend(&home);
+    home.mtga(["reload"]).success();
+    wait_until("the later entry is tried by itself", SOON, || {
+        let count = home.integer("failure_queue_count");
+        holds(count == 1, count)
+    });
+    let [left] = &home.failures()[..] else { panic!("one entry is left") };
+    assert_eq!(left.partition, 0, "what is not decided is left alone");
+    service.terminate();
+    let service = home.foreground();
+    home.wait_for(State::Consuming);
+    wait_until("the first one follows when it is decided", SOON, || {
+        let count = home.integer("failure_queue_count");
+        holds(count == 0, count)
+    });
+    service.terminate();
+    home.mtga(["verify"]).code(0);
+}
+
+#[test]
+fn what_is_hidden_of_a_topic_that_is_not_configured_any_more_is_decided() {
+    for (assignment, point) in [("group", ""), ("group", "seal.prepared"), ("all", "")] {
+        let (kept, dropped) = (Topic::create("kept", 1), Topic::create("dropped", 1));
+        let mut home = sealed(&kept);
+        // A static member would be given the partition back, whatever it subscribes to by now, and publish.
+        home.set("kafka.assignment", assignment).set("kafka.librdkafka", json!({"session.timeout.ms": "6000"}));
+        let both = json!([kept.name, dropped.name]);
+        home.set("kafka.topics", both.clone());
+        dropped.produce(Codec::None, &[nameless(0, 0), of_log("log_item", 1), of_log("log_item", 2)]);
+        if point.is_empty() {
+            hide(&home, 3);
+        } else {
+            rotate(&mut home, BY_ITSELF);
+            home.killed_at(point);
+        }
+        home.set("kafka.topics", json!([kept.name]));
+        rotate(&mut home, BY_ITSELF);
+        kept.produce(Codec::None, &[nameless(0, 3), of_log("log_item", 4)]);
+        let service = home.foreground();
+        let undone = assignment == "group";
+        wait_until("both topics are decided", SOON, || {
+            let counts = home.try_status()?.counts;
+            let expected = if undone { (2, 1) } else { (5, 3) };
+            holds(counts.in_flight == 0 && (counts.consumed, counts.written) == expected, counts)
+        });
+        wait_decided(&home);
+        wait_until("the queue has what was not taken back", SOON, || {
+            let count = home.integer("failure_queue_count");
+            holds(count == if undone { 1 } else { 2 }, count)
+        });
+        assert_eq!(home.log().contains("is not in kafka.topics any more"), undone);
+        service.terminate();
+        assert_eq!(events::hidden(&data(&home)), Vec::<PathBuf>::new());
+        // Configured again, it goes on where the group or the journal has it.
+        home.set("kafka.topics", both);
+        let service = home.foreground();
+        home.wait_for(State::Consuming);
+        wait_until("everything is read", SOON, || {
+            let counts = home.try_status()?.counts;
+            holds(counts.consumed == 5 && counts.in_flight == 0, counts)
+        });
+        service.terminate();
+        let lines: BTreeSet<_> =
+            home.events().into_iter().flat_map(|file| file.lines).map(|line| events::origin(&line).1).collect();
+        assert_eq!(lines, BTreeSet::from([1, 2, 4]));
+        assert_eq!(home.events().iter().map(|file| file.lines.len()).sum::<usize>(), 3);
+        home.mtga(["verify"]).code(0);
+    }
 }

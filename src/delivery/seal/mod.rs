@@ -102,9 +102,13 @@ impl Delivery {
     /// Takes up what an earlier run prepared and this one decides by itself.
     pub(super) fn resume_seals(&mut self) {
         let now = Instant::now();
-        for (partition, state) in &self.state.partitions {
-            if state.growth.is_some() {
-                self.seal.grew(Some(partition.clone()), now);
+        let grown = self.state.partitions.iter().filter(|(_, state)| state.growth.is_some());
+        let grown: Vec<_> = grown.map(|(partition, _)| Some(partition.clone())).collect();
+        for group in grown {
+            self.seal.grew(group.clone(), now);
+            if !self.is_sealed() && self.decides(&group) {
+                // Another configuration hid it: no timer of this one would publish it.
+                self.want_group(group);
             }
         }
         if self.state.files.values().any(|file| file.key.retries) {

@@ -111,6 +111,9 @@ pub enum Held {
     ByUs,
     /// Another's or nobody's: our commit may still be on its way.
     NotByUs,
+    /// Another's or nobody's, and never ours again: its topic is not consumed any more. We joined the group since, so no commit of
+    /// an assignment before can come any more.
+    NeverAgain,
 }
 
 /// Whether the group has taken the offsets of a range that we prepared. `base` is what stood beside the group's offset where
@@ -127,7 +130,7 @@ pub fn judge(
 ) -> Verdict {
     let ours = |mark: &Mark| (&mark.home, mark.incarnation) == (&prepared.home, prepared.incarnation);
     let unchanged = match held {
-        Held::ByUs => Verdict::Refused,
+        Held::ByUs | Held::NeverAgain => Verdict::Refused,
         Held::NotByUs => Verdict::Open,
     };
     let Some(found) = group.and_then(|group| group.metadata.parse::<Owner>().ok()) else {
@@ -225,7 +228,8 @@ pub fn settle(
     }
     let Some(growth) = &here.growth else { return Hidden::Stays };
     let hides = visibility == Visibility::Sealed;
-    let goes_on = hides && state.is_whole(partition, growth) && may_grow(here, growth, group);
+    let may_go_on = hides && held != Held::NeverAgain;
+    let goes_on = may_go_on && state.is_whole(partition, growth) && may_grow(here, growth, group);
     // While it is not ours, nobody may have read it again yet; and nobody can if the topic is no more, which the brokers tell.
     let may_wait = |group: &GroupOffset| {
         let of_other = |owner: Owner| differ(&owner.topic_id, &here.topic_id);

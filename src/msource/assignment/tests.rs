@@ -346,3 +346,30 @@ fn hidden_growth_goes_on_only_where_nobody_has_committed_since() {
     assert!(!tell(40, ""));
     assert!(!may_grow(&here, &growth, None));
 }
+
+#[test]
+fn what_is_hidden_of_a_topic_that_is_consumed_no_more_is_taken_back_unless_it_was_committed() {
+    let growth = Growth { from: 40, ..Growth::default() };
+    let mut state = State { home: "x".into(), incarnation: 1, ..State::default() };
+    let partition = TopicPartition { topic: "t".into(), partition: 0 };
+    let here = PartitionState { mark: Some(mark("x", 4)), growth: Some(growth.clone()), ..local(50, ID) };
+    state.partitions.insert(partition.clone(), here);
+    let tell = |state: &State, metadata: &str, held| {
+        settle(state, &partition, Some(&group(40, metadata)), held, Visibility::Sealed)
+    };
+    let unchanged = format!("x/1/4/{ID}");
+    assert_eq!(tell(&state, &unchanged, Held::NotByUs), Hidden::Stays);
+    assert_eq!(tell(&state, &unchanged, Held::ByUs), Hidden::Stays);
+    assert_eq!(tell(&state, &unchanged, Held::NeverAgain), Hidden::Refused);
+
+    let to = Position { partition: partition.clone(), topic_id: ID.into(), next: 50, leader_epoch: -1 };
+    let range = SealedRange { offsets: Some(SealedOffsets { growth, to }), files: Vec::new() };
+    state.apply(&Frame::Prepared(Box::new(Seal { number: 7, incarnation: 1, ranges: vec![range] })));
+    assert_eq!(tell(&state, &unchanged, Held::NotByUs), Hidden::Stays);
+    assert!(matches!(tell(&state, &unchanged, Held::ByUs), Hidden::Again(7, _)));
+    assert_eq!(tell(&state, &unchanged, Held::NeverAgain), Hidden::Decided(7, Verdict::Refused));
+    for held in [Held::NotByUs, Held::ByUs, Held::NeverAgain] {
+        let committed = tell(&state, &format!("y/1/9/{ID} x/1/7"), held);
+        assert_eq!(committed, Hidden::Decided(7, Verdict::Committed));
+    }
+}

@@ -7,11 +7,13 @@
 //! even. So the client is given up with it and joins anew. In that later generation no request of before is taken any more,
 //! and the group's own word counts. Where it has not moved, the same commit is sent again.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select_biased};
 
 use super::group::is_member;
+use super::starts::is_meant;
 use super::topics::Topics;
 use super::watchdog::Old;
 use super::{Code, Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
@@ -257,12 +259,18 @@ impl Consumer {
     ) -> Result<bool, Error> {
         match settle(state, partition, group, held, self.parts.visibility) {
             Hidden::Stays => Ok(false),
-            Hidden::Refused => self.refuse(partition.clone()),
+            Hidden::Refused => {
+                said_unconfigured(partition, held);
+                self.refuse(partition.clone())
+            }
             Hidden::Decided(number, verdict) => {
                 if (verdict, held) == (Verdict::Refused, Held::ByUs) {
                     self.refused.insert(partition.clone());
                 }
                 tracing::info!(%partition, number, ?verdict, "the group tells what became of a prepared range");
+                if verdict == Verdict::Refused {
+                    said_unconfigured(partition, held);
+                }
                 let (reply, answered) = bounded(1);
                 self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
                 self.until_stopped(&answered).map(|_| true)
@@ -338,13 +346,26 @@ impl Consumer {
             let answers = answers.unwrap_or_else(|error| vec![Err(error); partitions.len()]);
             for (partition, group) in partitions.into_iter().zip(answers) {
                 match group {
-                    Ok(group) => drop(self.judge_one(&state, &partition, group.as_ref(), Held::NotByUs)?),
+                    Ok(group) => {
+                        let held = self.held_elsewhere(&partition);
+                        self.judge_one(&state, &partition, group.as_ref(), held)?;
+                    }
                     Err(error) => unknown.push((partition, error)),
                 }
             }
         }
         self.said_unknown(&unknown);
         Ok(())
+    }
+
+    /// How a partition is held that is not ours now: it may come to us again while its topic is configured.
+    fn held_elsewhere(&self, partition: &TopicPartition) -> Held {
+        // Without an assignment in this run, a commit of the run before may still be on its way.
+        let joined = !self.slots.is_empty() || self.parts.desk.without_share.load(Ordering::Relaxed);
+        if !joined || is_meant(&self.parts.config.topics, &partition.topic) {
+            return Held::NotByUs;
+        }
+        Held::NeverAgain
     }
 
     /// Tells, once, when it cannot be found out for minutes what the group has taken.
@@ -373,6 +394,13 @@ impl Consumer {
         let frame = Frame::Base { partition: partition.clone(), mark };
         self.send(Inbox::Note { ticket, frame, reply })?;
         self.until_stopped(&answered).map(drop)
+    }
+}
+
+/// Says that what was hidden of a topic goes because nobody here consumes it any more.
+fn said_unconfigured(partition: &TopicPartition, held: Held) {
+    if held == Held::NeverAgain {
+        tracing::warn!(%partition, "a topic is not in kafka.topics any more: discarded its unpublished records, which the group has not taken; configured again, they are read again");
     }
 }
 

@@ -457,6 +457,15 @@ pub fn topic_names(client: &Client, topics: &[String], timeout: Duration) -> Res
     Ok(names)
 }
 
+/// Whether a topic is one of those that are meant. One that a pattern may mean is: what cannot be read as a pattern here may be
+/// one for the brokers.
+pub(super) fn is_meant(topics: &[String], name: &str) -> bool {
+    topics.iter().any(|topic| {
+        topic == name
+            || topic.starts_with('^') && regex_lite::Regex::new(topic).map_or(true, |pattern| pattern.is_match(name))
+    })
+}
+
 /// Asks the brokers for offsets, in the order asked. A time after the last record is the end as it was before the brokers were
 /// asked for the time: a record that comes between the two questions is not skipped.
 pub(super) fn offsets_at(

@@ -194,11 +194,17 @@ impl State {
     /// Whether this entry of the failure queue may still be taken back with what its partition has grown by: it is neither
     /// tried again nor removed before that is decided.
     pub fn is_open(&self, key: u64, entry: &QueueEntry) -> bool {
+        self.opened_at(key, entry).is_some()
+    }
+
+    /// The same, with the key where the entries of that growth begin: see [`State::open`].
+    pub fn opened_at(&self, key: u64, entry: &QueueEntry) -> Option<u64> {
         // The key too: another topic of the same name may have left entries of the same offsets.
-        let grows = |growth: &Growth| key >= growth.first_key && entry.offset >= growth.from;
+        let grows = |growth: &&Growth| key >= growth.first_key && entry.offset >= growth.from;
         let growth = self.partitions.get(&entry.partition).and_then(|state| state.growth.as_ref());
-        let sealed = |(_, offsets): (_, &SealedOffsets)| grows(&offsets.growth) && entry.offset < offsets.to.next;
-        growth.is_some_and(grows) || self.prepared(&entry.partition).any(sealed)
+        let before_end = |(_, offsets): &(_, &SealedOffsets)| entry.offset < offsets.to.next;
+        let sealed = self.prepared(&entry.partition).filter(before_end).map(|(_, offsets)| &offsets.growth);
+        growth.into_iter().chain(sealed).find(grows).map(|growth| growth.first_key)
     }
 
     /// Each growth that is not decided: its partition, and where its entries may begin. While that is the same, an entry that is
