@@ -207,6 +207,7 @@ impl Asker {
             let decision = decide(&Known {
                 home: (&state.home, state.incarnation),
                 former: &state.former,
+                number: state.number,
                 local,
                 group: group.as_ref(),
                 topic_id,
@@ -322,6 +323,8 @@ pub(super) fn set(config: &Config, pipeline: &Pipeline, what: &Selection, to: Of
                 Err(error) => return Err(unmoved(&Standing { unknown: Some(error), ..standing })),
             },
             OffsetTarget::Offset(offset) if (low..=high).contains(&offset) => offset,
+            // Retention may be past it by now, and still it is the way out that `refuse_to_skip` names.
+            OffsetTarget::Offset(offset) if Some(offset) == first_hidden(&state, &standing) => offset,
             OffsetTarget::Offset(offset) => {
                 let partition = &standing.partition;
                 let text = format!("{partition}: offset {offset} is not within {low}..{high}; nothing was moved");
@@ -388,15 +391,21 @@ fn in_time(pipeline: &Pipeline, answered: &Receiver<()>, patience: Duration) -> 
     })
 }
 
-/// Refuses a place past records that are hidden here and would be taken back: nobody would read them again.
-fn refuse_to_skip(state: &State, standing: &Standing, to: i64) -> Result<(), Failure> {
+/// Where the records of a partition begin that are hidden here and would be taken back by a move.
+fn first_hidden(state: &State, standing: &Standing) -> Option<i64> {
     let Standing { partition, group, .. } = standing;
-    let Some(here) = state.partitions.get(partition) else { return Ok(()) };
+    let here = state.partitions.get(partition)?;
     let goes = |(mark, offsets): &(Mark, &SealedOffsets)| {
         judge(mark, offsets, here.mark.as_ref(), group.as_ref(), Held::ByUs) == Verdict::Refused
     };
     let prepared = state.prepared(partition).filter(goes).map(|(_, offsets)| offsets.growth.from);
-    match prepared.chain(here.growth.as_ref().map(|growth| growth.from)).min() {
+    prepared.chain(here.growth.as_ref().map(|growth| growth.from)).min()
+}
+
+/// Refuses a place past records that are hidden here and would be taken back: nobody would read them again.
+fn refuse_to_skip(state: &State, standing: &Standing, to: i64) -> Result<(), Failure> {
+    let partition = &standing.partition;
+    match first_hidden(state, standing) {
         Some(from) if from < to => Err(failed(format!(
             "{partition}: records from offset {from} on are in hidden files that are not committed, and would be lost; \
              nothing was moved: start and stop the service, which publishes them, or give them up by moving to {from} first"

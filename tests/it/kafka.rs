@@ -435,19 +435,6 @@ fn padded(n: u64, partitions: i32, size: usize) -> Record {
     Record { partition, key: None, value: Some(value.into_bytes()), timestamp: 1_700_000_000_000 }
 }
 
-/// What is left of a log that was cut off.
-fn keep_batches(broker: &OwnBroker, topic: &Topic, below: i64) {
-    let log = broker.log(topic, 0);
-    let segment = log.join("00000000000000000000.log");
-    let bytes = std::fs::read(&segment).expect("a segment");
-    let kept = batches(&bytes).into_iter().take_while(|batch| batch.next <= below).last().expect("some are kept");
-    assert_eq!(kept.next, below, "a batch ends there");
-    std::fs::write(&segment, &bytes[..kept.position + kept.length]).expect("the segment");
-    for index in ["index", "timeindex"] {
-        std::fs::remove_file(log.join(format!("00000000000000000000.{index}"))).expect("an index");
-    }
-}
-
 #[test]
 fn a_log_cut_off_before_the_stored_offset_is_followed_from_there_even_when_it_has_grown_past_it() {
     let broker = OwnBroker::new("");
@@ -469,7 +456,7 @@ fn a_log_cut_off_before_the_stored_offset_is_followed_from_there_even_when_it_ha
     broker.stop();
     // The new leader has taken other records before the services see it.
     for (topic, _, running, ..) in &cases {
-        keep_batches(&broker, topic, 600);
+        broker.keep_batches(topic, 600);
         kill(running.pid(), Signal::SIGSTOP).expect("it runs");
     }
     broker.start();

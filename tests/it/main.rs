@@ -40,6 +40,9 @@ mod group;
 /// The processes that may change a home: commands, starts, and what another process does to its files.
 #[cfg(test)]
 mod homes;
+/// Whose records stand at a stored offset: leader epochs, topics created again, logs cut off, and answers that pass.
+#[cfg(test)]
+mod identity;
 /// Faults of Kafka: brokers, connections, logs, and the watchdog.
 #[cfg(test)]
 mod kafka;

@@ -88,6 +88,7 @@ fn judge(
     let decision = decide(&Known {
         home: (&state.home, state.incarnation),
         former: &state.former,
+        number: state.number,
         local: Some(here),
         group,
         topic_id,

@@ -252,6 +252,8 @@ pub struct Known<'a> {
     pub home: (&'a str, u64),
     /// Incarnations of ours that ended here.
     pub former: &'a [u64],
+    /// Number of the last change that the local positions have.
+    pub number: u64,
     /// Where we stood.
     pub local: Option<&'a PartitionState>,
     /// The group's offset; `None` also when no group is asked.
@@ -300,8 +302,12 @@ pub fn decide(known: &Known<'_>) -> Decision {
     let ours = owner.as_ref().is_some_and(|owner| is_ours(&owner.mark));
     let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));
     // What was written live, or without a group, may be past our last commit. Nobody else has read on since that.
-    let is_ahead = ours && known.local.zip(known.group).is_some_and(|(local, group)| local.next > group.offset);
-    let group_decides = known.visibility == Visibility::Sealed && !is_ahead;
+    let is_ahead = known.local.zip(known.group).is_some_and(|(local, group)| local.next > group.offset);
+    // What we committed before our last change is past us only when that was a move back, or a refusal.
+    let is_known = owner
+        .as_ref()
+        .is_some_and(|Owner { mark, .. }| mark.incarnation == known.home.1 && mark.number <= known.number);
+    let group_decides = known.visibility == Visibility::Sealed && !(ours && (is_ahead || is_known));
     match (known.local, known.group) {
         // Whoever asks has made sure that it may go on.
         (Some(local), _) if local.growth.is_some() && !other(&local.topic_id) => Decision::Continue,

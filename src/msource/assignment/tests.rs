@@ -28,6 +28,7 @@ fn check(
     let known = Known {
         home: ("me", 9),
         former: &[7, 8],
+        number: 6,
         local: local.as_ref(),
         group: group.as_ref(),
         topic_id: ID,
@@ -43,6 +44,7 @@ fn the_group_has_the_last_word_on_hidden_files_unless_we_are_past_our_own_commit
         decide(&Known {
             home: ("me", 9),
             former: &[7, 8],
+            number: 6,
             local: Some(&local(50, ID)),
             group: Some(&group(offset, metadata)),
             topic_id: ID,
@@ -53,7 +55,9 @@ fn the_group_has_the_last_word_on_hidden_files_unless_we_are_past_our_own_commit
     let moved = |to| Decision::Move { to, cause: MoveCause::Takeover };
     assert_eq!(decide(40, &format!("me/9/5/{ID}")), Decision::Continue);
     assert_eq!(decide(40, &format!("me/8/7/{ID}")), Decision::Continue, "of an incarnation before this one");
-    assert_eq!(decide(60, &format!("me/9/5/{ID}")), moved(60));
+    assert_eq!(decide(60, &format!("me/9/7/{ID}")), moved(60), "of a state after ours, which was lost");
+    assert_eq!(decide(60, &format!("me/9/6/{ID}")), Decision::Continue, "we have gone back since");
+    assert_eq!(decide(60, &format!("me/9/0/{ID}")), Decision::Continue, "we have gone back since");
     assert_eq!(decide(40, &format!("other/1/5/{ID} me/9/5")), moved(40));
     assert_eq!(decide(40, ""), moved(40), "a tool has set it");
 }
@@ -314,6 +318,7 @@ fn what_is_visible_here_and_unknown_to_the_group_is_not_read_again_into_hidden_f
         let known = Known {
             home: ("me", 1),
             former: &[],
+            number: 7,
             local: Some(local),
             group: Some(&group),
             topic_id: ID,

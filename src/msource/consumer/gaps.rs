@@ -1,21 +1,24 @@
 //! Records that cannot be had: taken by retention, cut off with the broker's log, or damaged.
 //!
 //! **Promise.** A partition goes on behind them only after that is durable, as a `Move`, and said at ERROR with its range. What
-//! was lost before it was read is counted. Damage is tried again for some seconds first, since the network may have done it.
+//! was lost before it was read is counted. A group knows of a move back before the partition is read on. Damage is tried again
+//! for some seconds first, since the network may have done it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::slot::Fetch;
+use super::refusal::{Log, Place, Refusal, Remedy, remedy};
+use super::seals::{Rejoin, is_answer};
+use super::slot::{Fetch, Slot};
 use super::starts::offsets_at;
-use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY};
-use crate::config::{OutOfRange, Start};
+use super::{Consumer, Error, InFlight, REQUEST_TIMEOUT, RETRY};
+use crate::config::{Assignment, OutOfRange, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Frame, MoveCause, Position};
-use crate::msource::native::{Client, CutOff, KafkaError, Message};
+use crate::msource::native::{Client, KafkaError, Message};
 use crate::msource::properties;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -24,9 +27,6 @@ const TRIES: u32 = 5;
 
 /// Pause before the first of them.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
-
-/// How often the broker is asked where its log was cut off, before its end is taken.
-const CHECKS: u32 = 5;
 
 /// Bound on one fetch that looks for the end of the damage.
 const PROBE: Duration = Duration::from_secs(5);
@@ -42,8 +42,8 @@ impl Consumer {
         self.cut(number)?;
         let slot = &self.slots[number];
         let (partition, offset) = (slot.partition.clone(), slot.next);
-        let (low, high) = match self.range_of(&partition) {
-            Ok(range) => range,
+        let log = match self.log_of(&partition) {
+            Ok(log) => log,
             Err(error) => {
                 self.in_trouble(format!(
                     "{partition}: offset {offset} is out of range, and the watermarks are unknown: {error}"
@@ -52,58 +52,89 @@ impl Consumer {
                 return Ok(());
             }
         };
-        let truncated = message.truncated_at();
-        if truncated.is_none() && (low..=high).contains(&offset) {
-            // The broker that answered was behind for a moment: nothing is lost.
-            tracing::warn!(%partition, offset, low, high, "the broker refused an offset that it has: reading it again");
+        let Log { low, high, .. } = log;
+        let slot = &mut self.slots[number];
+        let place = Place { offset, leader_epoch: slot.leader_epoch, has_id: !slot.topic_id.is_empty() };
+        let attempts = slot.attempt(Instant::now());
+        let refusal = Refusal { cut: message.truncated_at(), tries: attempts.tries, lasts: attempts.since.elapsed() };
+        let policy = self.parts.config.out_of_range;
+        let remedy = remedy(&place, &log, &refusal, policy, self.patience);
+        match remedy {
+            Remedy::Again => {
+                // The broker that answered was behind for a moment: nothing is lost.
+                tracing::warn!(%partition, offset, low, high, "the broker refused an offset that it has: reading it again");
+                self.read_again_after(number, RETRY);
+                Ok(())
+            }
+            Remedy::Wait => {
+                self.in_trouble(format!(
+                    "{partition}: the broker's log ends at {high}, before the stored offset {offset}: waiting whether that lasts"
+                ));
+                self.read_again_after(number, RETRY);
+                Ok(())
+            }
+            Remedy::Check => {
+                // A fetch from where nothing is would end the asking, so the partition waits within the log meanwhile.
+                let at = offset.max(low).min(high);
+                self.slots[number].fetch = Fetch::Check(Instant::now() + FIRST_PAUSE, at);
+                Ok(())
+            }
+            Remedy::WithoutEpoch => {
+                tracing::warn!(%partition, offset, low, high, leader_epoch = place.leader_epoch, "the broker knows no such leader epoch as is stored beside the offset: reading on there without it");
+                self.slots[number].leader_epoch = -1;
+                self.read_again_after(number, Duration::ZERO);
+                Ok(())
+            }
+            Remedy::Gap { .. } | Remedy::Back { .. } | Remedy::Recreated { .. } if policy == OutOfRange::Stop => {
+                self.stop_out_of_range(number, &log, remedy)
+            }
+            Remedy::Gap { from, to } => {
+                tracing::error!(%partition, from, to, lost = to - from, "a gap: retention took records before they were read");
+                self.go_on_at(number, to, MoveCause::Gap { from })
+            }
+            Remedy::Back { to } => {
+                // Where the records go on that we do not have, not the whole retention again.
+                tracing::error!(%partition, from = offset, to, "the broker's log was cut off before the stored offset, as by an unclean leader election; going on where it was cut off");
+                self.go_on_at(number, to, MoveCause::Reset)
+            }
+            Remedy::Recreated { to } => {
+                tracing::error!(%partition, from = offset, to, "the leader epochs of the partition began again, as in a topic that was deleted and created again: going on at its first record");
+                self.go_on_at(number, to, MoveCause::Recreated)
+            }
+        }
+    }
+
+    /// Ends the service as `out_of_range: stop` demands. What is hidden is published first: it ends here in any case, and a
+    /// `set_offset` past it would be refused.
+    fn stop_out_of_range(&mut self, number: usize, log: &Log, remedy: Remedy) -> Result<(), Error> {
+        let slot = &self.slots[number];
+        let (partition, offset, epoch) = (slot.partition.clone(), slot.next, slot.epoch);
+        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT)? {
             self.read_again_after(number, RETRY);
             return Ok(());
         }
-        if truncated.is_none()
-            && offset > high
-            && self.slots[number].leader_epoch >= 0
-            && self.attempt(number) <= CHECKS
-        {
-            // The broker knows where the log was cut off, once it is asked with the epoch. A fetch from where nothing is would end
-            // the asking, so the partition waits at the end meanwhile.
-            self.slots[number].fetch = Fetch::Check(Instant::now() + FIRST_PAUSE, high);
+        if !self.parts.tracker.is_current(&partition, epoch) {
             return Ok(());
         }
-        if self.parts.config.out_of_range == OutOfRange::Stop {
-            return Err(match truncated {
-                Some(CutOff::At(end)) => Error::Truncated { partition, offset, end },
-                Some(CutOff::Somewhere) => Error::Truncated { partition, offset, end: high },
-                None => Error::OutOfRange { partition, offset, low, high },
-            });
-        }
-        if offset < low {
-            let to = if self.parts.config.out_of_range == OutOfRange::Earliest { low } else { high };
-            tracing::error!(%partition, from = offset, to, lost = to - offset, "a gap: retention took records before they were read");
-            return self.go_on_at(number, to, MoveCause::Gap { from: offset });
-        }
-        // Where the records go on that we do not have, not the whole retention again.
-        let to = match truncated {
-            Some(CutOff::At(end)) => end.clamp(low, high.max(low)),
-            Some(CutOff::Somewhere) | None => high,
-        };
-        tracing::error!(%partition, from = offset, to, "the broker's log was cut off before the stored offset, as by an unclean leader election; going on where it was cut off");
-        self.go_on_at(number, to, MoveCause::Reset)
+        Err(match remedy {
+            Remedy::Back { to: end } | Remedy::Recreated { to: end } => Error::Truncated { partition, offset, end },
+            _ => Error::OutOfRange { partition, offset, low: log.low, high: log.high },
+        })
     }
 
     /// A batch cannot be read. What librdkafka hands out after that is not to be relied on, so it is dropped.
     pub(super) fn damaged(&mut self, number: usize, error: &KafkaError) -> Result<(), Error> {
         self.cut(number)?;
-        let tries = self.attempt(number);
-        let slot = &self.slots[number];
+        let slot = &mut self.slots[number];
+        let tries = slot.attempt(Instant::now()).tries;
         let (partition, from) = (slot.partition.clone(), slot.next);
         if tries <= TRIES {
             tracing::warn!(%partition, offset = from, tries, %error, "a damaged batch: fetching it again");
             self.read_again_after(number, FIRST_PAUSE * 2_u32.pow(tries - 1));
             return Ok(());
         }
-        let end = self
-            .range_of(&partition)
-            .and_then(|(_, high)| end_of_damage(&self.parts.properties, &partition, from, high));
+        let end =
+            self.log_of(&partition).and_then(|log| end_of_damage(&self.parts.properties, &partition, from, log.high));
         match end {
             Ok(to) if to > from => {
                 tracing::error!(%partition, from, to, lost = to - from, %error, "a gap: the broker has these records, but they are damaged");
@@ -123,20 +154,15 @@ impl Consumer {
         }
     }
 
-    /// Counts attempts to read on from where a partition stands.
-    fn attempt(&mut self, number: usize) -> u32 {
-        let slot = &mut self.slots[number];
-        let tries = slot.attempts.filter(|(at, _)| *at == slot.next).map_or(1, |(_, tries)| tries + 1);
-        slot.attempts = Some((slot.next, tries));
-        tries
-    }
-
-    fn range_of(&self, partition: &TopicPartition) -> Result<(i64, i64), KafkaError> {
-        let queries = [(partition.clone(), Start::Earliest), (partition.clone(), Start::Latest)];
-        let committed_only = properties::committed_only(&self.parts.config);
-        let found: Vec<i64> =
-            offsets_at(&self.client, &queries, committed_only).into_iter().collect::<Result<_, _>>()?;
-        Ok((found[0], found[1]))
+    fn log_of(&self, partition: &TopicPartition) -> Result<Log, KafkaError> {
+        let ends = [(partition.clone(), Start::Earliest), (partition.clone(), Start::Latest)];
+        let ask = |ends: &[_], committed_only| {
+            offsets_at(&self.client, ends, committed_only).into_iter().collect::<Result<Vec<i64>, _>>()
+        };
+        let found = ask(&ends, false)?;
+        let is_committed_only = properties::committed_only(&self.parts.config);
+        let stable = if is_committed_only { ask(&ends[1..], true)?[0] } else { found[1] };
+        Ok(Log { low: found[0], stable, high: found[1] })
     }
 
     /// Makes it durable that a partition goes on elsewhere, and reads it from there.
@@ -166,8 +192,65 @@ impl Consumer {
         crate::fault::point("gap.noted");
         let epoch = self.parts.tracker.begin(partition, to);
         let slot = &mut self.slots[number];
+        let is_back = to < slot.next;
         (slot.epoch, slot.next, slot.from, slot.leader_epoch) = (epoch, to, to, -1);
-        self.read_again_after(number, Duration::ZERO);
+        if is_back && self.parts.config.assignment == Assignment::Group {
+            // The group is past it, and so would be the next owner.
+            self.slots[number].fetch = Fetch::Tell(Instant::now());
+        } else {
+            self.read_again_after(number, Duration::ZERO);
+        }
+        Ok(())
+    }
+
+    /// Has the group know of partitions that went back, before they are read on.
+    pub(super) fn tell_moves(&mut self) -> Result<(), Error> {
+        let now = Instant::now();
+        let is_due = |slot: &Slot| matches!(slot.fetch, Fetch::Tell(at) if now >= at);
+        if !self.slots.iter().any(is_due) {
+            return Ok(());
+        }
+        // One that is still on its way could arrive after this one, and take it back; and librdkafka stamps a commit with the
+        // membership that it has when it sends it.
+        if self.commit_in_flight == InFlight::Yes || self.client.assignment_lost() {
+            return Ok(());
+        }
+        // The commits that follow come from the checkpoint: one from before the move would take this one back.
+        if !self.settled()? {
+            return Ok(());
+        }
+        let due = self.slots.iter().filter(|slot| is_due(slot));
+        let places: Vec<_> = due.map(Slot::position).collect();
+        let commits: Vec<_> = places.iter().map(|place| self.commit_of(place, 0)).collect();
+        let answers = self.client.commit(&commits, REQUEST_TIMEOUT);
+        let answers = answers.unwrap_or_else(|error| vec![Err(error); commits.len()]);
+        for (place, answer) in places.into_iter().zip(answers) {
+            let partition = &place.partition;
+            match answer {
+                Ok(()) => {
+                    if self.hides() {
+                        self.note_base(partition, Some(self.mark(0)))?;
+                    }
+                    if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == *partition) {
+                        slot.committed = place.next;
+                        slot.read_again(now);
+                    }
+                }
+                Err(error) => {
+                    if self.hides() && !is_answer(&error) {
+                        // It could arrive after the commit of a seal, and take that back.
+                        self.rejoin = Rejoin::Due;
+                    }
+                    self.in_trouble(format!(
+                        "{partition}: the group was not told that it went back to {}: {error}",
+                        place.next
+                    ));
+                    if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == *partition) {
+                        slot.fetch = Fetch::Tell(now + RETRY);
+                    }
+                }
+            }
+        }
         Ok(())
     }
 

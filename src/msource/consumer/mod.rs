@@ -22,6 +22,7 @@ mod gaps;
 mod group;
 mod held;
 mod parts;
+mod refusal;
 mod room;
 mod seals;
 mod slot;
@@ -50,6 +51,7 @@ use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec, Remain
 use crate::config::Assignment;
 use crate::control;
 use crate::delivery::Finish;
+use crate::fault;
 use held::Held;
 use slot::Slot;
 use watchdog::Watchdog;
@@ -68,6 +70,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a service that stops waits for the group to take its offsets. They are saved here already.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
+
+/// How long an answer must last that takes records away, and may be a passing one. A new leader knows how far its log was
+/// acknowledged once its followers have asked it, 30 s at most unless `replica.lag.time.max.ms` is set.
+const DOUBT: Duration = Duration::from_mins(1);
 
 /// Pause after a request that failed, and between looks at what is waited for.
 const RETRY: Duration = Duration::from_secs(1);
@@ -193,6 +199,8 @@ pub struct Consumer {
     failed: Option<Failed>,
     /// Pause before the next client that fails is replaced.
     retry_pause: Duration,
+    /// How long an answer must last that takes records away, and may be a passing one.
+    patience: Duration,
     /// How many changes of topic ids were looked at.
     ids_seen: u64,
     /// Ids of topics that are no more and of which something was hidden: nobody can decide about that.
@@ -246,6 +254,7 @@ impl Consumer {
             begun_with: HashMap::new(),
             failed: None,
             retry_pause: RETRY,
+            patience: fault::duration("FAULT_DOUBT_MS", DOUBT),
             ids_seen: 0,
             gone_topics: BTreeSet::new(),
             watchdog: Watchdog::new(now),
@@ -267,6 +276,7 @@ impl Consumer {
             self.look_at_hidden()?;
             self.leave_old_topics()?;
             self.resolve()?;
+            self.tell_moves()?;
             self.read_again();
             self.commit_durable();
             self.show();

@@ -8,6 +8,7 @@
 use std::time::Instant;
 
 use crate::msource::TopicPartition;
+use crate::msource::journal::Position;
 use crate::msource::native::Message;
 use crate::msource::tracker::Epoch;
 
@@ -35,8 +36,18 @@ pub(super) struct Slot {
     pub(super) fetch: Fetch,
     /// Whether the end of the partition was told since the last record. See [`Slot::skips`].
     pub(super) told: Told,
-    /// Where it could not be read on, and how often.
-    pub(super) attempts: Option<(i64, u32)>,
+    /// Where it could not be read on.
+    pub(super) attempts: Option<Attempts>,
+}
+
+/// Attempts to read on from one place.
+#[derive(Clone, Copy)]
+pub(super) struct Attempts {
+    at: i64,
+    /// How many there were.
+    pub(super) tries: u32,
+    /// When the first one failed.
+    pub(super) since: Instant,
 }
 
 /// Whether what librdkafka hands out of a partition is taken.
@@ -49,6 +60,8 @@ pub(super) enum Fetch {
     /// The same, and the broker is to say first whether it still has the record before that place. Until then the partition
     /// is assigned at this offset.
     Check(Instant, i64),
+    /// Not before the group was told, at this time or later, that the partition has gone back.
+    Tell(Instant),
     /// Not at all: it may be of another topic of the same name.
     Stale,
 }
@@ -97,6 +110,27 @@ impl Slot {
         self.cost += cost;
         self.open.push(record);
         cost
+    }
+
+    /// Counts one more attempt to read on from where it stands.
+    pub(super) fn attempt(&mut self, now: Instant) -> Attempts {
+        let last = self.attempts.filter(|last| last.at == self.next);
+        let attempts = last.map_or(Attempts { at: self.next, tries: 1, since: now }, |last| Attempts {
+            tries: last.tries + 1,
+            ..last
+        });
+        self.attempts = Some(attempts);
+        attempts
+    }
+
+    /// Where it stands, as it is noted.
+    pub(super) fn position(&self) -> Position {
+        Position {
+            partition: self.partition.clone(),
+            topic_id: self.topic_id.clone(),
+            next: self.next,
+            leader_epoch: self.leader_epoch,
+        }
     }
 
     /// Has the partition read once more from where it stands.

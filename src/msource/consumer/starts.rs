@@ -161,7 +161,10 @@ impl Consumer {
     /// Asks brokers and group, and decides.
     pub(super) fn starts(&mut self, pending: &[TopicPartition]) -> Result<Starts, KafkaError> {
         let Answers { topics, group, unknown } = self.ask(pending)?;
-        let local = self.parts.gauges.durable().state.partitions.clone();
+        let (local, last) = {
+            let state = &self.parts.gauges.durable().state;
+            (state.partitions.clone(), state.number)
+        };
         self.carry_on_all(&topics, pending, &local, &group);
         let mut starts = Starts::default();
         let mut open = Vec::new();
@@ -174,6 +177,7 @@ impl Consumer {
             let decision = decide(&Known {
                 home: (&self.parts.home.0, self.parts.home.1),
                 former: &self.parts.former,
+                number: last,
                 local: local.get(partition),
                 group: group.get(partition).and_then(Option::as_ref),
                 topic_id,
@@ -186,7 +190,9 @@ impl Consumer {
                 next,
                 leader_epoch,
             };
-            let theirs = group.get(partition).and_then(Option::as_ref).map_or(-1, |group| group.leader_epoch);
+            // What a tool writes there need not be an epoch of this log.
+            let left = group.get(partition).and_then(Option::as_ref).filter(|group| group.has_owner());
+            let theirs = left.map_or(-1, |group| group.leader_epoch);
             match decision {
                 Decision::Continue => {
                     let here = local.get(partition);
@@ -305,10 +311,14 @@ impl Consumer {
         }
     }
 
-    /// Whether the group is to be told where a partition goes on: what is hidden later can only follow what it knows.
+    /// Whether the group is to be told where a partition goes on: what is hidden later can only follow what it knows, and the
+    /// next owner of one that has gone back would go on too far.
     fn is_unknown(&self, local: Option<&PartitionState>, group: Option<&Option<GroupOffset>>) -> bool {
         match (local, group) {
-            (Some(local), Some(Some(group))) => self.hides() && local.growth.is_none() && group.offset != local.next,
+            (Some(local), Some(Some(group))) => {
+                let differs = if self.hides() { group.offset != local.next } else { group.offset > local.next };
+                local.growth.is_none() && differs
+            }
             (_, group) => matches!(group, Some(None)),
         }
     }

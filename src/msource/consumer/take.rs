@@ -13,7 +13,6 @@ use super::slot::{Fetch, Told};
 use super::{BATCH, Code, Consumer, Error, IDLE_WAIT, Reassigned, now_millis};
 use crate::block::{RawBlock, Records, Source};
 use crate::fault;
-use crate::msource::journal::Position;
 use crate::msource::native::Message;
 use crate::msource::payload::claimed_size;
 
@@ -158,15 +157,10 @@ impl Consumer {
             return Ok(());
         }
         let records = std::mem::replace(&mut slot.open, Vec::with_capacity(self.parts.cut.lines.min(BATCH)));
-        if let Some(last) = records.last() {
-            slot.leader_epoch = last.leader_epoch();
-        }
-        let to = Position {
-            partition: slot.partition.clone(),
-            topic_id: slot.topic_id.clone(),
-            next: slot.next,
-            leader_epoch: slot.leader_epoch,
-        };
+        // Behind offsets without a record nothing is known: a marker of a transaction may be of a later epoch than the last record.
+        let before = records.last().filter(|last| last.offset() + 1 == slot.next);
+        slot.leader_epoch = before.map_or(-1, Message::leader_epoch);
+        let to = slot.position();
         let block = RawBlock {
             ticket: self.parts.tickets.take(),
             source: Source::Partition { epoch: slot.epoch, from: slot.from, to },

@@ -85,6 +85,19 @@ impl OwnBroker {
     pub(crate) fn log(&self, topic: &Topic, partition: i32) -> PathBuf {
         self.dir.path().join("data").join(format!("{}-{partition}", topic.name))
     }
+
+    /// Cuts the log of the first partition off at an offset, as an unclean leader election does. The broker does not run.
+    pub(crate) fn keep_batches(&self, topic: &Topic, below: i64) {
+        let log = self.log(topic, 0);
+        let segment = log.join("00000000000000000000.log");
+        let bytes = fs::read(&segment).expect("a segment");
+        let kept = batches(&bytes).into_iter().take_while(|batch| batch.next <= below).last().expect("some are kept");
+        assert_eq!(kept.next, below, "a batch ends there");
+        fs::write(&segment, &bytes[..kept.position + kept.length]).expect("the segment");
+        for index in ["index", "timeindex"] {
+            fs::remove_file(log.join(format!("00000000000000000000.{index}"))).expect("an index");
+        }
+    }
 }
 
 impl Drop for OwnBroker {

@@ -316,6 +316,7 @@ impl World {
         let decision = decide(&Known {
             home: (&name, 1),
             former: &[],
+            number: state.number,
             local,
             group: found.as_ref(),
             topic_id: "id",

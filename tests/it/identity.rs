@@ -1,0 +1,149 @@
+//! Whose records stand at a stored offset: leader epochs that fit nothing, logs that were cut off, topics created again, and
+//! answers of brokers that pass. Each test counts every record at the end.
+
+use mtga::msource::TopicPartition;
+use mtga::msource::native::{Client, Commit};
+use serde_json::json;
+
+use crate::harness::topic::{Transaction, committed};
+use crate::harness::{Codec, Home, Mix, OwnBroker, Record, SOON, Topic, events, holds, oracle, wait_until};
+
+fn in_group(topic: &Topic) -> Home {
+    let mut home = Home::new(topic);
+    home.in_group();
+    home
+}
+
+/// A client that asks and commits from outside of the group.
+fn tool(topic: &Topic) -> Client {
+    let properties = [("bootstrap.servers", topic.brokers.clone()), ("group.id", format!("g_{}", topic.name))];
+    Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client")
+}
+
+fn id_of(topic: &Topic) -> String {
+    let found = tool(topic).describe_topics(std::slice::from_ref(&topic.name), SOON).expect("an answer").remove(0);
+    found.expect("the topic is there").id
+}
+
+/// What one partition has from an offset on.
+fn from(records: &[Record], partition: i32, offset: usize) -> Vec<Record> {
+    records.iter().filter(|record| record.partition == partition).skip(offset).cloned().collect()
+}
+
+#[test]
+fn a_committed_leader_epoch_that_the_broker_does_not_know_skips_no_record() {
+    let topic = Topic::create("epoch", 2);
+    let produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 1000);
+    // A tool leaves no text beside the offset; another instance leaves its own.
+    let commit = |partition, metadata: String| Commit {
+        partition: TopicPartition { topic: topic.name.as_str().into(), partition },
+        offset: 100,
+        leader_epoch: 50,
+        metadata,
+    };
+    let commits = [commit(0, String::new()), commit(1, format!("other/1/5/{}", id_of(&topic)))];
+    assert_eq!(tool(&topic).commit(&commits, SOON).expect("an answer"), [Ok(()), Ok(())]);
+    let home = in_group(&topic);
+    let service = home.foreground();
+    let expected = [from(&produced, 0, 100), from(&produced, 1, 100)].concat();
+    home.wait_done(&expected);
+    home.assert_exactly(&expected);
+    assert_eq!(home.status().gap_records, 0);
+    service.terminate();
+}
+
+#[test]
+fn a_place_behind_a_marker_is_no_cut_and_a_move_back_is_told_to_the_group_before_it_is_read_on() {
+    let broker = OwnBroker::new("");
+    let marked = Topic::on(broker.address(), "marked", 1, &[]);
+    let records: Vec<_> = (0..100).map(|n| Mix::Clean.record(n, 1)).collect();
+    let open = marked.transact(&records, Transaction::Open).expect("it is open");
+    let cut = ["live", "sealed"].map(|visibility| {
+        let topic = Topic::on(broker.address(), visibility, 1, &[]);
+        let mut old = topic.fill(Codec::Snappy, Mix::Clean, 0, 600);
+        old.extend(topic.fill(Codec::Snappy, Mix::Clean, 600, 400));
+        let homes = [0, 1].map(|_| {
+            let mut home = in_group(&topic);
+            home.set("sink.visibility", visibility).set("sink.rotate", json!({"age": "1s", "idle": "300ms"}));
+            home
+        });
+        let service = homes[0].foreground();
+        homes[0].wait_done(&old);
+        service.terminate();
+        (topic, homes, old)
+    });
+    broker.stop();
+    for (topic, ..) in &cut {
+        broker.keep_batches(topic, 600);
+    }
+    broker.start();
+    // The marker is of a later epoch than the records before it.
+    open.commit();
+    let mut home = in_group(&marked);
+    home.set("kafka.out_of_range", "stop");
+    for _ in 0..2 {
+        let service = home.foreground();
+        home.wait_done(&records);
+        home.assert_exactly(&records);
+        wait_until("it stands behind the marker", SOON, || {
+            let offsets = home.offsets();
+            holds(offsets[0].current == Some(101), offsets)
+        });
+        service.terminate();
+    }
+    assert!(!home.log().contains("was cut off"), "nothing was");
+    for (topic, homes, old) in cut {
+        let group = format!("g_{}", topic.name);
+        let first = [old, topic.fill(Codec::Snappy, Mix::Clean, 1000, 300)].concat();
+        homes[0].killed_at("gap.noted");
+        let service = homes[0].foreground();
+        homes[0].wait_done(&first);
+        wait_until("the group knows", SOON, || {
+            let found = committed(&group, &topic);
+            holds(found[&0] == 900, found)
+        });
+        service.kill();
+        homes[0].assert_exactly(&first);
+        // The next owner begins where the records go on.
+        let next = topic.fill(Codec::Snappy, Mix::Clean, 1300, 200);
+        let service = homes[1].foreground();
+        homes[1].wait_done(&next);
+        service.terminate();
+        events::assert_exactly(&oracle::expect(&next).lines, &homes[1].events());
+    }
+}
+
+#[test]
+fn hidden_records_that_retention_overtook_leave_set_offset_a_way_out_of_the_policy_stop() {
+    let topic = Topic::create("overtaken", 1);
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 300);
+    let homes = ["started", "moved"].map(|name| {
+        let mut home = in_group(&topic);
+        home.set("kafka.group_id", format!("g_{}_{name}", topic.name)).set("kafka.out_of_range", "stop");
+        home.set("sink.visibility", "sealed").set("sink.rotate", json!({"age": "1h", "idle": "1h"}));
+        let service = home.foreground();
+        home.wait_done(&produced);
+        wait_until("it is durable", SOON, || {
+            let offsets = home.offsets();
+            holds(offsets[0].current == Some(300), offsets)
+        });
+        service.kill();
+        home
+    });
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 300, 300));
+    topic.delete_records(0, 500);
+    let refused = homes[1].mtga(["set_offset", &topic.name, "500"]).code(1);
+    assert!(refused.stderr.contains("by moving to 0 first"), "a way out is named: {}", refused.stderr);
+    homes[1].mtga(["set_offset", &topic.name, "0"]).success();
+    // A start publishes what is hidden, before it finds that it cannot go on.
+    assert_eq!(homes[0].foreground().ended(), Some(1));
+    let read = [&produced[..300], &[]];
+    for (home, read) in homes.iter().zip(read) {
+        home.mtga(["set_offset", &topic.name, "500"]).success();
+        let kept = [read, &produced[500..]].concat();
+        let service = home.foreground();
+        home.wait_done(&kept);
+        service.terminate();
+        events::assert_exactly(&oracle::expect(&kept).lines, &home.events());
+    }
+}
