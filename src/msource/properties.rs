@@ -11,6 +11,10 @@ const QUEUE_SHARE: u64 = 4;
 /// Most bytes of one fetch, over all partitions: each queue is overshot by a fetch.
 const FETCH_BYTES: u64 = 8 << 20;
 
+/// Bounds on a reply: librdkafka's own choice, and the most that it takes.
+const LEAST_REPLY: u64 = 100_000_000;
+const MOST_REPLY: u64 = i32::MAX as u64;
+
 /// Bytes of librdkafka's bookkeeping for each queued message.
 const MESSAGE_OVERHEAD: u64 = 512;
 
@@ -68,9 +72,11 @@ pub fn consuming(config: &Config) -> BTreeMap<String, String> {
         properties.get("fetch.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(1 << 20);
     let fetch = fetch.max(partition);
     properties.insert("fetch.max.bytes".into(), fetch.to_string());
-    let reply: u64 =
-        properties.get("receive.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(100_000_000);
-    properties.insert("receive.message.max.bytes".into(), reply.max(fetch + (1 << 20)).to_string());
+    // Bounds what a batch becomes when it is unpacked, too: librdkafka triples its buffer until the batch fits. So one as large as
+    // the share of blocks does, whatever its producer made of it.
+    let unpacked = (config.memory / 2 * 3).clamp(LEAST_REPLY, MOST_REPLY);
+    let reply: u64 = properties.get("receive.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(unpacked);
+    properties.insert("receive.message.max.bytes".into(), reply.max(fetch + (1 << 20)).min(MOST_REPLY).to_string());
     properties
 }
 

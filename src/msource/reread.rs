@@ -19,7 +19,7 @@ use crossbeam_channel::never;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::TopicPartition;
-use super::consumer::{end_of_damage, is_damage, now_millis};
+use super::consumer::{Unreadable, end_of_damage, now_millis};
 use super::journal::{Block, BlockSource, Position};
 use super::native::{Client, KafkaError, Message, OffsetSpec};
 use super::store::Store;
@@ -321,7 +321,15 @@ fn take(
                 Some(error) if matches!(error.code, Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
                     return Ok(out_of_range(client, from, &to.partition, &error));
                 }
-                Some(error) if is_damage(error.code) => return Ok(End::Damaged(error.to_string())),
+                Some(error) if Unreadable::of(&error) == Some(Unreadable::Damaged) => {
+                    return Ok(End::Damaged(error.to_string()));
+                }
+                Some(error) if Unreadable::of(&error).is_some() => {
+                    return Ok(End::NotNow(format!(
+                        "{}: a batch that is not damaged cannot be unpacked: {error}; raise `memory`, or `receive.message.max.bytes` in `kafka.librdkafka`",
+                        to.partition
+                    )));
+                }
                 Some(error)
                     if matches!(
                         error.code,

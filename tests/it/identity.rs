@@ -1,10 +1,12 @@
 //! Whose records stand at a stored offset: leader epochs that fit nothing, logs that were cut off, topics created again, and
-//! answers of brokers that pass. Each test counts every record at the end.
+//! answers of brokers that pass; and batches that are whole and cannot be unpacked. Each test counts every record at the end.
 
+use mtga::control::State;
 use mtga::msource::TopicPartition;
 use mtga::msource::native::{Client, Commit};
 use serde_json::json;
 
+use crate::harness::records::padded;
 use crate::harness::topic::{Transaction, committed};
 use crate::harness::{Codec, Home, Mix, OwnBroker, Record, SOON, Topic, events, holds, oracle, wait_until};
 
@@ -146,4 +148,36 @@ fn hidden_records_that_retention_overtook_leave_set_offset_a_way_out_of_the_poli
         service.terminate();
         events::assert_exactly(&oracle::expect(&kept).lines, &home.events());
     }
+}
+
+#[test]
+fn a_batch_that_becomes_fifteen_thousand_times_as_large_is_read_or_waited_before_and_is_never_a_gap() {
+    let topic = Topic::create("packed", 1);
+    let mut produced: Vec<_> = (0..100).map(|n| padded(n, 1, 550_000)).collect();
+    topic.produce_one_batch(Codec::Zstd, &produced);
+    produced.extend(topic.fill(Codec::Zstd, Mix::Clean, 100, 5));
+    let read = |home: &Home| {
+        let service = home.foreground();
+        home.wait_done(&produced);
+        home.assert_exactly(&produced);
+        assert_eq!(home.status().gap_records, 0);
+        service.terminate();
+    };
+    // As it comes out of the box.
+    read(&Home::new(&topic));
+    let mut small = Home::new(&topic);
+    small.set("memory", "16MiB");
+    let service = small.foreground_with(|command| command.env("FAULT_WATCHDOG_MS", "1000"));
+    small.wait_for(State::Paused);
+    wait_until("the watchdog has had time, and more than the tries of damage", SOON, || {
+        let uptime = small.status().uptime_seconds;
+        holds(uptime >= Some(12), uptime)
+    });
+    let status = small.status();
+    assert!(status.reason.as_ref().is_some_and(|why| why.contains("receive.message.max.bytes")), "{status:?}");
+    assert_eq!((status.state, status.gap_records, status.client_restarts), (State::Paused, 0, 0));
+    assert_eq!(status.counts.consumed, 0);
+    service.terminate();
+    small.set("kafka.librdkafka", json!({"receive.message.max.bytes": "1000000000"}));
+    read(&small);
 }

@@ -13,6 +13,7 @@ use crate::harness::own_broker::{Batch, batches};
 use crate::harness::payload::Wrapping;
 use crate::harness::process::Service;
 use crate::harness::proxy::{FETCH, OFFSET_COMMIT};
+use crate::harness::records::padded;
 use crate::harness::tail::Tail;
 use crate::harness::topic::Transaction;
 use crate::harness::{Codec, Home, Mix, OwnBroker, Proxy, Record, SOON, Topic, broker, holds, wait_until};
@@ -423,16 +424,6 @@ fn values_that_become_ten_thousand_times_as_large_stay_within_the_memory_bound()
     let peak = memory_of(&service, "VmHWM:") >> 20;
     assert!(peak < 200, "{peak} MiB with a bound of 32 MiB");
     service.terminate();
-}
-
-/// A sound record of this size.
-fn padded(n: u64, partitions: i32, size: usize) -> Record {
-    let partition = (n % partitions as u64) as i32;
-    let value = format!(
-        r#"{{"headers":{{"app_id":24,"log_name":"log_big"}},"logs":{{"sn":"{partition}-{n}","role_id":1,"mtime":1608184243,"text":"{}"}}}}"#,
-        "x".repeat(size)
-    );
-    Record { partition, key: None, value: Some(value.into_bytes()), timestamp: 1_700_000_000_000 }
 }
 
 #[test]

@@ -2,13 +2,14 @@
 //!
 //! **Promise.** A partition goes on behind them only after that is durable, as a `Move`, and said at ERROR with its range. What
 //! was lost before it was read is counted. A group knows of a move back before the partition is read on. Damage is tried again
-//! for some seconds first, since the network may have done it.
+//! for some seconds first, since the network may have done it. A batch with a right checksum is never given up.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
+use super::blocked::{Unreadable, pause};
 use super::refusal::{Log, Place, Refusal, Remedy, remedy};
 use super::seals::{Rejoin, is_answer};
 use super::slot::{Fetch, Slot};
@@ -30,11 +31,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
 /// Bound on one fetch that looks for the end of the damage.
 const PROBE: Duration = Duration::from_secs(5);
-
-/// Whether this error is of a batch that cannot be read.
-pub(in crate::msource) fn is_damage(code: Code) -> bool {
-    matches!(code, Code::BadMessage | Code::BadCompression | Code::NotImplemented | Code::InvalidMessage)
-}
 
 impl Consumer {
     /// The broker does not have the offset at which a partition is to be read, or not the record before it.
@@ -123,7 +119,32 @@ impl Consumer {
     }
 
     /// A batch cannot be read. What librdkafka hands out after that is not to be relied on, so it is dropped.
-    pub(super) fn damaged(&mut self, number: usize, error: &KafkaError) -> Result<(), Error> {
+    pub(super) fn unreadable(&mut self, number: usize, why: Unreadable, error: &KafkaError) -> Result<(), Error> {
+        match why {
+            Unreadable::Damaged => self.damaged(number, error),
+            Unreadable::Packed => self.stand_still(number, error),
+        }
+    }
+
+    /// A batch is as it was sent, and cannot be unpacked. None of it is given up.
+    fn stand_still(&mut self, number: usize, error: &KafkaError) -> Result<(), Error> {
+        self.cut(number)?;
+        let slot = &mut self.slots[number];
+        let tries = slot.attempt(Instant::now()).tries;
+        let (partition, offset) = (slot.partition.clone(), slot.next);
+        let bound = self.parts.properties.get("receive.message.max.bytes").map_or("", String::as_str);
+        let reason = format!(
+            "{partition}: the batch at {offset} is not damaged, and cannot be unpacked: {error}; it may become larger than {bound} bytes: raise `memory`, or `receive.message.max.bytes` in `kafka.librdkafka`, or go past it with `set_offset`"
+        );
+        if self.blocked.block(partition.clone(), offset, reason) {
+            tracing::error!(%partition, offset, bound, %error, "a batch cannot be unpacked: standing still before it");
+        }
+        self.read_again_after(number, pause(FIRST_PAUSE, tries));
+        Ok(())
+    }
+
+    /// The checksum of a batch is wrong.
+    fn damaged(&mut self, number: usize, error: &KafkaError) -> Result<(), Error> {
         self.cut(number)?;
         let slot = &mut self.slots[number];
         let tries = slot.attempt(Instant::now()).tries;
@@ -261,9 +282,9 @@ impl Consumer {
 
 /// What a fetch from an offset begins with.
 enum Found {
-    /// A record, or the end.
+    /// A record, the end, or a batch that is as it was sent.
     Sound,
-    /// A batch that cannot be read.
+    /// A batch with a wrong checksum.
     Damage,
 }
 
@@ -319,7 +340,9 @@ fn probe(client: &Client, partition: &TopicPartition, offset: i64) -> Result<Fou
             match message.error() {
                 None => found = Some(Found::Sound),
                 Some(error) if error.code == Code::PartitionEOF => found = Some(Found::Sound),
-                Some(error) if is_damage(error.code) => found = Some(Found::Damage),
+                Some(error) if Unreadable::of(&error) == Some(Unreadable::Damaged) => found = Some(Found::Damage),
+                // It stands still there, then.
+                Some(error) if Unreadable::of(&error).is_some() => found = Some(Found::Sound),
                 Some(error) => {
                     // librdkafka goes on inside of a damaged batch, takes what lies there for the next offset, and fetches nothing
                     // more once the broker has refused that.

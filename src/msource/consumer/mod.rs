@@ -17,6 +17,7 @@
 //! error of the client, one that stands still, and a topic made anew get another client. Only `out_of_range: stop`, clients
 //! that do not end, and a broken delivery end the thread.
 
+mod blocked;
 mod fetching;
 mod gaps;
 mod group;
@@ -33,7 +34,8 @@ mod tests;
 mod topics;
 mod watchdog;
 
-pub(super) use gaps::{end_of_damage, is_damage};
+pub(super) use blocked::Unreadable;
+pub(super) use gaps::end_of_damage;
 
 pub use parts::{Cut, Desk, Parts};
 pub use seals::is_answer;
@@ -205,6 +207,8 @@ pub struct Consumer {
     ids_seen: u64,
     /// Ids of topics that are no more and of which something was hidden: nobody can decide about that.
     gone_topics: BTreeSet<String>,
+    /// Those that stand still before a batch that cannot be unpacked.
+    blocked: blocked::Blocked,
     watchdog: Watchdog,
     /// Clients before this one that may not have ended yet.
     left: Vec<Remains>,
@@ -257,6 +261,7 @@ impl Consumer {
             patience: fault::duration("FAULT_DOUBT_MS", DOUBT),
             ids_seen: 0,
             gone_topics: BTreeSet::new(),
+            blocked: blocked::Blocked::default(),
             watchdog: Watchdog::new(now),
             left: Vec::new(),
         })
@@ -343,12 +348,17 @@ impl Consumer {
             self.held.clear_partitions();
         }
         let held = self.held.reason().map(str::to_owned);
+        let slots = &self.slots;
+        self.blocked
+            .retain(|partition, offset| slots.iter().any(|slot| slot.partition == *partition && slot.next == offset));
         let desk = &self.parts.desk;
         desk.set_pending(&self.pending);
         if let Some(stalled) = self.parts.gauges.stalled() {
             desk.show(control::State::Paused, Some(stalled));
         } else if self.queue_is_full() {
             desk.show(control::State::Paused, Some("the failure queue is full: retry or clear it".into()));
+        } else if let Some(reason) = self.blocked.reason() {
+            desk.show(control::State::Paused, Some(reason.to_owned()));
         } else if let Some(trouble) = &self.trouble {
             desk.show(control::State::Waiting, Some(trouble.clone()));
         } else if !self.slots.is_empty() {

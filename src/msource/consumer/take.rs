@@ -8,7 +8,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::gaps::is_damage;
+use super::blocked::Unreadable;
 use super::slot::{Fetch, Told};
 use super::{BATCH, Code, Consumer, Error, IDLE_WAIT, Reassigned, now_millis};
 use crate::block::{RawBlock, Records, Source};
@@ -134,8 +134,10 @@ impl Consumer {
                 }
             }
             Code::AutoOffsetReset | Code::OffsetOutOfRange => self.out_of_range(number, message)?,
-            code if is_damage(code) => self.damaged(number, &error)?,
-            _ => self.trouble(message),
+            _ => match Unreadable::of(&error) {
+                Some(why) => self.unreadable(number, why, &error)?,
+                None => self.trouble(message),
+            },
         }
         Ok(())
     }

@@ -77,7 +77,10 @@ impl Consumer {
         for slot in &self.slots {
             match seen.get(&slot.partition) {
                 // Whatever it waits for. But a topic that was made anew has other offsets, and brings another client anyway.
-                Some((next, since)) if *next == slot.next && slot.fetch != Fetch::Stale => {
+                // Neither does another client unpack what this one cannot.
+                Some((next, since))
+                    if *next == slot.next && slot.fetch != Fetch::Stale && !self.blocked.has(&slot.partition) =>
+                {
                     if now >= *since + patience {
                         still.push((slot.partition.clone(), slot.next));
                     }

@@ -39,6 +39,16 @@ impl Mix {
     }
 }
 
+/// A sound record of this size.
+pub(crate) fn padded(n: u64, partitions: i32, size: usize) -> Record {
+    let partition = (n % partitions as u64) as i32;
+    let value = format!(
+        r#"{{"headers":{{"app_id":24,"log_name":"log_big"}},"logs":{{"sn":"{partition}-{n}","role_id":1,"mtime":1608184243,"text":"{}"}}}}"#,
+        "x".repeat(size)
+    );
+    Record { partition, key: None, value: Some(value.into_bytes()), timestamp: 1_700_000_000_000 }
+}
+
 /// splitmix64: small, and the same everywhere.
 pub(crate) struct Random(pub(crate) u64);
 

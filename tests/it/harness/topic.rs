@@ -200,6 +200,12 @@ impl Topic {
         Producer::new(&self.brokers, codec).send(&self.name, records);
     }
 
+    /// Produces the records in one batch for each partition, however large.
+    pub(crate) fn produce_one_batch(&self, codec: Codec, records: &[Record]) {
+        let further = [("batch.size", "1000000000"), ("message.max.bytes", "1000000000"), ("linger.ms", "60000")];
+        Producer::configured(&self.brokers, codec, &further).send(&self.name, records);
+    }
+
     /// Produces the records within one transaction, and ends it so.
     pub(crate) fn transact(&self, records: &[Record], end: Transaction) -> Option<Open> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -332,17 +338,16 @@ impl Producer {
 
     fn configured(brokers: &str, codec: Codec, further: &[(&str, &str)]) -> Self {
         let mut config = ClientConfig::new();
-        for (key, value) in further {
-            config.set(*key, *value);
-        }
-        let producer = config
+        config
             .set("bootstrap.servers", brokers)
             .set("compression.type", codec.name())
             .set("enable.idempotence", "true")
             .set("linger.ms", "5")
-            .set("message.max.bytes", "20971520")
-            .create_with_context(Delivery::default())
-            .expect("the producer's configuration is sound");
+            .set("message.max.bytes", "20971520");
+        for (key, value) in further {
+            config.set(*key, *value);
+        }
+        let producer = config.create_with_context(Delivery::default()).expect("the producer's configuration is sound");
         Self(producer)
     }
 
