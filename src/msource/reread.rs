@@ -4,9 +4,9 @@
 //! was cut short here belong here.
 //!
 //! **Promise.** No record is given up for an answer that may be a passing one: the power cut that took us may have taken a
-//! leader, and the next one says for a moment that its log is shorter than it is. What retention took, and a topic of another
-//! id, are certain. An end of the log before the end of the block, an offset refused for no reason that shows, and a topic
-//! that nobody knows nor has configured are believed after a minute, the first of a partition for its other blocks too. A
+//! leader, and the next one says for a moment that its log is shorter than it is. What retention took is certain. An end of the
+//! log before the end of the block, an offset refused for no reason that shows, a topic of another id, and one that nobody
+//! knows nor has configured are believed after a minute, the first of a partition for its other blocks too. A
 //! topic that is named in `kafka.topics` is waited for.
 
 use std::collections::{BTreeMap, HashMap};
@@ -257,7 +257,7 @@ fn topic(client: &Client, configured: &[String], to: &Position) -> Option<End> {
     let found = client.describe_topics(std::slice::from_ref(&name), RETRY * 5).map(|mut infos| infos.pop());
     Some(match found {
         Ok(Some(Ok(info))) if !info.id.is_empty() && !to.topic_id.is_empty() && info.id != to.topic_id => {
-            End::Gone("the topic was deleted and created anew".into())
+            End::Doubtful("the topic was deleted and created anew".into())
         }
         Ok(Some(Ok(_))) => return None,
         Ok(Some(Err(error))) if error.code == Code::UnknownTopicOrPartition => {

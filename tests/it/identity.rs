@@ -4,11 +4,17 @@
 use mtga::control::State;
 use mtga::msource::TopicPartition;
 use mtga::msource::native::{Client, Commit};
+use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
+use crate::harness::process::Service;
+use crate::harness::proxy::METADATA;
 use crate::harness::records::padded;
 use crate::harness::topic::{Transaction, committed};
-use crate::harness::{Codec, Home, Mix, OwnBroker, Record, SOON, Topic, events, holds, oracle, wait_until};
+use crate::harness::{Codec, Home, Mix, OwnBroker, Proxy, Record, SOON, Topic, events, holds, oracle, wait_until};
+
+/// The id of the cluster, as `scripts/kafka` sets it.
+const CLUSTER: &[u8] = b"bWdhLXRlc3QtY2x1c3Rlcgo";
 
 fn in_group(topic: &Topic) -> Home {
     let mut home = Home::new(topic);
@@ -180,4 +186,132 @@ fn a_batch_that_becomes_fifteen_thousand_times_as_large_is_read_or_waited_before
     service.terminate();
     small.set("kafka.librdkafka", json!({"receive.message.max.bytes": "1000000000"}));
     read(&small);
+}
+
+/// Where a text stands in an answer.
+fn places<'a>(frame: &[u8], text: &'a [u8]) -> impl Iterator<Item = usize> + use<'a> {
+    let found: Vec<_> = (0..frame.len()).filter(|at| frame[*at..].starts_with(text)).collect();
+    found.into_iter()
+}
+
+/// Where a topic stands in an answer with metadata: behind its error and the length of its name, before its id.
+fn topics<'a>(frame: &[u8], name: &'a str) -> impl Iterator<Item = usize> + use<'a> {
+    let length = name.len() as u8 + 1;
+    let is_length = move |at: &usize, frame: &[u8]| *at > 2 && frame[at - 1] == length;
+    let found: Vec<_> = places(frame, name.as_bytes()).filter(|at| is_length(at, frame)).collect();
+    found.into_iter()
+}
+
+/// The bytes of a topic's id, which is base64.
+fn raw(id: &str) -> [u8; 16] {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let digit = |byte: u8| {
+        let byte = if byte == b'-' {
+            b'+'
+        } else if byte == b'_' {
+            b'/'
+        } else {
+            byte
+        };
+        DIGITS.iter().position(|digit| *digit == byte).expect("a digit of base64") as u128
+    };
+    // 22 digits have 132 bits, of which the last four are none of the id's.
+    let (last, digits) = id.as_bytes().split_last().expect("an id");
+    let head = digits.iter().fold(0, |bits, byte| bits << 6 | digit(*byte));
+    (head << 2 | digit(*last) >> 4).to_be_bytes()
+}
+
+fn wait_logged(home: &Home, text: &str) {
+    wait_until(&format!("the log says {text:?}"), SOON, || holds(home.log().contains(text), home.try_status()));
+}
+
+/// A home of a group behind a proxy, which believes what may pass after so many milliseconds, stopped before it asks for topics.
+fn asking(home: &Home, doubt: &str) -> Service {
+    let service = home
+        .foreground_with(|command| command.envs([("FAULT_DOUBT_MS", doubt), ("FAULT_POINT", "assign.settled:1:stop")]));
+    wait_until("it is about to ask", SOON, || {
+        let stat =
+            std::fs::read_to_string(format!("/proc/{}/stat", service.pid())).map_err(|error| error.to_string())?;
+        holds(stat.contains(") T "), stat)
+    });
+    service
+}
+
+fn go_on(service: &Service) {
+    kill(service.pid(), Signal::SIGCONT).expect("it is stopped");
+}
+
+#[test]
+fn a_broker_that_does_not_know_a_topic_for_a_moment_sets_nothing_aside() {
+    let topic = Topic::create("unknown", 1);
+    let proxy = Proxy::new(&topic.brokers);
+    let mut home = Home::with_brokers(&topic, proxy.address());
+    home.in_group().set("sink.visibility", "sealed").set("sink.rotate", json!({"age": "1h", "idle": "1h"}));
+    let produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 1000);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    wait_until("it is durable", SOON, || {
+        let offsets = home.offsets();
+        holds(offsets[0].current == Some(1000), offsets)
+    });
+    service.kill();
+    let service = asking(&home, "60000");
+    let name = topic.name.clone();
+    proxy.rewrite(METADATA, move |frame| {
+        for at in topics(frame, &name) {
+            // UNKNOWN_TOPIC_OR_PARTITION
+            frame[at - 3..at - 1].copy_from_slice(&3_i16.to_be_bytes());
+        }
+    });
+    go_on(&service);
+    wait_logged(&home, &format!("the brokers have no topic {} any more", topic.name));
+    proxy.pass_unchanged();
+    home.wait_done(&produced);
+    service.terminate();
+    home.assert_exactly(&produced);
+    assert_eq!(events::hidden(&home.path("data")), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn an_answer_without_a_controller_or_with_an_id_that_was_replaced_neither_skips_nor_repeats() {
+    let topic = Topic::create("again", 1);
+    let proxy = Proxy::new(&topic.brokers);
+    let mut home = Home::with_brokers(&topic, proxy.address());
+    home.in_group();
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 1000);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    service.terminate();
+    let old = raw(&id_of(&topic));
+    topic.recreate();
+    let new = raw(&id_of(&topic));
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 1000, 3000));
+    let service = asking(&home, "1500");
+    proxy.rewrite(METADATA, |frame| {
+        for at in places(frame, CLUSTER) {
+            // The controller stands behind the cluster's id.
+            let controller = at + CLUSTER.len();
+            frame[controller..controller + 4].copy_from_slice(&77_i32.to_be_bytes());
+        }
+    });
+    go_on(&service);
+    wait_logged(&home, "the cluster names a controller that is none of its brokers");
+    proxy.pass_unchanged();
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+    // A broker that is behind tells the topic that is no more.
+    let service = asking(&home, "60000");
+    proxy.rewrite(METADATA, move |frame| {
+        for at in places(frame, &new) {
+            frame[at..at + 16].copy_from_slice(&old);
+        }
+    });
+    go_on(&service);
+    wait_logged(&home, &format!("the brokers tell another id of topic {}", topic.name));
+    proxy.pass_unchanged();
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 4000, 100));
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
 }

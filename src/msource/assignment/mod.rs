@@ -239,6 +239,11 @@ pub fn settle(
 }
 
 impl GroupOffset {
+    /// Id of the topic that whoever left it has read; `None` where a tool left it.
+    pub fn topic_id(&self) -> Option<String> {
+        self.metadata.parse::<Owner>().ok().map(|owner| owner.topic_id)
+    }
+
     /// Whether an instance left it, and no tool.
     pub fn has_owner(&self) -> bool {
         self.metadata.parse::<Owner>().is_ok()

@@ -31,6 +31,7 @@ mod starts;
 mod take;
 #[cfg(test)]
 mod tests;
+mod topic_ids;
 mod topics;
 mod watchdog;
 
@@ -205,8 +206,7 @@ pub struct Consumer {
     patience: Duration,
     /// How many changes of topic ids were looked at.
     ids_seen: u64,
-    /// Ids of topics that are no more and of which something was hidden: nobody can decide about that.
-    gone_topics: BTreeSet<String>,
+    topics: topic_ids::TopicIds,
     /// Those that stand still before a batch that cannot be unpacked.
     blocked: blocked::Blocked,
     watchdog: Watchdog,
@@ -260,7 +260,7 @@ impl Consumer {
             retry_pause: RETRY,
             patience: fault::duration("FAULT_DOUBT_MS", DOUBT),
             ids_seen: 0,
-            gone_topics: BTreeSet::new(),
+            topics: topic_ids::TopicIds::new(fault::duration("FAULT_DOUBT_MS", DOUBT)),
             blocked: blocked::Blocked::default(),
             watchdog: Watchdog::new(now),
             left: Vec::new(),

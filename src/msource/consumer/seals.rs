@@ -99,7 +99,7 @@ impl Consumer {
         let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
         for position in gone {
-            let is_gone = self.gone_topics.contains(&position.topic_id);
+            let is_gone = self.topics.is_gone(&position.topic_id);
             let verdict = if is_gone { Verdict::Undecided } else { Verdict::Open };
             self.let_go(asked.number, position.partition, verdict)?;
         }

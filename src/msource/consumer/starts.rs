@@ -8,6 +8,7 @@ use crossbeam_channel::bounded;
 
 use super::seals::{Rejoin, is_answer};
 use super::slot::{Fetch, Slot, Told};
+use super::topic_ids::{Meaning, Said};
 use super::topics::{Topics, is_other};
 use super::{Code, Consumer, Error, PATIENCE, REQUEST_TIMEOUT, RETRY};
 use crate::config::{Assignment, Start};
@@ -173,26 +174,33 @@ impl Consumer {
                 starts.unknown.push((partition.clone(), error.clone()));
                 continue;
             }
-            let topic_id = topics.get(&*partition.topic).map_or("", |info| info.id.as_str());
+            let answered = topics.get(&*partition.topic).map_or("", |info| info.id.as_str());
+            let theirs = group.get(partition).and_then(Option::as_ref);
+            let topic_id = match self.topic_id(partition, answered, local.get(partition), theirs) {
+                Ok(id) => id,
+                Err(error) => {
+                    starts.unknown.push((partition.clone(), error));
+                    continue;
+                }
+            };
             let decision = decide(&Known {
                 home: (&self.parts.home.0, self.parts.home.1),
                 former: &self.parts.former,
                 number: last,
                 local: local.get(partition),
-                group: group.get(partition).and_then(Option::as_ref),
-                topic_id,
+                group: theirs,
+                topic_id: &topic_id,
                 added: self.begun_with.get(&partition.topic).is_none_or(|count| partition.partition >= *count),
                 visibility: self.parts.visibility,
             });
             let at = |next, leader_epoch| Position {
                 partition: partition.clone(),
-                topic_id: topic_id.to_owned(),
+                topic_id: topic_id.clone(),
                 next,
                 leader_epoch,
             };
             // What a tool writes there need not be an epoch of this log.
-            let left = group.get(partition).and_then(Option::as_ref).filter(|group| group.has_owner());
-            let theirs = left.map_or(-1, |group| group.leader_epoch);
+            let epoch = theirs.filter(|group| group.has_owner()).map_or(-1, |group| group.leader_epoch);
             match decision {
                 Decision::Continue => {
                     let here = local.get(partition);
@@ -207,18 +215,12 @@ impl Consumer {
                     starts.known.push(Begin { at: position, frame });
                 }
                 Decision::Move { to, cause } => {
-                    let local = local.get(partition).map_or(-1, |local| local.next);
-                    let owned = group.get(partition).and_then(Option::as_ref).is_some_and(GroupOffset::has_owner);
-                    if owned && to >= local {
-                        tracing::info!(%partition, local, to, "another instance has read on: going on there");
-                    } else {
-                        tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
-                    }
-                    let position = at(to, theirs);
+                    say_moved(partition, local.get(partition), theirs, to);
+                    let position = at(to, epoch);
                     starts.known.push(Begin { at: position.clone(), frame: Some(Frame::Move { to: position, cause }) });
                 }
                 Decision::Adopt { at: next } => {
-                    let position = at(next, theirs);
+                    let position = at(next, epoch);
                     starts.known.push(Begin { at: position.clone(), frame: Some(Frame::Start(position)) });
                 }
                 Decision::Added => open.push(Open { at: at(0, -1), start: Start::Earliest, cause: None }),
@@ -262,6 +264,28 @@ impl Consumer {
         }
         answers.topics.retain(|name, _| !answers.unknown.contains_key(name));
         Ok(answers)
+    }
+
+    /// The id of a partition's topic by this answer, unless that is not what we know and may pass.
+    fn topic_id(
+        &mut self,
+        partition: &TopicPartition,
+        answered: &str,
+        local: Option<&PartitionState>,
+        group: Option<&GroupOffset>,
+    ) -> Result<String, KafkaError> {
+        let known = local.map_or("", |here| here.topic_id.as_str());
+        let theirs = group.and_then(GroupOffset::topic_id).unwrap_or_default();
+        match self.topics.hear(partition, &[known, &theirs], Said::Id(answered.to_owned()), Instant::now()) {
+            Meaning::Doubtful(error) => return Err(error),
+            Meaning::Lasting if !answered.is_empty() => {
+                let others = [known, &theirs].into_iter().filter(|id| *id != answered);
+                others.for_each(|id| self.topics.replace(id));
+            }
+            Meaning::Lasting | Meaning::Known => {}
+        }
+        // An id that was known once is not forgotten.
+        Ok(if answered.is_empty() { known } else { answered }.to_owned())
     }
 
     /// Takes over what the owners before us left beside the group's offsets: every commit of ours carries it on.
@@ -474,6 +498,16 @@ pub(super) fn is_meant(topics: &[String], name: &str) -> bool {
         topic == name
             || topic.starts_with('^') && regex_lite::Regex::new(topic).map_or(true, |pattern| pattern.is_match(name))
     })
+}
+
+/// Logs that the group's offset is elsewhere than where we stood.
+fn say_moved(partition: &TopicPartition, local: Option<&PartitionState>, group: Option<&GroupOffset>, to: i64) {
+    let local = local.map_or(-1, |local| local.next);
+    if group.is_some_and(GroupOffset::has_owner) && to >= local {
+        tracing::info!(%partition, local, to, "another instance has read on: going on there");
+    } else {
+        tracing::warn!(%partition, local, to, "the group's offset was moved by others: going on there");
+    }
 }
 
 /// Asks the brokers for offsets, in the order asked. A time after the last record is the end as it was before the brokers were

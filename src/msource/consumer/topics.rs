@@ -13,6 +13,7 @@ use std::time::Instant;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::slot::{Fetch, Slot};
+use super::topic_ids::{Meaning, Said};
 use super::watchdog::Old;
 use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY};
 use crate::config::Assignment;
@@ -116,17 +117,26 @@ impl Consumer {
         let infos: HashMap<String, _> = names.into_iter().zip(answers).collect();
         for partition in hidden {
             let old = state.partitions.get(&partition).map_or("", |here| here.topic_id.as_str());
-            let is_gone = match &infos[&*partition.topic] {
-                Ok(info) => !info.id.is_empty() && info.id != old,
-                Err(error) if error.code == Code::UnknownTopicOrPartition => true,
+            if old.is_empty() {
+                continue;
+            }
+            let said = match &infos[&*partition.topic] {
+                Ok(info) => Said::Id(info.id.clone()),
+                Err(error) if error.code == Code::UnknownTopicOrPartition => Said::NoTopic,
                 Err(error) => {
                     unknown.push((partition, error.clone()));
                     continue;
                 }
             };
-            if is_gone && !old.is_empty() {
-                self.gone_topics.insert(old.to_owned());
-                gone.push(partition);
+            // Brokers that have no ids any more may still have the topic.
+            let is_told = said != Said::Id(String::new());
+            match self.topics.hear(&partition, &[old], said, Instant::now()) {
+                Meaning::Lasting if is_told => {
+                    self.topics.bury(old);
+                    gone.push(partition);
+                }
+                Meaning::Known | Meaning::Lasting => {}
+                Meaning::Doubtful(error) => unknown.push((partition, error)),
             }
         }
         if gone.is_empty() {

@@ -149,8 +149,9 @@ impl Client {
 
     /// What the brokers say of these topics, in the order asked.
     ///
-    /// librdkafka asks the controller. A cluster that names one which is none of its brokers never answers that, and is
-    /// asked for plain metadata, which have no ids: librdkafka's own mock cluster.
+    /// librdkafka asks the controller. While a cluster names one that is none of its brokers, this is an error: plain metadata
+    /// have no ids, and would hide that a topic is another one. Only librdkafka's own mock cluster, which never has a
+    /// controller, is asked for those.
     pub fn describe_topics(
         &self,
         topics: &[String],
@@ -158,6 +159,10 @@ impl Client {
     ) -> Result<Vec<Result<TopicInfo, KafkaError>>, KafkaError> {
         let unknown = || Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART));
         if !self.has_controller(timeout)? {
+            if !self.is_mock(timeout) {
+                let text = "the cluster names a controller that is none of its brokers".into();
+                return Err(KafkaError { code: Code::Fail, text });
+            }
             let mut all = self.metadata(MetadataOf::Everything, timeout, |metadata| {
                 // SAFETY: the metadata are live.
                 let topics = unsafe { slice(metadata.topics, metadata.topic_cnt) };
@@ -199,6 +204,19 @@ impl Client {
         // A topic that is not there has an error of its own in the answer.
         let missing = || Err(KafkaError::from_code(NOT_ANSWERED));
         Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(missing)).collect())
+    }
+
+    /// Whether this is librdkafka's own cluster for tests and demonstrations.
+    fn is_mock(&self, timeout: Duration) -> bool {
+        // SAFETY: the client is live; the string is ours, and freed after it was read.
+        unsafe {
+            let id = rd::rd_kafka_clusterid(self.rk, millis(timeout));
+            let is_mock = text(id).starts_with("mockCluster");
+            if !id.is_null() {
+                rd::rd_kafka_mem_free(self.rk, id.cast());
+            }
+            is_mock
+        }
     }
 
     /// Whether the group has a static member of this name.

@@ -17,6 +17,8 @@ pub(crate) const FETCH: i16 = 1;
 /// See [`FETCH`].
 pub(crate) const LIST_OFFSETS: i16 = 2;
 /// See [`FETCH`].
+pub(crate) const METADATA: i16 = 3;
+/// See [`FETCH`].
 pub(crate) const OFFSET_COMMIT: i16 = 8;
 
 /// How an answer is lost. The broker has done what it was asked in both.
@@ -64,8 +66,19 @@ struct Faults {
     flip: HashMap<i16, u64>,
     /// How many more answers to a commit say that the last of their partitions was refused.
     refuse: u64,
+    /// What becomes of every answer to a request.
+    rewrite: HashMap<i16, Rewrite>,
     /// Every open connection, both sides, to be cut.
     open: Vec<TcpStream>,
+}
+
+/// Changes an answer in place.
+struct Rewrite(Box<dyn FnMut(&mut [u8]) + Send>);
+
+impl std::fmt::Debug for Rewrite {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Rewrite")
+    }
 }
 
 #[derive(Debug)]
@@ -125,6 +138,7 @@ impl Proxy {
                 delay: HashMap::new(),
                 flip: HashMap::new(),
                 refuse: 0,
+                rewrite: HashMap::new(),
                 open: Vec::new(),
             }),
             changed: Condvar::new(),
@@ -214,6 +228,16 @@ impl Proxy {
     /// Changes a byte near the end of the next `count` answers to a request that are large enough to hold records.
     pub(crate) fn damage_answers(&self, api_key: i16, count: u64) {
         self.shared.lock().flip.insert(api_key, count);
+    }
+
+    /// Changes every answer to a request in place, until [`Proxy::pass_unchanged`].
+    pub(crate) fn rewrite(&self, api_key: i16, change: impl FnMut(&mut [u8]) + Send + 'static) {
+        self.shared.lock().rewrite.insert(api_key, Rewrite(Box::new(change)));
+    }
+
+    /// Ends [`Proxy::rewrite`].
+    pub(crate) fn pass_unchanged(&self) {
+        self.shared.lock().rewrite.clear();
     }
 
     /// How many answers were damaged so far.
@@ -347,6 +371,9 @@ fn answer(shared: &Shared, (key, version): Request, frame: &mut [u8]) -> Fate {
             // It ends with the error of the last partition; from version 8 on with three empty lists of tags behind that.
             let end = frame.len() - if version < 8 { 0 } else { 3 };
             frame[end - 2..end].copy_from_slice(&TOPIC_AUTHORIZATION_FAILED.to_be_bytes());
+        }
+        if let Some(Rewrite(change)) = faults.rewrite.get_mut(&key) {
+            change(frame);
         }
         faults.delay.get(&key).copied()
     };
