@@ -95,7 +95,8 @@ pub fn max_poll_interval(kafka: &Kafka) -> Duration {
 
 /// Whether only committed transactions are read.
 pub fn committed_only(kafka: &Kafka) -> bool {
-    kafka.librdkafka.get("isolation.level").is_none_or(|level| level == "read_committed")
+    // librdkafka takes it in letters of either case.
+    kafka.librdkafka.get("isolation.level").is_none_or(|level| level.eq_ignore_ascii_case("read_committed"))
 }
 
 #[cfg(test)]
@@ -131,6 +132,23 @@ mod tests {
         let backoff = |kafka: &Kafka| asking(kafka).remove("fetch.queue.backoff.ms");
         assert_eq!(backoff(&kafka("group.protocol", "classic")).as_deref(), Some("20"));
         assert_eq!(backoff(&kafka("fetch.queue.backoff.ms", "500")).as_deref(), Some("500"));
+    }
+
+    #[test]
+    fn only_what_is_not_committed_is_asked_for_where_librdkafka_reads_it_too() {
+        use crate::msource::native::Client;
+        for (level, expected) in [
+            ("read_committed", true),
+            ("READ_COMMITTED", true),
+            ("Read_Committed", true),
+            ("read_uncommitted", false),
+            ("READ_UNCOMMITTED", false),
+        ] {
+            let kafka = kafka("isolation.level", level);
+            assert_eq!(committed_only(&kafka), expected, "{level}");
+            let made = Client::new(&asking(&kafka));
+            assert!(made.is_ok(), "{level}: {made:?}");
+        }
     }
 
     #[test]

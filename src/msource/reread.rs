@@ -193,7 +193,8 @@ impl Isolation {
     /// The levels with which the records of a recipe may have been read, the likelier one last. A recipe of an earlier version
     /// does not say: then what the configuration says now is tried, and taken if it gives the same lines.
     fn of(recipe: &Recipe, properties: &BTreeMap<String, String>) -> &'static [Self] {
-        let configured = properties.get("isolation.level").is_some_and(|level| level == Self::Uncommitted.name());
+        let level = properties.get("isolation.level");
+        let configured = level.is_some_and(|level| level.eq_ignore_ascii_case(Self::Uncommitted.name()));
         match (recipe.read_uncommitted, configured) {
             (true, _) => &[Self::Uncommitted],
             (false, true) => &[Self::Uncommitted, Self::Committed],

@@ -9,6 +9,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 
+use super::code::{self, raw};
 use super::list::{NOT_ANSWERED, c_string, millis, slice, text};
 use super::{Client, KafkaError, OffsetSpec, TopicInfo};
 use crate::msource::TopicPartition;
@@ -34,7 +35,7 @@ fn told(offset: i64) -> Result<i64, KafkaError> {
     if offset >= 0 {
         return Ok(offset);
     }
-    let error = KafkaError::from_code(NOT_ANSWERED);
+    let error = KafkaError::of(NOT_ANSWERED);
     Err(KafkaError { text: "the leader of the partition did not answer".into(), ..error })
 }
 
@@ -134,13 +135,16 @@ impl Client {
                     let infos = rd::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
                     for index in 0..count {
                         let element = &*rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
-                        found.insert((text(element.topic), element.partition), (element.err, element.offset));
+                        found.insert(
+                            (text(element.topic), element.partition),
+                            (raw(&raw const element.err), element.offset),
+                        );
                     }
                 }
             },
         )?;
         let answer = |(partition, _): &(TopicPartition, i64)| {
-            let missing = (RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR, NO_ANSWER);
+            let missing = (0, NO_ANSWER);
             let (err, offset) = *found.get(&(partition.topic.to_string(), partition.partition)).unwrap_or(&missing);
             KafkaError::check(err).map(|()| offset)
         };
@@ -157,7 +161,7 @@ impl Client {
         topics: &[String],
         timeout: Duration,
     ) -> Result<Vec<Result<TopicInfo, KafkaError>>, KafkaError> {
-        let unknown = || Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART));
+        let unknown = || Err(KafkaError::of(RDKafkaRespErr::RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART));
         if !self.has_controller(timeout)? {
             if !self.is_mock(timeout) {
                 let text = "the cluster names a controller that is none of its brokers".into();
@@ -202,7 +206,7 @@ impl Client {
         unsafe { rd::rd_kafka_TopicCollection_destroy(collection) };
         result?;
         // A topic that is not there has an error of its own in the answer.
-        let missing = || Err(KafkaError::from_code(NOT_ANSWERED));
+        let missing = || Err(KafkaError::of(NOT_ANSWERED));
         Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(missing)).collect())
     }
 
@@ -274,7 +278,7 @@ impl Client {
         // SAFETY: the metadata object is ours once the call succeeded, and destroyed after it was read.
         unsafe {
             let none = ptr::null_mut();
-            KafkaError::check(rd::rd_kafka_metadata(self.rk, of as c_int, none, &raw mut metadata, millis(timeout)))?;
+            KafkaError::check(code::rd_kafka_metadata(self.rk, of as c_int, none, &raw mut metadata, millis(timeout)))?;
             let value = read(&*metadata);
             rd::rd_kafka_metadata_destroy(metadata);
             Ok(value)
@@ -305,9 +309,9 @@ impl Client {
             let patience = timeout.saturating_add(Duration::from_millis(500));
             let event = rd::rd_kafka_queue_poll(queue, millis(patience));
             let result = if event.is_null() {
-                Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT))
+                Err(KafkaError::of(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT))
             } else {
-                KafkaError::check(rd::rd_kafka_event_error(event)).map(|()| read(event))
+                KafkaError::check(code::rd_kafka_event_error(event)).map(|()| read(event))
             };
             if !event.is_null() {
                 rd::rd_kafka_event_destroy(event);
@@ -334,7 +338,7 @@ unsafe fn describes(group: *const rd::rd_kafka_ConsumerGroupDescription_t, insta
     unsafe {
         let error = rd::rd_kafka_ConsumerGroupDescription_error(group);
         if !error.is_null() {
-            KafkaError::check(rd::rd_kafka_error_code(error))?;
+            KafkaError::check(code::rd_kafka_error_code(error))?;
         }
         let members = rd::rd_kafka_ConsumerGroupDescription_member_count(group);
         Ok((0..members).any(|index| {
@@ -352,7 +356,7 @@ unsafe fn describe(description: *const rd::rd_kafka_TopicDescription_t) -> (Stri
         let name = text(rd::rd_kafka_TopicDescription_name(description));
         let error = rd::rd_kafka_TopicDescription_error(description);
         if !error.is_null() {
-            let code: RDKafkaRespErr = rd::rd_kafka_error_code(error);
+            let code = code::rd_kafka_error_code(error);
             if KafkaError::check(code).is_err() {
                 return (name, Err(KafkaError::from_code(code)));
             }
@@ -373,7 +377,8 @@ unsafe fn plain(topic: &rd::rd_kafka_metadata_topic) -> (String, Result<TopicInf
     // SAFETY: by the contract above.
     let name = unsafe { text(topic.topic) };
     let info = TopicInfo { name: name.clone(), id: String::new(), partitions: topic.partition_cnt };
-    (name, KafkaError::check(topic.err).map(|()| info))
+    // SAFETY: as above.
+    (name, KafkaError::check(unsafe { raw(&raw const topic.err) }).map(|()| info))
 }
 
 #[cfg(test)]

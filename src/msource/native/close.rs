@@ -14,7 +14,7 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use rdkafka::bindings as rd;
 
-use super::{Client, KafkaError, Shared, consume};
+use super::{Client, KafkaError, Shared, code, consume};
 
 /// How long whoever drops a client waits until it has left its group and is gone.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
@@ -48,7 +48,7 @@ impl Ending {
         // SAFETY: the last use of all of them. Nothing else is done with the client, which is live until it is destroyed.
         unsafe {
             // After a fatal error there is nothing to leave.
-            if KafkaError::check(rd::rd_kafka_fatal_error(self.rk, ptr::null_mut(), 0)).is_ok() {
+            if KafkaError::check(code::rd_kafka_fatal_error(self.rk, ptr::null_mut(), 0)).is_ok() {
                 self.close();
             }
             rd::rd_kafka_queue_destroy(self.answers);

@@ -7,6 +7,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
+use super::code::raw;
 use super::{Commit, KafkaError};
 use crate::msource::TopicPartition;
 
@@ -70,8 +71,8 @@ pub(super) fn unanswered(list: TopicPartitionList) -> TopicPartitionList {
 }
 
 pub(super) fn first_error(list: &TopicPartitionList) -> Result<(), KafkaError> {
-    // SAFETY: the list is live.
-    unsafe { elements(list.ptr()) }.iter().try_for_each(|element| KafkaError::check(element.err))
+    // SAFETY: the list is live, and so are its elements.
+    unsafe { elements(list.ptr()).iter().try_for_each(|element| KafkaError::check(raw(&raw const element.err))) }
 }
 
 pub(super) fn millis(duration: Duration) -> c_int {

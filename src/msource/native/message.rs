@@ -1,11 +1,12 @@
 //! A record as librdkafka hands it out, read in place.
 
+use std::ffi::c_int;
 use std::ptr;
 
 use rdkafka::bindings as rd;
-use rdkafka::types::RDKafkaRespErr;
 
 use super::KafkaError;
+use super::code::raw;
 use super::list::{bytes, text};
 
 /// Where a broker's log was cut off.
@@ -31,14 +32,16 @@ impl Message {
         unsafe { &*self.0 }
     }
 
+    fn code(&self) -> c_int {
+        // SAFETY: the message is live.
+        unsafe { raw(&raw const (*self.0).err) }
+    }
+
     /// The error in place of a record, if this is one.
     pub fn error(&self) -> Option<KafkaError> {
-        let raw = self.raw();
-        if raw.err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR {
-            return None;
-        }
+        let error = KafkaError::check(self.code()).err()?;
         // SAFETY: the message is live; the string is static or its own.
-        Some(KafkaError { code: raw.err.into(), text: unsafe { text(rd::rd_kafka_message_errstr(self.0)) } })
+        Some(KafkaError { text: unsafe { text(rd::rd_kafka_message_errstr(self.0)) }, ..error })
     }
 
     /// Where the broker's log was cut off, if this error tells that it was.
@@ -48,7 +51,7 @@ impl Message {
 
     /// Whether this is a record.
     pub fn is_record(&self) -> bool {
-        self.raw().err == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR
+        self.code() == 0
     }
 
     /// Identifies the topic among the messages of one client: equal exactly for equal topics.
@@ -114,7 +117,7 @@ impl Message {
         let mut copied = Vec::new();
         // SAFETY: the headers belong to the message and are copied while it is live.
         unsafe {
-            if KafkaError::check(rd::rd_kafka_message_headers(self.0, &raw mut headers)).is_err() {
+            if KafkaError::check(rd::rd_kafka_message_headers(self.0, &raw mut headers) as c_int).is_err() {
                 return copied;
             }
             for index in 0..rd::rd_kafka_header_cnt(headers) {

@@ -12,6 +12,7 @@
 
 mod asking;
 mod close;
+mod code;
 mod list;
 mod message;
 
@@ -32,6 +33,7 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientConfig, TopicPartitionList};
 
 use super::TopicPartition;
+use code::raw;
 use list::{
     NOT_ANSWERED, bytes, commit_list, elements, first_error, millis, names, places_list, positions, text, unanswered,
 };
@@ -52,35 +54,6 @@ impl fmt::Display for KafkaError {
 }
 
 impl std::error::Error for KafkaError {}
-
-impl KafkaError {
-    fn from_code(code: RDKafkaRespErr) -> Self {
-        // SAFETY: the function takes any code and returns a static string.
-        let text = unsafe { text(rd::rd_kafka_err2str(code)) };
-        Self { code: code.into(), text }
-    }
-
-    fn check(code: RDKafkaRespErr) -> Result<(), Self> {
-        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(Self::from_code(code)) }
-    }
-
-    /// Takes ownership of an error object; null is success.
-    ///
-    /// # Safety
-    /// `error` is null or an error object that nobody else destroys.
-    unsafe fn check_object(error: *mut rd::rd_kafka_error_t) -> Result<(), Self> {
-        if error.is_null() {
-            return Ok(());
-        }
-        // SAFETY: not null, and ours to read and destroy.
-        unsafe {
-            let result =
-                Self { code: rd::rd_kafka_error_code(error).into(), text: text(rd::rd_kafka_error_string(error)) };
-            rd::rd_kafka_error_destroy(error);
-            Err(result)
-        }
-    }
-}
 
 /// What librdkafka tells besides records.
 #[derive(Clone, Debug)]
@@ -238,7 +211,7 @@ impl Client {
             list.add_topic_unassigned(topic);
         }
         // SAFETY: both are live; the list is copied.
-        KafkaError::check(unsafe { rd::rd_kafka_subscribe(self.rk, list.ptr()) })
+        KafkaError::check(unsafe { rd::rd_kafka_subscribe(self.rk, list.ptr()) } as c_int)
     }
 
     /// Takes up to `most` messages, waiting up to `wait` for as many: a zero wait takes what is there. Records and
@@ -263,7 +236,7 @@ impl Client {
         let mut message = [0 as c_char; 512];
         // SAFETY: the client is live; the text is NUL-terminated within the buffer.
         unsafe {
-            let code = rd::rd_kafka_fatal_error(self.rk, message.as_mut_ptr(), message.len());
+            let code = code::rd_kafka_fatal_error(self.rk, message.as_mut_ptr(), message.len());
             let text = || text(message.as_ptr());
             KafkaError::check(code).err().map(|error| KafkaError { text: text(), ..error })
         }
@@ -300,14 +273,14 @@ impl Client {
         let list = positions(partitions)?;
         self.answered();
         // SAFETY: both are live; the list is copied.
-        KafkaError::check(unsafe { rd::rd_kafka_assign(self.rk, list.ptr()) })
+        KafkaError::check(unsafe { rd::rd_kafka_assign(self.rk, list.ptr()) } as c_int)
     }
 
     /// Gives up the whole assignment.
     pub fn unassign(&self) -> Result<(), KafkaError> {
         self.answered();
         // SAFETY: a null list means none.
-        KafkaError::check(unsafe { rd::rd_kafka_assign(self.rk, ptr::null()) })
+        KafkaError::check(unsafe { rd::rd_kafka_assign(self.rk, ptr::null()) } as c_int)
     }
 
     /// Adds partitions to the assignment; each is read from its offset.
@@ -334,14 +307,14 @@ impl Client {
     pub fn pause(&self, partitions: &[TopicPartition]) -> Result<(), KafkaError> {
         let list = names(partitions);
         // SAFETY: both are live.
-        KafkaError::check(unsafe { rd::rd_kafka_pause_partitions(self.rk, list.ptr()) })
+        KafkaError::check(unsafe { rd::rd_kafka_pause_partitions(self.rk, list.ptr()) } as c_int)
     }
 
     /// Fetches them again, from the first record that was not taken.
     pub fn resume(&self, partitions: &[TopicPartition]) -> Result<(), KafkaError> {
         let list = names(partitions);
         // SAFETY: both are live.
-        KafkaError::check(unsafe { rd::rd_kafka_resume_partitions(self.rk, list.ptr()) })
+        KafkaError::check(unsafe { rd::rd_kafka_resume_partitions(self.rk, list.ptr()) } as c_int)
     }
 
     /// Reads assigned partitions from other offsets; nothing that was fetched before is handed out after this. With the
@@ -360,7 +333,7 @@ impl Client {
         let list = unanswered(commit_list(commits)?);
         let opaque = Arc::as_ptr(&self.shared).cast_mut().cast();
         // SAFETY: all are live; the list is copied. The callback is called from `answered` alone, which borrows the client.
-        let sent = unsafe { rd::rd_kafka_commit_queue(self.rk, list.ptr(), self.answers, Some(on_commit), opaque) };
+        let sent = unsafe { code::rd_kafka_commit_queue(self.rk, list.ptr(), self.answers, Some(on_commit), opaque) };
         KafkaError::check(sent)
     }
 
@@ -373,10 +346,10 @@ impl Client {
 
     /// Commits and waits for the group's answer, which is given for each partition in the order asked.
     pub fn commit(&self, commits: &[Commit], timeout: Duration) -> Result<Vec<Result<(), KafkaError>>, KafkaError> {
-        type Answers = Mutex<Option<BTreeMap<(String, i32), RDKafkaRespErr>>>;
+        type Answers = Mutex<Option<BTreeMap<(String, i32), c_int>>>;
         unsafe extern "C" fn answered(
             _: *mut rd::rd_kafka_t,
-            err: RDKafkaRespErr,
+            err: c_int,
             offsets: *mut rd::rd_kafka_topic_partition_list_t,
             answers: *mut c_void,
         ) {
@@ -385,10 +358,10 @@ impl Client {
             unsafe {
                 let answers = Arc::from_raw(answers.cast::<Answers>());
                 // An error of the whole request stands beside the list, whose elements then have no answer of their own.
-                let of_all = |own| if own == NOT_ANSWERED && KafkaError::check(err).is_err() { err } else { own };
+                let of_all = |own| if own == NOT_ANSWERED as c_int && err != 0 { err } else { own };
                 let found = elements(offsets)
                     .iter()
-                    .map(|element| ((text(element.topic), element.partition), of_all(element.err)));
+                    .map(|element| ((text(element.topic), element.partition), of_all(raw(&raw const element.err))));
                 *answers.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.collect());
             }
         }
@@ -400,7 +373,8 @@ impl Client {
         unsafe {
             let queue = rd::rd_kafka_queue_new(self.rk);
             let theirs = Arc::into_raw(Arc::clone(&answers)).cast_mut().cast();
-            let sent = KafkaError::check(rd::rd_kafka_commit_queue(self.rk, list.ptr(), queue, Some(answered), theirs));
+            let sent =
+                KafkaError::check(code::rd_kafka_commit_queue(self.rk, list.ptr(), queue, Some(answered), theirs));
             if sent.is_err() {
                 drop(Arc::from_raw(theirs.cast::<Answers>()));
             } else {
@@ -412,11 +386,12 @@ impl Client {
             sent?;
         }
         let Some(answers) = answers.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return Err(KafkaError::from_code(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT));
+            return Err(KafkaError::of(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT));
         };
         let answer = |commit: &Commit| {
             let key = (commit.partition.topic.to_string(), commit.partition.partition);
-            KafkaError::check(answers.get(&key).copied().unwrap_or(RDKafkaRespErr::RD_KAFKA_RESP_ERR__NO_OFFSET))
+            let missing = RDKafkaRespErr::RD_KAFKA_RESP_ERR__NO_OFFSET as c_int;
+            KafkaError::check(answers.get(&key).copied().unwrap_or(missing))
         };
         Ok(commits.iter().map(answer).collect())
     }
@@ -429,9 +404,10 @@ impl Client {
     ) -> Result<Vec<Result<Option<GroupOffset>, KafkaError>>, KafkaError> {
         let list = unanswered(names(partitions));
         // SAFETY: both are live; results are put into the list.
-        KafkaError::check(unsafe { rd::rd_kafka_committed(self.rk, list.ptr(), millis(timeout)) })?;
+        KafkaError::check(unsafe { code::rd_kafka_committed(self.rk, list.ptr(), millis(timeout)) })?;
         let read = |element: &rd::rd_kafka_topic_partition_t| {
-            KafkaError::check(element.err)?;
+            // SAFETY: the element is live.
+            KafkaError::check(unsafe { raw(&raw const element.err) })?;
             // SAFETY: librdkafka gives a pointer to so many bytes, or null.
             let metadata = unsafe { bytes(element.metadata, element.metadata_size) };
             let metadata = String::from_utf8_lossy(metadata).into_owned();
@@ -496,14 +472,14 @@ unsafe extern "C" fn on_error(_: *mut rd::rd_kafka_t, _: c_int, reason: *const c
 
 unsafe extern "C" fn on_commit(
     _: *mut rd::rd_kafka_t,
-    err: RDKafkaRespErr,
+    err: c_int,
     offsets: *mut rd::rd_kafka_topic_partition_list_t,
     opaque: *mut c_void,
 ) {
     // SAFETY: the opaque pointer is the client's `Shared`; the list is live during the callback.
     unsafe {
         let shared = &*opaque.cast::<Shared>();
-        let failed = elements(offsets).iter().map(|element| element.err).find(|code| KafkaError::check(*code).is_err());
+        let failed = elements(offsets).iter().map(|element| raw(&raw const element.err)).find(|code| *code != 0);
         let answer = KafkaError::check(err).and(failed.map_or(Ok(()), KafkaError::check));
         shared.answers.lock().unwrap_or_else(PoisonError::into_inner).push_back(answer);
     }

@@ -72,8 +72,11 @@ struct Faults {
     open: Vec<TcpStream>,
 }
 
-/// Changes an answer in place.
-struct Rewrite(Box<dyn FnMut(&mut [u8]) + Send>);
+/// What changes an answer in place.
+type Change = dyn FnMut(&mut [u8]) + Send;
+
+/// See [`Change`].
+struct Rewrite(Box<Change>);
 
 impl std::fmt::Debug for Rewrite {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
