@@ -14,6 +14,23 @@ use crate::msource::tracker::Epoch;
 use crate::record::Reject;
 use crate::transform::recipe::Engine;
 
+/// A place in the order of delivery.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// The ticket of a block or a note.
+    pub ticket: u64,
+    /// Which part of the block, from 0: a block whose lines become too large is handed on in parts, each a block of its own
+    /// to the delivery.
+    pub part: u32,
+}
+
+impl Place {
+    /// The first place of a ticket.
+    pub const fn of(ticket: u64) -> Self {
+        Self { ticket, part: 0 }
+    }
+}
+
 /// A block of records that wait for their transform.
 #[derive(Debug)]
 pub struct RawBlock {
@@ -75,7 +92,9 @@ impl Records {
 #[derive(Debug)]
 pub struct DoneBlock {
     /// Its place in the order of delivery.
-    pub ticket: u64,
+    pub place: Place,
+    /// Whether no other part of the block follows.
+    pub is_last: bool,
     /// Where it comes from.
     pub source: Source,
     /// The recipe that made it.

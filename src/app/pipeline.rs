@@ -393,6 +393,7 @@ impl Pipeline {
         self.ending.store(true, Ordering::Release);
         if !self.desk.stopping() {
             self.gauges.end();
+            self.budget.close();
         }
         let mut outcome = Ok(());
         if !self.ended.is_empty() {
@@ -411,6 +412,8 @@ impl Pipeline {
             }
         }
         self.gauges.end();
+        // No worker waits for room any more.
+        self.budget.close();
         drop(self.blocks.lock().unwrap_or_else(PoisonError::into_inner).take());
         for worker in self.workers.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             if worker.join().is_err() {
@@ -440,8 +443,7 @@ impl Pipeline {
     }
 }
 
-/// Starts the workers. A block that comes out larger than it was counted takes its share of the budget without asking for room:
-/// the oldest one must go on.
+/// Starts the workers.
 fn workers(
     count: usize,
     blocks: &Receiver<RawBlock>,
@@ -449,8 +451,8 @@ fn workers(
     spares: &Receiver<Vec<u8>>,
     budget: &Arc<Budget>,
 ) -> Result<Vec<JoinHandle<()>>, Failure> {
-    let budget = Arc::clone(budget);
-    worker::spawn(count, blocks, inbox, spares, move |bytes| budget.take(bytes)).map_err(failed)
+    let room: Arc<dyn worker::Room> = Arc::<Budget>::clone(budget);
+    worker::spawn(count, blocks, inbox, spares, &room).map_err(failed)
 }
 
 /// How many buffers are kept: they are nobody's while they wait, and in no other bound.

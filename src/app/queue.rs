@@ -174,23 +174,26 @@ impl Turn<'_> {
         pipeline.gauges.retried(entries.len() as u64);
         pipeline.budget.take(bytes);
         self.open = true;
-        let mut block = RawBlock {
-            ticket: pipeline.tickets.take(),
+        let block = |ticket| RawBlock {
+            ticket,
             source: Source::Queue(entries.iter().map(|(key, entry)| (*key, entry.size())).collect()),
             records: Records::Queue(entries),
             engine: pipeline.desk.engine(),
             now: now_millis(),
             cost: bytes,
         };
-        // Its ticket is taken, so there is no way back: everything waits for it.
-        loop {
-            match sender.send_timeout(block, PROGRESS) {
-                Ok(()) => return Ok(()),
-                Err(SendTimeoutError::Timeout(again)) => block = again,
-                Err(SendTimeoutError::Disconnected(_)) => return Err(stopping()),
+        pipeline.tickets.issue(|ticket| {
+            let mut block = block(ticket);
+            // Its ticket is taken, so there is no way back: everything waits for it.
+            loop {
+                match sender.send_timeout(block, PROGRESS) {
+                    Ok(()) => return Ok(()),
+                    Err(SendTimeoutError::Timeout(again)) => block = again,
+                    Err(SendTimeoutError::Disconnected(_)) => return Err(stopping()),
+                }
+                (self.progress)("waiting for the transform");
             }
-            (self.progress)("waiting for the transform");
-        }
+        })
     }
 
     /// Tries the wanted entries with keys in `from..end` again, as many as one round takes; returns how many, and where to go

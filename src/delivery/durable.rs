@@ -20,8 +20,10 @@ impl Delivery {
         if self.seal.has_steps() {
             return Ok(());
         }
-        // A block that is stalled was taken from the order, but is not written.
-        let passed = if self.writing.is_some() { self.next_ticket - 1 } else { self.next_ticket };
+        // A block that is stalled was taken from the order, but is not written. Of one with further parts, the ticket is not
+        // passed either way.
+        let is_open = self.writing.is_some() && self.next.part == 0;
+        let passed = self.next.ticket - u64::from(is_open);
         let (reached, waiting): (Vec<_>, Vec<_>) = self.barriers.drain(..).partition(|(before, ..)| *before <= passed);
         self.barriers = waiting;
         for (_, finish, reply) in reached {

@@ -21,8 +21,8 @@
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
@@ -34,6 +34,7 @@ use crate::msource::journal::{Block, Frame, Growth, Position, QueueCause, State,
 use crate::msource::store::StoreError;
 use crate::record::Filter;
 
+mod budget;
 mod checkpoint;
 mod durable;
 mod parts;
@@ -46,6 +47,7 @@ mod stall;
 mod tests;
 mod writer;
 
+pub use budget::Budget;
 pub use parts::Parts;
 pub use writer::{Delivery, spawn};
 
@@ -240,67 +242,27 @@ pub enum CommitPoint {
 
 /// Gives out the tickets that order blocks and notes.
 #[derive(Debug, Default)]
-pub struct Tickets(AtomicU64);
+pub struct Tickets {
+    next: AtomicU64,
+    issuing: Mutex<()>,
+}
 
 impl Tickets {
     /// The next ticket. Whoever takes one must send something with it.
     pub fn take(&self) -> u64 {
-        self.0.fetch_add(1, Ordering::AcqRel)
+        self.next.fetch_add(1, Ordering::AcqRel)
+    }
+
+    /// Takes a ticket for a block and sends the block: blocks must reach the workers in the order of their tickets. Else a
+    /// worker could wait for room that only a block behind it in the channel can make.
+    pub fn issue<R>(&self, send: impl FnOnce(u64) -> R) -> R {
+        let _issuing = self.issuing.lock().unwrap_or_else(PoisonError::into_inner);
+        send(self.take())
     }
 
     /// The ticket that will be given out next.
     pub fn next(&self) -> u64 {
-        self.0.load(Ordering::Acquire)
-    }
-}
-
-/// The bound on bytes between the source and the files.
-#[derive(Debug)]
-pub struct Budget {
-    limit: u64,
-    used: Mutex<u64>,
-    freed: Condvar,
-}
-
-impl Budget {
-    /// A bound of `limit` bytes.
-    pub fn new(limit: u64) -> Self {
-        Self { limit, used: Mutex::new(0), freed: Condvar::new() }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, u64> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Counts bytes in; the bound is overshot by one block at most, since it is asked for room first.
-    pub fn take(&self, bytes: u64) {
-        *self.lock() += bytes;
-    }
-
-    /// Counts bytes out.
-    pub fn give_back(&self, bytes: u64) {
-        let mut used = self.lock();
-        *used = used.saturating_sub(bytes);
-        self.freed.notify_all();
-    }
-
-    /// Waits until there is room, at most so long; returns whether there is.
-    pub fn wait_for_room(&self, patience: Duration) -> bool {
-        let (used, _) = self
-            .freed
-            .wait_timeout_while(self.lock(), patience, |used| *used >= self.limit)
-            .unwrap_or_else(PoisonError::into_inner);
-        *used < self.limit
-    }
-
-    /// The bound.
-    pub fn limit(&self) -> u64 {
-        self.limit
-    }
-
-    /// Bytes in flight.
-    pub fn used(&self) -> u64 {
-        *self.lock()
+        self.next.load(Ordering::Acquire)
     }
 }
 

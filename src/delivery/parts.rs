@@ -11,6 +11,7 @@ use super::checkpoint::Checkpointer;
 use super::seal::Sealing;
 use super::writer::Delivery;
 use super::{Budget, CommitPoint, Error, Gauges, Inbox};
+use crate::block::Place;
 use crate::config;
 use crate::msink::file::FileSink;
 use crate::msource::journal::{History, Journal, State};
@@ -96,7 +97,7 @@ impl Delivery {
             queue_bound: parts.queue_bound,
             all_open: None,
             waiting: BTreeMap::new(),
-            next_ticket: 0,
+            next: Place::default(),
             writing: None,
             stall: None,
             insert: Vec::new(),

@@ -16,7 +16,7 @@ use super::queue::Removal;
 use super::seal::Sealing;
 use super::stall::Stall;
 use super::{Budget, CommitPoint, Error, Finish, Gauges, Inbox};
-use crate::block::{DoneBlock, Lines, Source};
+use crate::block::{DoneBlock, Lines, Place, Source};
 use crate::config;
 use crate::msink::dir::blames_name;
 use crate::msink::file::{FileSink, Now};
@@ -71,8 +71,9 @@ pub struct Delivery {
     pub(super) all_open: Option<Vec<(TopicPartition, u64)>>,
 
     pub(super) seal: Sealing,
-    pub(super) waiting: BTreeMap<u64, Item>,
-    pub(super) next_ticket: u64,
+    pub(super) waiting: BTreeMap<Place, Item>,
+    /// What is taken next.
+    pub(super) next: Place,
     pub(super) writing: Option<Writing>,
     pub(super) stall: Option<Stall>,
     /// What the next checkpoint changes in the queue.
@@ -113,6 +114,7 @@ impl Delivery {
             self.gauges.set_stalled(Some(error.to_string()));
         }
         self.gauges.end();
+        self.budget.close();
         drop(self.jobs.take());
         if let Some(checkpoints) = self.checkpoints.take() {
             checkpoints.thread().unpark();
@@ -157,11 +159,11 @@ impl Delivery {
     fn receive(&mut self, message: Inbox) -> Result<(), Error> {
         match message {
             Inbox::Block(block) => {
-                self.waiting.insert(block.ticket, Item::Block(block));
+                self.waiting.insert(block.place, Item::Block(block));
                 self.advance()
             }
             Inbox::Note { ticket, frame, reply } => {
-                self.waiting.insert(ticket, Item::Note { frame, reply });
+                self.waiting.insert(Place::of(ticket), Item::Note { frame, reply });
                 self.advance()
             }
             Inbox::Checkpoint { before, finish, reply } => {
@@ -274,14 +276,18 @@ impl Delivery {
                 break;
             }
             if let Some(Item::Note { frame: Frame::Start(at) | Frame::Move { to: at, .. }, .. }) =
-                self.waiting.get(&self.next_ticket)
+                self.waiting.get(&self.next)
                 && self.is_sealed()
                 && self.end_growth(&at.partition.clone())
             {
                 break;
             }
-            let Some(item) = self.waiting.remove(&self.next_ticket) else { break };
-            self.next_ticket += 1;
+            let Some(item) = self.waiting.remove(&self.next) else { break };
+            self.next = match &item {
+                Item::Block(block) if !block.is_last => Place { part: self.next.part + 1, ..self.next },
+                Item::Block(_) | Item::Note { .. } => Place::of(self.next.ticket + 1),
+            };
+            self.budget.reached(self.next);
             match item {
                 Item::Block(block) => {
                     self.writing = Some(Writing { block, frame: None, piece: 0, done: 0 });

@@ -65,6 +65,13 @@ impl Default for Workspace {
     }
 }
 
+impl Workspace {
+    /// Gives back the buffers that a large record needed.
+    pub(super) fn give_back(&mut self) {
+        (self.built, self.event_name) = (String::new(), String::new());
+    }
+}
+
 /// What stands for the event name where an event has none: all user events go the same way, in their order.
 pub(super) const USER: &str = "user";
 

@@ -135,6 +135,13 @@ impl Scratch {
         plan.map_or(&self.work.event_name, |plan| &plan.event_name)
     }
 
+    /// Gives back the buffers that a large record needed.
+    pub(super) fn give_back(&mut self) {
+        self.routes.forget_long();
+        self.noted.omitted = Vec::new();
+        self.work.give_back();
+    }
+
     /// Forgets what another transform worked out.
     fn bind(&mut self, transform: &Transform) {
         if self.identity != transform.identity {

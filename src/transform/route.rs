@@ -279,6 +279,11 @@ impl Routes {
         self.0.fill_with(|| None);
     }
 
+    /// Forgets the name that is too long to be a log's.
+    pub(super) fn forget_long(&mut self) {
+        self.0[Self::SETS * Self::PLACES] = None;
+    }
+
     pub(super) fn at(&self, index: usize) -> Option<&Route> {
         self.0.get(index)?.as_deref()
     }

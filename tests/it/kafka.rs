@@ -10,7 +10,6 @@ use nix::sys::signal::{Signal, kill};
 use serde_json::json;
 
 use crate::harness::own_broker::{Batch, batches};
-use crate::harness::payload::Wrapping;
 use crate::harness::process::Service;
 use crate::harness::proxy::{FETCH, OFFSET_COMMIT};
 use crate::harness::records::padded;
@@ -367,7 +366,7 @@ fn memory_for_a_backlog(topic: &Topic, produced: &[Record], memory: &str) -> u64
     home.set("kafka.brokers", proxy.address()).set("memory", memory);
     let service = home.foreground();
     home.wait_for(State::Waiting);
-    let used = |field| memory_of(&service, field);
+    let used = |field| service.memory(field);
     let before = used("VmRSS:");
     proxy.heal();
     home.wait_done(produced);
@@ -376,13 +375,6 @@ fn memory_for_a_backlog(topic: &Topic, produced: &[Record], memory: &str) -> u64
     service.terminate();
     eprintln!("{memory}: {} MiB before, {} MiB at most", before >> 20, peak >> 20);
     peak - before
-}
-
-/// A field of the service's memory, bytes.
-fn memory_of(service: &Service, field: &str) -> u64 {
-    let text = std::fs::read_to_string(format!("/proc/{}/status", service.pid())).expect("the service runs");
-    let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
 }
 
 /// What the process has besides records: what the store, the allocator and librdkafka's threads take under load.
@@ -406,24 +398,6 @@ fn a_backlog_of_large_records_stays_within_the_memory_bound() {
 #[test]
 fn a_backlog_of_many_partitions_stays_within_the_memory_bound() {
     assert_a_backlog_stays_within_the_memory_bound(64, 6144, 16 << 10);
-}
-
-#[test]
-fn values_that_become_ten_thousand_times_as_large_stay_within_the_memory_bound() {
-    let topic = Topic::create("bombs", 1);
-    let wrap = |record: Record| Record { value: record.value.map(|value| Wrapping::Zstd.wrap(&value)), ..record };
-    let records: Vec<_> = (0..40).map(|n| wrap(padded(n, 1, 7 << 20))).collect();
-    topic.produce(Codec::None, &records);
-    let mut home = Home::new(&topic);
-    home.set("memory", "32MiB");
-    let service = home.foreground();
-    wait_until("all are written", 3 * SOON, || {
-        let status = home.try_status()?;
-        holds(status.counts.written + status.counts.rejected.iter().sum::<u64>() == 40, status)
-    });
-    let peak = memory_of(&service, "VmHWM:") >> 20;
-    assert!(peak < 200, "{peak} MiB with a bound of 32 MiB");
-    service.terminate();
 }
 
 #[test]

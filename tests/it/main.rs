@@ -49,6 +49,9 @@ mod kafka;
 /// Groups whose members are killed, frozen and cut off at random, on slow disks.
 #[cfg(test)]
 mod loops;
+/// The memory bound, whatever producers send.
+#[cfg(test)]
+mod memory;
 /// `set_offset`.
 #[cfg(test)]
 mod offsets;

@@ -8,7 +8,7 @@ use crossbeam_channel::bounded;
 use super::super::home::failed;
 use super::super::pipeline::Pipeline;
 use super::super::queue::{RETRY_BLOCK, RETRY_BYTES, stopping};
-use crate::block::{DoneBlock, Rejected, Source};
+use crate::block::{DoneBlock, Place, Rejected, Source};
 use crate::control::Failure;
 use crate::delivery::Inbox;
 use crate::fault;
@@ -65,7 +65,8 @@ fn add(ours: &Pipeline, entries: Vec<QueueEntry>, progress: &dyn Fn(&str)) -> Re
     let records = entries.len() as u64;
     ours.gauges.retried(records);
     let block = DoneBlock {
-        ticket: ours.tickets.take(),
+        place: Place::of(ours.tickets.take()),
+        is_last: true,
         source: Source::Queue(Vec::new()),
         recipe: Arc::clone(&ours.desk.engine().fingerprint),
         pieces: Vec::new(),

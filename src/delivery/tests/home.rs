@@ -9,7 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::model::{Made, MemStore, PATIENCE, wait_until};
 use super::*;
-use crate::block::Source;
+use crate::block::{Place, Source};
 use crate::config;
 use crate::delivery::recovery::queue_changes;
 use crate::delivery::{self, Budget, CommitPoint, Delivery, Error, Finish, Gauges, Inbox, Parts, Verdict};
@@ -183,17 +183,23 @@ impl Work {
         self.ticket - 1
     }
 
-    /// A worker makes a block of so many records.
+    /// A worker makes a block of so many records, and hands on the first of them as a part when there are several.
     pub(super) fn block(&mut self, number: i32, records: i64) {
         let ticket = self.take();
-        let (epoch, from) = self.slots[&number];
-        let to = from + records;
-        self.slots.insert(number, (epoch, to));
+        let (epoch, begin) = self.slots[&number];
+        let end = begin + records;
+        self.slots.insert(number, (epoch, end));
         self.gauges.consumed(records as u64);
-        self.budget.take(10);
-        let source = Source::Partition { epoch, from, to: position(number, to) };
-        let made = self.keyed(Made::records(number, from, to), Some(number));
-        self.done.push(made.block(ticket, source, records as u64));
+        let middle = begin + if records > 2 { records / 2 } else { 0 };
+        for (part, (from, to)) in
+            [(begin, middle), (middle, end)].into_iter().filter(|(from, to)| from < to).enumerate()
+        {
+            self.budget.take(10);
+            let source = Source::Partition { epoch, from, to: position(number, to) };
+            let made = self.keyed(Made::records(number, from, to), Some(number));
+            let place = Place { ticket, part: part as u32 };
+            self.done.push(made.block(place, to == end, source, (to - from) as u64));
+        }
     }
 
     /// A worker makes a block of entries of the failure queue.
@@ -202,7 +208,7 @@ impl Work {
         let (ticket, records) = (self.take(), entries.len() as u64);
         self.gauges.retried(records);
         let made = self.keyed(Made::entries(entries), None);
-        self.done.push(made.block(ticket, Source::Queue(taken), records));
+        self.done.push(made.block(Place::of(ticket), true, Source::Queue(taken), records));
     }
 
     /// Hidden files do not mix what their lines belong to.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::*;
-use crate::block::{DoneBlock, Lines, Rejected, Source};
+use crate::block::{DoneBlock, Lines, Place, Rejected, Source};
 use crate::delivery::Inbox;
 use crate::msource::store::{Store, StoreChange, StoreError, Walk};
 use crate::record::{Reason, Reject};
@@ -154,9 +154,10 @@ impl Made {
         made
     }
 
-    pub(super) fn block(self, ticket: u64, source: Source, records: u64) -> Inbox {
+    pub(super) fn block(self, place: Place, is_last: bool, source: Source, records: u64) -> Inbox {
         let Self { pieces, filtered, rejects } = self;
-        DoneBlock { ticket, source, recipe: "r".into(), pieces, records, filtered, rejects, cost: 10 }.into()
+        let recipe = "r".into();
+        DoneBlock { place, is_last, source, recipe, pieces, records, filtered, rejects, cost: 10 }.into()
     }
 }
 

@@ -163,16 +163,17 @@ impl Consumer {
         let before = records.last().filter(|last| last.offset() + 1 == slot.next);
         slot.leader_epoch = before.map_or(-1, Message::leader_epoch);
         let to = slot.position();
-        let block = RawBlock {
-            ticket: self.parts.tickets.take(),
+        let block = |ticket| RawBlock {
+            ticket,
             source: Source::Partition { epoch: slot.epoch, from: slot.from, to },
             records: Records::Kafka(records),
             engine: self.parts.desk.engine(),
             now: now_millis(),
             cost: std::mem::take(&mut slot.cost),
         };
+        let sent = self.parts.tickets.issue(|ticket| self.parts.blocks.send(block(ticket)).is_ok());
         (slot.bytes, slot.unpacked) = (0, 0);
         slot.from = slot.next;
-        self.parts.blocks.send(block).map_err(|_| Error::Closed)
+        if sent { Ok(()) } else { Err(Error::Closed) }
     }
 }

@@ -43,6 +43,8 @@ use crate::record::{Reason, Reject};
 #[derive(Debug)]
 pub struct Decoder {
     payload: Payload,
+    /// Bound on a decompressed value, bytes.
+    limit: usize,
     output: Output,
     gzip: gzip::Inflater,
     zstd: zstd::Context,
@@ -51,20 +53,36 @@ pub struct Decoder {
 impl Decoder {
     /// A decoder for `kafka.payload`; `limit` is the bound on a value's decompressed size in bytes.
     pub fn new(payload: Payload, limit: usize) -> Self {
-        Self { payload, output: Output::new(limit), gzip: gzip::Inflater::default(), zstd: zstd::Context::default() }
+        Self {
+            payload,
+            limit,
+            output: Output::new(limit),
+            gzip: gzip::Inflater::default(),
+            zstd: zstd::Context::default(),
+        }
     }
 
     /// The JSON of a value: the value itself when it is plain, else its decompressed bytes.
     pub fn decode<'a>(&'a mut self, value: &'a [u8]) -> Result<&'a [u8], Reject> {
-        match codec_of(self.payload, value) {
+        match self.codec(value) {
             None => Ok(value),
-            Some(codec) => self.decompress(codec, value),
+            Some(codec) => match self.unwrap(codec, value, usize::MAX) {
+                Ok(()) => Ok(self.unwrapped()),
+                Err(Unwrapping::Larger(reject) | Unwrapping::Bad(reject)) => Err(reject),
+            },
         }
     }
 
-    fn decompress(&mut self, codec: Codec, value: &[u8]) -> Result<&[u8], Reject> {
+    /// The codec of a value; `None` for a plain one.
+    #[inline]
+    pub fn codec(&self, value: &[u8]) -> Option<Codec> {
+        codec_of(self.payload, value)
+    }
+
+    /// Decompresses a value of this codec as far as it has at most `most` bytes, to [`Self::unwrapped`].
+    pub fn unwrap(&mut self, codec: Codec, value: &[u8], most: usize) -> Result<(), Unwrapping> {
         let output = &mut self.output;
-        output.restart();
+        output.restart(most.min(self.limit));
         let mut input = Input(value);
         let done = match codec {
             _ if value.is_empty() => Err(Fault::Corrupt("the value is empty".into())),
@@ -73,19 +91,41 @@ impl Decoder {
             Codec::Lz4 => lz4::decompress(&mut input, output),
             Codec::Snappy(format) => snappy::decompress(format, &mut input, output),
         };
-        match done {
-            Ok(()) => Ok(output.written()),
-            Err(fault) => Err(reject(codec, &fault, output.limit)),
-        }
+        done.map_err(|fault| {
+            let rejected = reject(codec, &fault, output.limit);
+            match fault {
+                Fault::TooLarge if most < self.limit => Unwrapping::Larger(rejected),
+                Fault::TooLarge | Fault::Corrupt(_) => Unwrapping::Bad(rejected),
+            }
+        })
     }
+
+    /// The bytes of the value that was decompressed last.
+    pub fn unwrapped(&self) -> &[u8] {
+        self.output.written()
+    }
+
+    /// Forgets the last value; gives back a buffer that it made large.
+    pub fn forget(&mut self) {
+        self.output.restart(self.limit);
+    }
+}
+
+/// Why a value is not decompressed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Unwrapping {
+    /// It has more bytes than were asked for, though perhaps no more than it may have.
+    Larger(Reject),
+    /// It cannot be decompressed, or has more bytes than a value may have.
+    Bad(Reject),
 }
 
 /// How many times its own length a value is taken for that does not say how long it is when decompressed.
 const USUAL_RATIO: u64 = 8;
 
 /// How long a value is when it is decompressed, as it says itself, and at most `limit`, where a [`Decoder`] ends; 0 for a
-/// plain one. For bounds on memory: nobody has looked whether that is true, and of several members or frames one speaks
-/// for all.
+/// plain one. An estimate, by which blocks are cut: nobody has looked whether it is true, and of several members or frames
+/// one may speak for all. The workers hold the bound on memory, whatever values claim.
 pub fn claimed_size(payload: Payload, limit: usize, value: &[u8]) -> u64 {
     let Some(codec) = codec_of(payload, value) else { return 0 };
     let claimed = match codec {
@@ -114,10 +154,14 @@ fn codec_of(payload: Payload, value: &[u8]) -> Option<Codec> {
 
 /// How a value is wrapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Codec {
+pub enum Codec {
+    /// gzip members.
     Gzip,
+    /// zstd frames.
     Zstd,
+    /// LZ4 frames.
     Lz4,
+    /// Snappy, in one of its spellings.
     Snappy(snappy::Format),
 }
 
@@ -227,8 +271,8 @@ impl Output {
         Self { buffer: Vec::new(), used: 0, limit }
     }
 
-    fn restart(&mut self) {
-        self.used = 0;
+    fn restart(&mut self, limit: usize) {
+        (self.used, self.limit) = (0, limit);
         if self.buffer.len() > Self::KEPT {
             self.buffer = Vec::new();
         }

@@ -10,7 +10,7 @@ use super::{Fault, Input, Output};
 
 /// The three spellings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Format {
+pub enum Format {
     /// A length and one compressed block; it has no magic.
     Raw,
     /// Chunks with CRC-32C, after a stream identifier.

@@ -334,6 +334,10 @@ fn a_value_says_how_long_it_is_where_its_format_lets_it() {
         assert_eq!(claimed_size(Payload::None, usize::MAX, &value), 0, "{name}");
     }
     assert_eq!(claimed_size(Payload::Auto, usize::MAX, RECORD), 0);
+    let skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc".to_vec();
+    let frames = [zstd(b""), skippable, zstd_of_unknown_size(b""), zstd(&text), zstd_of_unknown_size(&text)];
+    let claimed = claimed_size(Payload::Zstd, usize::MAX, &frames.concat());
+    assert_eq!(claimed, text.len() as u64 + (128 << 10), "every frame counts");
     let spaces = zstd_of_unknown_size(&vec![b' '; 7_000_000]);
     assert!(spaces.len() < 2_000);
     let claimed = claimed_size(Payload::Auto, usize::MAX, &spaces);

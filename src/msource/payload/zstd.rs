@@ -41,35 +41,67 @@ impl Context {
     }
 }
 
-/// What the header of the first frame says, or else its blocks.
+/// What the frames say: each its header, or else its blocks.
 pub(super) fn claimed_size(value: &[u8]) -> Option<u64> {
-    zstd_safe::get_frame_content_size(value).ok()?.or_else(|| size_of_blocks(value))
-}
-
-/// What the blocks of a frame hold whose header has no size. There is no bound on how far a block of zstd is compressed, but
-/// one on what it holds, which all but the last one do.
-fn size_of_blocks(value: &[u8]) -> Option<u64> {
-    // Magic, descriptor, window, and the dictionary's id.
-    let id = [0, 1, 2, 4][usize::from(value.get(4)? & 3)];
-    let mut rest = value.get(6 + id..)?;
-    let mut size = 0;
-    while let Some(&[a, b, c]) = rest.first_chunk() {
-        let header = u32::from_le_bytes([a, b, c, 0]);
-        let (is_last, length) = (header & 1 == 1, u64::from(header >> 3));
-        let (stored, held) = match header >> 1 & 3 {
-            0 => (length, length),
-            // One byte, so many times.
-            1 => (1, length),
-            _ if is_last => (length, MAX_BLOCK.min(length * USUAL_RATIO)),
-            _ => (length, MAX_BLOCK),
-        };
-        size += held;
-        if is_last {
-            break;
+    let (mut rest, mut size) = (value, 0_u64);
+    while !rest.is_empty() {
+        if let Some(length) = skippable(rest) {
+            rest = rest.get(length..).unwrap_or_default();
+            continue;
         }
-        rest = rest.get(3 + stored as usize..)?;
+        let stated = zstd_safe::get_frame_content_size(rest).ok()?;
+        let frame = Frame::read(rest);
+        size = size.saturating_add(stated.or(frame.map(|frame| frame.held))?);
+        // What lies behind a frame that is cut short is nothing that would be decompressed.
+        rest = frame.and_then(|frame| rest.get(frame.length..)).unwrap_or_default();
     }
     Some(size)
+}
+
+/// The length of a skippable frame.
+fn skippable(value: &[u8]) -> Option<usize> {
+    let (magic, rest) = value.split_first_chunk().map(|(magic, rest)| (u32::from_le_bytes(*magic), rest))?;
+    let length = rest.first_chunk().map(|length| u32::from_le_bytes(*length) as usize)?;
+    (magic & !0xf == 0x184d_2a50).then_some(8 + length)
+}
+
+/// What the blocks of a frame say.
+#[derive(Clone, Copy)]
+struct Frame {
+    /// The most that they can hold. There is no bound on how far a block of zstd is compressed, but one on what it holds,
+    /// which all but the last one do.
+    held: u64,
+    /// Its own bytes.
+    length: usize,
+}
+
+impl Frame {
+    fn read(value: &[u8]) -> Option<Self> {
+        let descriptor = *value.get(4)?;
+        let is_single = descriptor >> 5 & 1 == 1;
+        // Magic, descriptor, window, the dictionary's id, and the size of the content.
+        let id = [0, 1, 2, 4][usize::from(descriptor & 3)];
+        let content = [usize::from(is_single), 2, 4, 8][usize::from(descriptor >> 6)];
+        let mut at = 5 + usize::from(!is_single) + id + content;
+        let mut held = 0_u64;
+        loop {
+            let header = value.get(at..)?.first_chunk().map(|&[a, b, c]| u32::from_le_bytes([a, b, c, 0]))?;
+            let (is_last, length) = (header & 1 == 1, header >> 3);
+            let (stored, holds) = match header >> 1 & 3 {
+                0 => (length, u64::from(length)),
+                // One byte, so many times.
+                1 => (1, u64::from(length)),
+                _ if is_last => (length, MAX_BLOCK.min(u64::from(length) * USUAL_RATIO)),
+                _ => (length, MAX_BLOCK),
+            };
+            held += holds;
+            at = at.saturating_add(3 + stored as usize);
+            if is_last {
+                let checksum = if descriptor >> 2 & 1 == 1 { 4 } else { 0 };
+                return Some(Self { held, length: at + checksum });
+            }
+        }
+    }
 }
 
 impl fmt::Debug for Context {

@@ -84,6 +84,13 @@ fn ended(child: &mut Child, deadline: Duration) -> Option<ExitStatus> {
 pub(crate) struct Service(Child);
 
 impl Service {
+    /// A field of its memory, such as `VmHWM:`, bytes.
+    pub(crate) fn memory(&self, field: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the service runs");
+        let line = text.lines().find_map(|line| line.strip_prefix(field)).expect("the field");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
     pub(crate) fn spawn(command: &mut Command, log: File) -> Self {
         let err = log.try_clone().expect("a file");
         Self(command.stdin(Stdio::null()).stdout(log).stderr(err).spawn().expect("the service can be started"))
