@@ -17,8 +17,6 @@ use std::time::{Duration, Instant};
 
 use daemonize::{Daemonize, Outcome};
 use nix::fcntl::OFlag;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::control::{Failure, FailureKind, State};
@@ -26,13 +24,6 @@ use crate::control::{Failure, FailureKind, State};
 /// Where the pid file of a home is.
 pub fn pid_path(home: &Path) -> PathBuf {
     home.join("tmp/mtga.pid")
-}
-
-/// Sends SIGTERM to the process that holds a home.
-pub fn terminate(pid: u32) -> Result<(), Failure> {
-    let raw = i32::try_from(pid).map_err(|_| Failure::new(FailureKind::Failed, format!("pid {pid} is none")))?;
-    kill(Pid::from_raw(raw), Signal::SIGTERM)
-        .map_err(|e| Failure::new(FailureKind::Failed, format!("cannot send SIGTERM to pid {pid}: {e}")))
 }
 
 /// The pid file, for as long as it lives. It informs monitors; who runs is known by the lock of the home ([`crate::lock`]).

@@ -9,7 +9,7 @@ usage: init.sh [--user NAME] [--cron] [--help]
   --user NAME  the service's user; created as a system user when it does not exist. Needs root.
                Without it the directories belong to whoever runs this
   --cron       installs the daily cron entry `mctl clear_failure_queue --older-than 7d`: into /etc/cron.d as root,
-               else into the caller's crontab
+               for --user, else for the owner of the directories; else into the caller's crontab
 USAGE
 }
 say() { printf '%s\n' "$*"; }
@@ -48,6 +48,11 @@ if [ -n "$user" ]; then
 fi
 
 for dir in tmp logs data; do
+  # Whose link that is, and what it leads to, is not for us to decide.
+  if [ -L "$home/$dir" ]; then
+    say "$home/$dir is a link: left as it is; give what it leads to to the service's user"
+    continue
+  fi
   mkdir -p "$home/$dir"
   # The service's group reaches the events (a collector) and the socket (a monitor), others nothing.
   chmod 750 "$home/$dir"
@@ -57,6 +62,7 @@ done
 # The configuration may hold secrets: the service reads it, the rest of the world does not.
 for file in "$home"/config/*; do
   [ -f "$file" ] || continue
+  [ ! -L "$file" ] || continue
   chmod 640 "$file"
   [ -z "$user" ] || chgrp "$(id -gn "$user")" "$file"
 done
@@ -68,11 +74,15 @@ if [ "$cron" = yes ]; then
   esac
   job="$home/mctl clear_failure_queue --older-than 7d >/dev/null"
   if [ "$root" = yes ]; then
+    # A job of root's on a home of another user would run what that user puts there.
+    [ -n "$user" ] || user=$(stat -Lc %U "$home")
+    [ "$user" != root ] || user=$(stat -Lc %U "$home/tmp")
+    [ "$user" != UNKNOWN ] || die "cannot install the cron entry: the owner of $home has no name; see --user"
     entry=/etc/cron.d/mtga$(printf '%s' "$home" | tr -c 'A-Za-z0-9' _)
     mkdir -p /etc/cron.d
     {
       say "# The failure queue of mtga in $home: what failed a week ago goes."
-      say "17 4 * * * ${user:-root} $job"
+      say "17 4 * * * $user $job"
     } >"$entry.new"
     chmod 644 "$entry.new"
     mv "$entry.new" "$entry"

@@ -3,11 +3,10 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use nix::unistd::{Gid, Uid, geteuid, setgid, setgroups, setuid};
+use nix::unistd::geteuid;
 use uuid::Uuid;
 
 use super::rebuild::{self, Checked, Damage, Lies};
@@ -19,6 +18,7 @@ use crate::durable::create_private_dirs;
 use crate::lock::{HomeLock, ReadLock};
 use crate::msource::journal::{self, Contents, Frame, History, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk};
+use crate::privileges;
 use crate::transform::recipe::Recipe;
 
 /// How long another process is waited for that holds the store: a command that reads it is done sooner.
@@ -131,12 +131,7 @@ pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         metadata => metadata.map_err(|error| failed(format!("cannot look at {}: {error}", root.display())))?,
     };
-    if owner.uid() == 0 {
-        return Ok(());
-    }
-    let (user, group) = (Uid::from_raw(owner.uid()), Gid::from_raw(owner.gid()));
-    let changed = setgroups(&[group]).and_then(|()| setgid(group)).and_then(|()| setuid(user));
-    changed.map_err(|error| failed(format!("cannot become user {user}, the owner of {}: {error}", root.display())))
+    privileges::become_owner_of(&owner, root)
 }
 
 /// Opens the home of a service that is about to run, whatever became of store and journal; see [`super::rebuild`].

@@ -128,6 +128,13 @@ pub(super) enum Command {
     Reload,
 }
 
+impl Command {
+    /// Whether it works on the home: `demo` makes its own, and `verify` may be told of directories of anybody, which it reads.
+    pub(super) fn works_on_home(&self) -> bool {
+        !matches!(self, Self::Demo(_) | Self::Verify { .. })
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct Patience {
     /// How long to wait for the drain

@@ -15,6 +15,7 @@ use crate::fault::point;
 use crate::flock;
 use crate::lock::{self, Holder, HomeLock, Purpose};
 use crate::logging::{self, Console};
+use crate::privileges;
 use crate::signals;
 
 /// How long `start` waits for the daemon to consume.
@@ -166,7 +167,7 @@ fn refuse_second(config: &Config) -> Result<(), Failure> {
 /// Asks by signal. The process may have ended by itself meanwhile, which is as good.
 fn terminate(store: &Path) -> Result<(), Failure> {
     match lock::holder(store)? {
-        Holder::Service(Some(pid)) => match daemon::terminate(pid) {
+        Holder::Service(Some(pid)) => match privileges::terminate(pid, &lock::path(store)) {
             Err(_) if !matches!(lock::holder(store)?, Holder::Service(_)) => Ok(()),
             sent => sent,
         },

@@ -35,6 +35,7 @@ pub use self::backend::{
 use self::context::Context;
 pub use self::exit::Exit;
 use crate::control::Failure;
+use crate::privileges;
 use crate::signals;
 
 /// What the process was started with. The environment enters here and nowhere else.
@@ -79,6 +80,9 @@ pub fn run(invocation: &Invocation, streams: Streams<'_>, backend: &dyn Backend)
     let mut output = Output { inner: output, closed: Closed::No };
     let format = if line.json { Format::Json } else { Format::People };
     let outcome = context::find_place(invocation, &line).and_then(|place| {
+        if line.command.works_on_home() {
+            privileges::become_owner(&place.home)?;
+        }
         let directory = invocation.directory.clone();
         let mut context = Context { place, directory, backend, format, output: &mut output, errors };
         context.dispatch(line.command, input)

@@ -2,7 +2,7 @@
 //!
 //! A name that is taken gets a number, `mtga.2026-01-31.2.log`. At most `log.keep` files stay, the one being written
 //! included. A file that cannot be rotated goes on being written. What an earlier process left in `mtga.log` is continued
-//! when it is of the same period.
+//! when it is of the same period. `mtga.log` is a regular file and no link: a link could lead into a file of another user.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -13,6 +13,7 @@ use std::time::SystemTime;
 use chrono::{DateTime, Utc};
 
 use crate::config::{self, Rotation, TimeZone};
+use crate::regular;
 
 const CURRENT: &str = "mtga.log";
 
@@ -124,7 +125,7 @@ fn is_finished(name: &str) -> bool {
 
 fn open_current(dir: &Path) -> io::Result<File> {
     DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
-    OpenOptions::new().append(true).create(true).mode(0o640).open(dir.join(CURRENT))
+    regular::open_with(OpenOptions::new().append(true).create(true).mode(0o640), &dir.join(CURRENT))
 }
 
 impl Write for RotatingFile {

@@ -20,6 +20,7 @@ use crate::durable::create_private_dirs;
 use crate::fault::point;
 use crate::msink::name::{Fields, NameTemplate};
 use crate::msource::properties;
+use crate::regular;
 use crate::settings::{Settings, Sources};
 
 /// Version of the transform: raised when the same record and settings give another line than before.
@@ -107,7 +108,8 @@ impl Recipe {
         let is_new = !path.try_exists()?;
         if is_new {
             let new = path.with_extension("new");
-            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            let mut file =
+                regular::open_with(File::options().write(true).create(true).truncate(true).mode(0o600), &new)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
             fs::rename(&new, &path)?;
@@ -124,7 +126,8 @@ impl Recipe {
     /// Reads a kept recipe.
     pub fn load(dir: &Path, fingerprint: &str) -> Result<Self, RecipeError> {
         let path = dir.join(format!("{fingerprint}.json"));
-        let text = fs::read_to_string(&path).map_err(|error| RecipeError::Read(path.display().to_string(), error))?;
+        let text =
+            regular::read_to_string(&path).map_err(|error| RecipeError::Read(path.display().to_string(), error))?;
         let recipe: Self = serde_json::from_str(&text).map_err(|error| RecipeError::Damaged(error.to_string()))?;
         if recipe.transform == TRANSFORM { Ok(recipe) } else { Err(RecipeError::OtherTransform(recipe.transform)) }
     }

@@ -64,6 +64,9 @@ mod pipeline;
 /// Power cuts, on a disk that forgets what was not synced.
 #[cfg(test)]
 mod power;
+/// What root does on a home of another user.
+#[cfg(test)]
+mod privileges;
 /// The failure queue and its commands.
 #[cfg(test)]
 mod queue;

@@ -19,6 +19,7 @@ use crate::control::{Failure, FailureKind};
 use crate::lock::{HomeLock, Purpose};
 use crate::msink::dir::{EventDir, blames_name};
 use crate::msource::journal::{Contents, Frame};
+use crate::regular;
 
 /// Name of the marker below `store.path`: a JSON object on one line, see [`Marker`].
 const MARKER: &str = "adopted.json";
@@ -112,7 +113,8 @@ impl Other {
         let root = Places::of(&self.config).root;
         let write = || -> io::Result<()> {
             let new = root.join(format!("{MARKER}.new"));
-            let mut file = File::options().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+            let mut file =
+                regular::open_with(File::options().write(true).create(true).truncate(true).mode(0o600), &new)?;
             serde_json::to_writer(&mut file, &marker)?;
             file.write_all(b"\n")?;
             file.sync_all()?;
@@ -128,7 +130,7 @@ fn load(place: &Place, dir: &Path) -> Result<Config, Failure> {
     let mut env: BTreeMap<_, _> =
         place.env.clone().into_iter().filter(|(name, _)| !name.starts_with("MTGA_")).collect();
     let mistake = |text: String| Failure::new(FailureKind::Config, format!("{}: {text}", dir.display()));
-    match fs::read_to_string(dir.join("config/common.env")) {
+    match regular::read_to_string(&dir.join("config/common.env")) {
         Ok(text) => env.extend(assignments(&text).map_err(mistake)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(mistake(format!("cannot read config/common.env: {error}"))),
@@ -207,7 +209,7 @@ fn refuse_elsewhere(key: &str, path: &Path, dir: &Path) -> Result<(), Failure> {
 /// By whom and when the home of this store was adopted, for people.
 fn marker(places: &Places) -> Result<Option<String>, Failure> {
     let path = places.root.join(MARKER);
-    let text = match fs::read_to_string(&path) {
+    let text = match regular::read_to_string(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         text => text.map_err(|error| failed(format!("cannot read {}: {error}", path.display())))?,
     };

@@ -16,6 +16,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use super::{Format, QueueEntry, SEGMENT_BYTES, framing, numbers, point};
+use crate::regular;
 
 const EXTENSION: &str = ".queue";
 
@@ -102,7 +103,7 @@ pub(super) fn remove(dir: &Path, which: impl Fn(u64) -> bool) -> io::Result<()> 
 }
 
 fn write_file(path: &Path, queue: &Queue<'_>) -> io::Result<()> {
-    let file = File::options().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    let file = regular::open_with(File::options().write(true).create(true).truncate(true).mode(0o600), path)?;
     let mut file = BufWriter::with_capacity(1 << 20, file);
     file.write_all(&framing::in_parts(queue.number, &[MAGIC, &[Format::CURRENT.version() as u8]].concat()))?;
     let (mut some, mut bytes, mut all) = (Vec::new(), 0, 0);
@@ -130,7 +131,7 @@ fn write_file(path: &Path, queue: &Queue<'_>) -> io::Result<()> {
 
 /// Gives the entries of a copy. Whether it was whole; there is none of number 0, and that is whole.
 pub(super) fn read(dir: &Path, number: u64, each: &mut Each<'_>) -> io::Result<bool> {
-    let file = match File::open(path_of(dir, number)) {
+    let file = match regular::open(&path_of(dir, number)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(number == 0),
         file => file?,
     };

@@ -31,6 +31,7 @@ use std::time::SystemTime;
 use crate::config::Visibility;
 use crate::durable::create_private_dirs;
 use crate::fault::point;
+use crate::regular;
 
 mod copy;
 mod format;
@@ -98,7 +99,7 @@ pub fn read(dir: &Path) -> io::Result<Contents> {
     let segments = segments(dir)?;
     contents.last_segment = segments.last().copied().unwrap_or(0);
     for segment in segments.into_iter().rev() {
-        let bytes = fs::read(segment_path(dir, segment))?;
+        let bytes = regular::read(&segment_path(dir, segment))?;
         let Some((_, mut frames)) = Frames::open(dir, segment, &bytes)? else { continue };
         let Some(Beginning { state, .. }) = frames.image() else { continue };
         let mut fold = Fold { state: *state, tail: Vec::new() };
@@ -121,7 +122,7 @@ pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Resul
     let mut ends = std::collections::BTreeMap::new();
     let mut dropped = Vec::new();
     for (index, &segment) in segments.iter().enumerate().rev() {
-        let bytes = fs::read(segment_path(dir, segment))?;
+        let bytes = regular::read(&segment_path(dir, segment))?;
         let Some((header, mut frames)) = Frames::open(dir, segment, &bytes)? else { continue };
         ends.extend(header.previous);
         let Some(begun) = frames.image() else { continue };
@@ -137,7 +138,7 @@ pub fn history(dir: &Path, after: u64, mut each: impl FnMut(Frame)) -> io::Resul
     };
     let (mut reached, mut whole) = (after, true);
     for segment in segments {
-        let bytes = fs::read(segment_path(dir, segment))?;
+        let bytes = regular::read(&segment_path(dir, segment))?;
         let Some((_, mut frames)) = Frames::open(dir, segment, &bytes)? else { continue };
         let end = ends.get(&segment).copied().unwrap_or(u64::MAX);
         while let Some(frame) = frames.next() {
@@ -178,7 +179,7 @@ pub fn forgotten(dir: &Path) -> io::Result<Option<u64>> {
 
 /// The number up to which everything is in the segments before this one; `None` when it does not say.
 fn begins(dir: &Path, segment: u64) -> io::Result<Option<u64>> {
-    let mut file = File::open(segment_path(dir, segment))?;
+    let mut file = regular::open(&segment_path(dir, segment))?;
     let mut bytes = Vec::new();
     // An image is seldom longer.
     for more in [64 << 10, u64::MAX] {
@@ -311,7 +312,7 @@ impl Journal {
         if let Some((segment, end)) = contents.end {
             // Its last frames may be in memory only. They are not needed for the image, but for the rejects in them until the
             // store has those for good. They are written once more, since a sync that failed may have lost them to the disk.
-            let file = OpenOptions::new().read(true).write(true).open(segment_path(dir, segment))?;
+            let file = regular::open_with(OpenOptions::new().read(true).write(true), &segment_path(dir, segment))?;
             let mut frames = vec![0; usize::try_from(end).map_err(io::Error::other)?];
             file.read_exact_at(&mut frames, 0)?;
             file.write_all_at(&frames, 0)?;
@@ -331,7 +332,7 @@ impl Journal {
     /// Gives back the room that was reserved for a segment and is not needed any more.
     fn trim(&self, ended: Option<(u64, u64)>) -> io::Result<()> {
         let Some((segment, end)) = ended else { return Ok(()) };
-        OpenOptions::new().write(true).open(segment_path(&self.dir, segment))?.set_len(end)
+        regular::open_with(OpenOptions::new().write(true), &segment_path(&self.dir, segment))?.set_len(end)
     }
 
     /// Makes a segment with these frames behind its header, durably or not at all: half of one would take room, and void what
@@ -355,7 +356,9 @@ impl Journal {
         previous: Option<(u64, u64)>,
         first: &[Frame],
     ) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(true).mode(0o600);
+        let file = regular::open_with(&mut options, path)?;
         allocate(&file)?;
         let mut journal = Self { dir: dir.to_owned(), segment, file: Arc::new(file), position: 0 };
         journal.append(&Frame::Header(Header { version: VERSION, segment, previous }))?;
