@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::export::Exports;
 use super::home::Places;
 use super::offsets::Asker;
 use super::pipeline::{Pipeline, engine, keep};
@@ -247,7 +248,7 @@ impl Service for Live {
     }
 
     fn clear_failures(&self, query: &ClearQuery, progress: &dyn Fn(&str)) -> Result<u64, Failure> {
-        self.running()?.clear(query, progress)
+        self.running()?.clear(query, &Exports::of(&self.config, Some(&self.place.home)), progress)
     }
 
     fn reload(&self) -> Result<String, Failure> {

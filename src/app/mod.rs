@@ -40,6 +40,7 @@ mod retry;
 mod supervise;
 mod verify;
 
+use export::Exports;
 use home::{Opening, View, failed};
 use live::Live;
 use offsets::Asker;
@@ -62,7 +63,7 @@ fn load(place: &Place) -> Result<Loaded, Vec<String>> {
         cpus: thread::available_parallelism().map_or(1, std::num::NonZero::get),
     };
     match config::load(&sources) {
-        Ok(loaded) => Ok(Loaded { config: loaded.config, warnings: loaded.warnings }),
+        Ok(loaded) => Ok(Loaded { config: loaded.config, warnings: loaded.warnings, exposed: loaded.exposed }),
         Err(mistakes) => Err(mistakes.iter().map(ToString::to_string).collect()),
     }
 }
@@ -222,7 +223,8 @@ impl Service for Stopped {
     }
 
     fn clear_failures(&self, query: &ClearQuery, progress: &dyn Fn(&str)) -> Result<u64, Failure> {
-        self.with_pipeline(|pipeline| pipeline.clear(query, progress))
+        let exports = Exports::of(&self.config, None);
+        self.with_pipeline(|pipeline| pipeline.clear(query, &exports, progress))
     }
 
     fn reload(&self) -> Result<String, Failure> {

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, bounded};
 
-use super::export::Export;
+use super::export::Exports;
 use super::home::{chain, failed};
 use super::pipeline::Pipeline;
 use crate::block::{RawBlock, Records, Source};
@@ -337,7 +337,7 @@ impl Pipeline {
     }
 
     /// Removes entries, each after it is safely in the export file if there is one.
-    pub(super) fn clear(&self, query: &ClearQuery, progress: &dyn Fn(&str)) -> Result<u64, Failure> {
+    pub(super) fn clear(&self, query: &ClearQuery, exports: &Exports, progress: &dyn Fn(&str)) -> Result<u64, Failure> {
         let turn = self.turn(0, progress)?;
         let state = self.gauges.durable().state.clone();
         let end = state.next_key;
@@ -348,7 +348,7 @@ impl Pipeline {
                 && oldest.is_none_or(|oldest| entry.first_failure <= oldest)
                 && !state.is_open(key, entry)
         };
-        let mut export = query.export.as_deref().map(Export::create).transpose()?;
+        let mut export = query.export.as_deref().map(|path| exports.create(path, query.peer)).transpose()?;
         let (mut next, mut removed) = (0, 0);
         loop {
             let mut chunk = Vec::new();

@@ -33,6 +33,8 @@ pub struct Loaded {
     pub config: Config,
     /// For people, each with its place.
     pub warnings: Vec<String>,
+    /// Secrets that every user of this host can read, each with its place: a warning, and a mistake to `check`.
+    pub exposed: Vec<String>,
 }
 
 /// What a running service gets of its process.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::args::Line;
-use super::{Backend, Format, Invocation, Loaded, Place, cannot_print, complain};
+use super::{Backend, Format, Invocation, Loaded, Place, cannot_print, complain, printable};
 use crate::config::Config;
 use crate::control::client::Remote;
 use crate::control::{Failure, FailureKind, Service};
@@ -87,12 +87,21 @@ fn installed_home(binary: Option<&Path>) -> Option<PathBuf> {
 impl Context<'_> {
     /// Reads the config and shows its warnings.
     pub(super) fn config(&mut self) -> Result<Config, Failure> {
+        let (config, exposed) = self.config_and_exposed()?;
+        for secret in exposed {
+            complain(self.errors, &format!("warning: {secret}"));
+        }
+        Ok(config)
+    }
+
+    /// Reads the config and shows its warnings, but for secrets that every user can read, which are returned.
+    pub(super) fn config_and_exposed(&mut self) -> Result<(Config, Vec<String>), Failure> {
         match self.backend.load(&self.place) {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
                     complain(self.errors, &format!("warning: {warning}"));
                 }
-                Ok(loaded.config)
+                Ok((loaded.config, loaded.exposed))
             }
             Err(mistakes) => Err(Failure::new(FailureKind::Config, mistakes.join("\n"))),
         }
@@ -193,7 +202,7 @@ impl Context<'_> {
     /// Prints a result: as a line of JSON, or as `people` has it, which ends its own lines.
     pub(super) fn print(&mut self, json: &impl Serialize, people: impl FnOnce() -> String) -> Result<(), Failure> {
         match self.format {
-            Format::People => self.output.write_all(people().as_bytes()),
+            Format::People => self.output.write_all(printable(&people()).as_bytes()),
             Format::Json => serde_json::to_writer(&mut self.output, json)
                 .map_err(io::Error::from)
                 .and_then(|()| self.output.write_all(b"\n")),
@@ -211,6 +220,6 @@ impl Context<'_> {
 pub(super) fn show_progress(message: &str) {
     let mut errors = io::stderr();
     if errors.is_terminal() {
-        let _ = writeln!(errors, "mtga: {message}");
+        let _ = writeln!(errors, "mtga: {}", printable(message));
     }
 }

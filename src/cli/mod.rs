@@ -18,6 +18,7 @@ pub(crate) mod table;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::io::{self, BufRead, Write};
@@ -116,8 +117,26 @@ fn explain(error: &clap::Error, output: &mut dyn Write, errors: &mut dyn Write) 
 /// Writes a message for the operator, each of its lines marked as ours. There is nobody to tell when that fails.
 fn complain(errors: &mut dyn Write, message: &str) {
     for line in message.lines() {
-        let _ = writeln!(errors, "mtga: {line}");
+        let _ = writeln!(errors, "mtga: {}", printable(line));
     }
+}
+
+/// Text for a terminal: control characters, which a terminal would obey, are escaped. Some of it comes from topics, from brokers
+/// and from whoever answers on a socket.
+fn printable(text: &str) -> Cow<'_, str> {
+    let obeyed = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
+    if !text.contains(obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = text.chars().fold(String::with_capacity(text.len()), |mut escaped, character| {
+        if obeyed(character) {
+            escaped.extend(character.escape_default());
+        } else {
+            escaped.push(character);
+        }
+        escaped
+    });
+    Cow::Owned(escaped)
 }
 
 fn cannot_print(error: &io::Error) -> Failure {

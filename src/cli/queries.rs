@@ -9,7 +9,7 @@ use serde_json::json;
 use super::context::{Context, Reach, Running, show_progress};
 use super::{DemoOptions, Exit, Missing, Moved, OffsetTarget, Plain, Scope, Selection, VerifyOptions, complain, table};
 use crate::config::Visibility;
-use crate::control::{ClearQuery, Failure, FailureKind, ListQuery, Service, State, total_lag};
+use crate::control::{ClearQuery, Failure, FailureKind, ListQuery, Peer, Service, State, total_lag};
 use crate::record::Reason;
 
 impl Context<'_> {
@@ -88,7 +88,7 @@ impl Context<'_> {
         if let Some(file) = &export {
             check_new(file)?;
         }
-        let query = ClearQuery { older_than, reason, export };
+        let query = ClearQuery { older_than, reason, export, peer: Peer::Owner };
         let removed = self.working_service().and_then(|service| service.clear_failures(&query, &show_progress));
         self.integer(removed)
     }
@@ -121,8 +121,11 @@ impl Context<'_> {
     }
 
     pub(super) fn check(&mut self, scope: Scope) -> Result<Exit, Failure> {
-        let failures = match self.config() {
-            Ok(config) => self.backend.check(&config, scope),
+        let failures = match self.config_and_exposed() {
+            Ok((config, exposed)) => {
+                let exposed = exposed.into_iter().map(|secret| Failure::new(FailureKind::Config, secret));
+                exposed.chain(self.backend.check(&config, scope)).collect()
+            }
             Err(failure) => vec![failure],
         };
         let mistakes: Vec<&str> = failures.iter().flat_map(|failure| failure.message.lines()).collect();

@@ -67,7 +67,7 @@ impl Backend for FakePipeline {
         }
         let mut config = config(place);
         config.rpc.timeout = self.timeout;
-        Ok(Loaded { config, warnings: vec!["MTGA_LGO is no key".to_owned()] })
+        Ok(Loaded { config, warnings: vec!["MTGA_LGO is no key".to_owned()], exposed: Vec::new() })
     }
     fn render(&self, config: &Config) -> String {
         format!("app_id: {}\n", config.app_id)
@@ -496,4 +496,13 @@ fn a_reader_that_goes_away_ends_a_command_quietly() {
         assert_eq!(exit, Exit::Done, "{command}");
         assert!(!String::from_utf8(errors).unwrap().contains("cannot"), "{command}");
     }
+}
+
+#[test]
+fn what_a_terminal_would_obey_is_escaped() {
+    assert_eq!(super::printable("a\u{1b}]0;x\u{7}b\r\u{9b}2J\n\t日本"), "a\\u{1b}]0;x\\u{7}b\\r\\u{9b}2J\n\t日本");
+    assert!(matches!(super::printable("plain\n"), std::borrow::Cow::Borrowed(_)));
+    let mut errors = Vec::new();
+    super::complain(&mut errors, "one\u{1b}[2J\ntwo");
+    assert_eq!(errors, b"mtga: one\\u{1b}[2J\nmtga: two\n");
 }

@@ -104,6 +104,15 @@ const OWNED: [(&str, &str); 29] = [
 const OFFSETS: &str = "offsets are saved as `store.checkpoint` says";
 const CALLBACKS: &str = "it cannot be set in a file, remove it";
 
+/// Properties that have librdkafka load a library, or run a command, that they name.
+const RUNNING_CODE: [&str; 5] =
+    ["plugin.library.paths", "ssl.engine.location", "ssl.engine.id", "ssl.providers", "sasl.kerberos.kinit.cmd"];
+
+/// The first of these properties that names code to be run.
+pub fn property_running_code<'a>(mut names: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+    names.find(|name| RUNNING_CODE.contains(&name.as_str())).map(String::as_str)
+}
+
 /// Checks the properties of `kafka.librdkafka`. Whether librdkafka knows one, and takes its value, it tells itself.
 pub(super) fn check_properties(values: &Values) -> impl Iterator<Item = Fault> {
     values.properties().filter_map(|(name, origin, _)| {

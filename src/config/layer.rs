@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::schema::{self, KEYS, Key, Named, PROPERTIES, Shape};
+use super::secret::{MASK, shown_property};
 use super::yaml::{self, Member, Node, Value};
 
 /// Where a value comes from; a later one wins.
@@ -238,6 +239,20 @@ impl Values {
         self.entries.iter().filter_map(|(path, (origin, text))| match text {
             Text::Scalar(text) => Some((path.strip_prefix(PROPERTIES)?.strip_prefix('.')?, origin, text.as_str())),
             Text::List(_) => None,
+        })
+    }
+
+    /// Where secrets stand as such: not by the name of a variable alone.
+    pub(super) fn secrets(&self) -> impl Iterator<Item = &Origin> {
+        self.entries.iter().filter_map(|(path, (origin, text))| {
+            let Text::Scalar(text) = text else { return None };
+            let property = path.strip_prefix(PROPERTIES).and_then(|name| name.strip_prefix('.'));
+            let is_secret = match property {
+                Some(name) => shown_property(name, "") == MASK,
+                None => path == "http.token",
+            };
+            let is_reference = text.starts_with("${") && text.find('}') == Some(text.len() - 1) && !text.contains(":-");
+            (is_secret && !text.is_empty() && !is_reference).then_some(origin)
         })
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use super::layer::{Fault, Layer, Origin, Values};
@@ -38,6 +39,8 @@ pub struct Loaded {
     pub config: Config,
     /// What does no harm but is hardly meant, one line each: for the log and for `check`.
     pub warnings: Vec<String>,
+    /// Secrets in files that every user of this host can read, one line each. A service starts all the same.
+    pub exposed: Vec<String>,
 }
 
 /// Something that an operator must correct. Shown as `file:line: key: message`. Never shows a secret.
@@ -89,6 +92,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Mistake>> {
             )),
         }
     }
+    let exposed: Vec<_> = exposed(sources, &values).map(|fault| mistake(sources, fault).to_string()).collect();
     let mut warnings = values.lay_environment(&sources.env);
     values.lay_flags(&sources.flags);
     let unread = values.expand(&sources.env);
@@ -98,7 +102,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Mistake>> {
     // A value that could not be had has no type to be wrong in.
     all.extend(faults.into_iter().filter(|(origin, _)| !unread.contains(origin)));
     if all.is_empty() {
-        return Ok(Loaded { config, warnings });
+        return Ok(Loaded { config, warnings, exposed });
     }
     all.sort_by_key(|(origin, _)| (origin.layer, origin.line));
     Err(all.into_iter().map(|fault| mistake(sources, fault)).collect())
@@ -106,6 +110,20 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Mistake>> {
 
 fn whole(layer: Layer, line: Option<usize>, message: impl Into<String>) -> Fault {
     (Origin { layer, line, key: String::new() }, message.into())
+}
+
+/// Secrets that stand in files which every user of this host can read.
+fn exposed<'a>(sources: &'a Sources, values: &'a Values) -> impl Iterator<Item = Fault> + 'a {
+    let is_open = |layer: Layer| {
+        let mode = fs::metadata(sources.dir.join(file_name(layer))).map_or(0, |metadata| metadata.permissions().mode());
+        mode & 0o004 != 0
+    };
+    let open = [Layer::Msource, Layer::Mtga, Layer::Local].map(|layer| (layer, is_open(layer)));
+    values.secrets().filter(move |origin| open.contains(&(origin.layer, true))).map(|origin| {
+        let text =
+            "every user of this host can read this secret: take the rights of others from the file (chmod o= FILE)";
+        (origin.clone(), text.to_owned())
+    })
 }
 
 const fn file_name(layer: Layer) -> &'static str {

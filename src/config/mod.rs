@@ -27,6 +27,7 @@ mod tests;
 mod units;
 mod yaml;
 
+pub use kafka::property_running_code;
 pub use load::{Loaded, Mistake, Sources, load};
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 

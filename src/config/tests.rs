@@ -132,14 +132,17 @@ fn defaults(home: &Path) -> Config {
 #[test]
 fn without_any_setting_the_defaults_of_the_contract_are_in_force() {
     let home = Home::new(&[]);
-    assert_eq!(home.load(&[], &[]), Loaded { config: defaults(home.0.path()), warnings: Vec::new() });
+    assert_eq!(
+        home.load(&[], &[]),
+        Loaded { config: defaults(home.0.path()), warnings: Vec::new(), exposed: Vec::new() }
+    );
 }
 
 #[test]
 fn the_shipped_files_are_the_defaults() {
     let root = Path::new("/srv/mtga");
     let loaded = load(&sources(root, &repository().join("config"), &[], &[])).unwrap();
-    assert_eq!(loaded, Loaded { config: defaults(root), warnings: Vec::new() });
+    assert_eq!(loaded, Loaded { config: defaults(root), warnings: Vec::new(), exposed: Vec::new() });
 }
 
 #[test]
@@ -421,4 +424,25 @@ proptest! {
         values.expand(&BTreeMap::new());
         let _ = build::config(&values, Path::new("/srv"), 4);
     }
+}
+
+#[test]
+fn a_secret_in_a_file_that_everybody_can_read_is_told_with_its_place_and_nothing_else_is() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = Home::new(&[]);
+    let path = home.0.path().join("config/mtga.local.yml");
+    let exposed = |text: &str, mode: u32| {
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        home.load(&[("SECRET", "x")], &[]).exposed
+    };
+    let secret = "kafka:\n  librdkafka:\n    sasl.password: hunter2\n    sasl.username: me\n";
+    let told = exposed(secret, 0o644);
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("config/mtga.local.yml:3: kafka.librdkafka.sasl.password: every user"), "{told:?}");
+    assert!(!told[0].contains("hunter2"));
+    assert_eq!(exposed(secret, 0o640), Vec::<String>::new());
+    assert_eq!(exposed("kafka:\n  librdkafka:\n    sasl.password: ${SECRET}\n", 0o644), Vec::<String>::new());
+    assert_eq!(exposed("kafka:\n  librdkafka:\n    sasl.password: ${SECRET:-hunter2}\n", 0o644).len(), 1);
+    assert_eq!(exposed("app_id: 24\n", 0o644), Vec::<String>::new());
 }

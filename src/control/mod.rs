@@ -219,6 +219,16 @@ pub struct ListQuery {
     pub reason: Option<Reason>,
 }
 
+/// Who asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Peer {
+    /// The service's own user, or root: could do by himself whatever the service can.
+    Owner,
+    /// Somebody whom `rpc.permissions` lets ask.
+    #[default]
+    Member,
+}
+
 /// What `clear_failure_queue` removes.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClearQuery {
@@ -228,6 +238,9 @@ pub struct ClearQuery {
     pub reason: Option<Reason>,
     /// Each removed record is first written to this new file as a JSON line; absolute.
     pub export: Option<PathBuf>,
+    /// Who asks. Not in the request: the server knows it from the socket.
+    #[serde(default)]
+    pub peer: Peer,
 }
 
 /// An entry of the failure queue, as people see it.

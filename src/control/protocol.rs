@@ -17,9 +17,10 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value, json};
 
-use super::{ClearQuery, Failure, FailureKind, ListQuery};
+use super::{ClearQuery, Failure, FailureKind, ListQuery, Peer};
 use crate::record::Reason;
 
 /// Longest request, in bytes, its line end not counted.
@@ -263,7 +264,7 @@ impl ClearParams {
         if self.export.as_ref().is_some_and(|path| !path.is_absolute()) {
             return Err(RpcError::new(INVALID_PARAMS, "`export` must be an absolute path"));
         }
-        Ok(ClearQuery { older_than, reason: self.reason, export: self.export })
+        Ok(ClearQuery { older_than, reason: self.reason, export: self.export, peer: Peer::default() })
     }
 }
 
@@ -300,14 +301,21 @@ impl From<RpcError> for Failure {
 }
 
 impl Form {
-    /// The reply line with its line end; `None` where no answer is due.
-    pub fn reply(&self, outcome: &Result<Value, RpcError>) -> Option<Vec<u8>> {
+    /// The reply line with its line end; `None` where no answer is due. A result may be some megabytes of JSON: it is copied
+    /// once, into the line.
+    pub fn reply(&self, outcome: &Result<Box<RawValue>, RpcError>) -> Option<Vec<u8>> {
         Some(match (self, outcome) {
             (Self::Notification, _) => return None,
-            (Self::JsonRpc(id), Ok(result)) => line_of(&json!({"jsonrpc": "2.0", "id": id, "result": result})),
+            (Self::JsonRpc(id), Ok(result)) => {
+                [r#"{"jsonrpc":"2.0","id":"#, &id.to_string(), r#","result":"#, result.get(), "}\n"]
+                    .concat()
+                    .into_bytes()
+            }
             (Self::JsonRpc(id), Err(error)) => line_of(&json!({"jsonrpc": "2.0", "id": id, "error": error})),
-            (Self::Bare, Ok(Value::String(text))) => format!("{}\n", text.replace(['\r', '\n'], " ")).into_bytes(),
-            (Self::Bare, Ok(result)) => line_of(result),
+            (Self::Bare, Ok(result)) => match serde_json::from_str::<String>(result.get()) {
+                Ok(text) => format!("{}\n", text.replace(['\r', '\n'], " ")).into_bytes(),
+                Err(_) => [result.get(), "\n"].concat().into_bytes(),
+            },
             (Self::Bare, Err(error)) => line_of(&json!({ "error": error })),
         })
     }
@@ -345,6 +353,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    fn raw(value: &impl Serialize) -> Box<RawValue> {
+        serde_json::value::to_raw_value(value).unwrap()
+    }
 
     fn call(text: &str) -> Call {
         parse(text.as_bytes()).unwrap().call
@@ -403,7 +415,7 @@ mod tests {
         let rpc = Form::JsonRpc(json!(7));
         let text = |line: Option<Vec<u8>>| line.map(|bytes| String::from_utf8(bytes).unwrap());
         let failed = Err(Failure::new(FailureKind::Unavailable, "broker is down").into());
-        assert_eq!(text(rpc.reply(&Ok(json!(1234)))).unwrap(), "{\"jsonrpc\":\"2.0\",\"id\":7,\"result\":1234}\n");
+        assert_eq!(text(rpc.reply(&Ok(raw(&1234)))).unwrap(), "{\"jsonrpc\":\"2.0\",\"id\":7,\"result\":1234}\n");
         assert_eq!(
             text(rpc.reply(&failed)).unwrap(),
             "{\"jsonrpc\":\"2.0\",\"id\":7,\"error\":{\"code\":-32000,\"message\":\"broker is down\",\
@@ -413,8 +425,8 @@ mod tests {
             text(rpc.progress("3 left")).unwrap(),
             "{\"jsonrpc\":\"2.0\",\"method\":\"Progress\",\"params\":{\"id\":7,\"message\":\"3 left\"}}\n"
         );
-        assert_eq!(text(Form::Bare.reply(&Ok(json!(1234)))).unwrap(), "1234\n");
-        assert_eq!(text(Form::Bare.reply(&Ok(json!("two\nlines")))).unwrap(), "two lines\n");
+        assert_eq!(text(Form::Bare.reply(&Ok(raw(&1234)))).unwrap(), "1234\n");
+        assert_eq!(text(Form::Bare.reply(&Ok(raw(&"two\nlines")))).unwrap(), "two lines\n");
         assert_eq!(Form::Bare.progress("3 left"), None);
         assert_eq!(Form::Notification.reply(&failed), None);
     }
@@ -443,6 +455,7 @@ mod tests {
                 .prop_map(|(limit, reason)| Call::FailureQueueList(ListQuery { limit, reason })),
             (proptest::option::of(0..1_000_000_u64), reason(), proptest::option::of("/[ -~é]{0,20}")).prop_map(
                 |(age, reason, export)| Call::ClearFailureQueue(ClearQuery {
+                    peer: Peer::Member,
                     older_than: age.map(Duration::from_secs),
                     reason,
                     export: export.map(PathBuf::from),

@@ -4,10 +4,14 @@
 //! while hundreds of others are connected; what one client started is finished although that client goes away, but what
 //! would change something is not started for a client that has gone already.
 //! How: one current-thread runtime on the thread `control` does all the socket's I/O and never blocks; calls of the service
-//! run on at most `CALL_THREADS` threads in order of arrival; a connection has one request at a time, is closed after
+//! run on threads beside it, in a [`Lane`] for each kind and there in order of arrival, so that no kind keeps another one
+//! waiting; a connection has one request at a time, is closed after
 //! `rpc.timeout` without a complete request and when it does not take its reply in that time; of more than its share of
 //! the descriptors ([`Shares`]) the one that has been idle longest makes room. `Spare` descriptors are given up for a
-//! client that comes when none is left.
+//! client that comes when none is left. The last connections are for the service's own user and root.
+//!
+//! **Memory.** A list may be some megabytes. `LISTS` of them are made at a time, and all that wait for their clients to take
+//! them have `REPLY_BYTES`.
 //!
 //! Retry and clear work on the same queue, so only one of them runs at a time; those that wait see its progress.
 //! Progress is what the service itself reports, never a timer's, so that a client's timeout notices a service that hangs.
@@ -27,17 +31,19 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::Serialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex as AsyncMutex, Semaphore, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::protocol::{Call, Form, MAX_REQUEST, RpcError, parse};
 use super::socket::{Access, Socket};
-use super::{Failure, FailureKind, ListQuery, PartitionOffsets, Service};
+use super::{Failure, FailureKind, ListQuery, PartitionOffsets, Peer, Service};
 use crate::config;
 use crate::limits::{self, Shares};
 
@@ -46,8 +52,12 @@ use crate::limits::{self, Shares};
 const SPARE: usize = 4;
 /// Pause of the listener while no descriptor can be had.
 const SHORTAGE_PAUSE: Duration = Duration::from_millis(100);
-/// Threads for calls of the service.
-const CALL_THREADS: usize = 8;
+/// One in so many connections is for the service's own user and root.
+const RESERVED: usize = 16;
+/// Lists made at the same time.
+const LISTS: usize = 2;
+/// Bytes of lists that wait for their clients to take them.
+const REPLY_BYTES: usize = 16 << 20;
 /// An over-long request is skipped up to this, then its connection is closed.
 const MAX_SKIPPED: usize = 16 * 1024 * 1024;
 /// How long an answer of the brokers is used again.
@@ -80,7 +90,7 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
-            .max_blocking_threads(CALL_THREADS)
+            .max_blocking_threads(Lanes::THREADS)
             .thread_name("control-call")
             .build()
             .map_err(trouble)?;
@@ -91,7 +101,8 @@ impl Server {
             timeout: rpc.timeout,
             closed,
             offsets: AsyncMutex::default(),
-            queue: Arc::default(),
+            lanes: Lanes::default(),
+            replies: Arc::new(Semaphore::new(REPLY_BYTES)),
             progress: watch::Sender::new(String::new()),
             connections: Mutex::new(Connections { most: Shares::current().connections, next: 0, open: HashMap::new() }),
         });
@@ -133,11 +144,66 @@ struct Shared {
     closed: watch::Receiver<bool>,
     /// Held while the brokers are asked, so that whoever asks meanwhile gets the same answer.
     offsets: AsyncMutex<Option<Answered>>,
-    /// Held by the one retry or clear that runs.
-    queue: Arc<AsyncMutex<()>>,
-    /// The last sign of life of that one, or of the drain.
+    lanes: Lanes,
+    /// A permit for each byte of the lists that wait for their clients.
+    replies: Arc<Semaphore>,
+    /// The last sign of life of the retry or clear that runs, or of the drain.
     progress: watch::Sender<String>,
     connections: Mutex<Connections>,
+}
+
+/// Where a call of the service runs.
+#[derive(Clone, Copy)]
+enum Lane {
+    /// Calls that are quick, and `Stop`: nothing else ever keeps them waiting.
+    Quick,
+    /// The user database, which may be a server somewhere.
+    Access,
+    /// Walks through the failure queue.
+    List,
+    /// The brokers.
+    Brokers,
+    /// The retry or clear that runs.
+    Queue,
+    /// The settings files.
+    Reload,
+}
+
+/// Permits for the threads of each [`Lane`].
+struct Lanes([Arc<Semaphore>; 6]);
+
+impl Lanes {
+    const THREADS_OF: [usize; 6] = [4, 1, LISTS, 1, 1, 1];
+    const THREADS: usize = sum(&Self::THREADS_OF);
+
+    /// Runs a call of the service on a thread of the lane. The call lasts, and keeps its thread, although its client goes away.
+    async fn run<T: Send + 'static>(
+        &self,
+        lane: Lane,
+        call: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+    ) -> Result<T, Failure> {
+        let permit = Arc::clone(&self.0[lane as usize]).acquire_owned().await;
+        let call = move || {
+            let _permit = permit;
+            call()
+        };
+        tokio::task::spawn_blocking(call).await.unwrap_or_else(|_| {
+            Err(Failure::new(FailureKind::Failed, "the command ended unexpectedly, see the service log for its panic"))
+        })
+    }
+}
+
+impl Default for Lanes {
+    fn default() -> Self {
+        Self(Self::THREADS_OF.map(|threads| Arc::new(Semaphore::new(threads))))
+    }
+}
+
+const fn sum(numbers: &[usize]) -> usize {
+    match numbers {
+        [] => 0,
+        [first, rest @ ..] => *first + sum(rest),
+    }
 }
 
 /// The last answer of the brokers.
@@ -236,9 +302,14 @@ impl Spare {
 
 /// Starts the task of a new connection, making room for it when there is none.
 fn admit(stream: UnixStream, shared: &Arc<Shared>, tasks: &mut JoinSet<()>) {
+    let peer = stream.peer_cred().map_or(Peer::Member, |peer| shared.access.peer(peer.uid()));
     let mut connections = shared.connections();
-    if connections.open.len() >= connections.most && !connections.evict() {
-        debug!(most = connections.most, "refused a control connection, all are at work");
+    let most = match peer {
+        Peer::Owner => connections.most,
+        Peer::Member => connections.most - connections.most / RESERVED,
+    };
+    if connections.open.len() >= most && !connections.evict() {
+        debug!(most, "refused a control connection, all are at work");
         return;
     }
     let id = connections.next;
@@ -271,7 +342,9 @@ async fn serve(stream: UnixStream, shared: &Arc<Shared>, id: u64) -> io::Result<
     let (read, mut write) = stream.into_split();
     let mut read = BufReader::new(read);
     let access = shared.access;
-    if !blocking(move || Ok(access.allows(peer.uid(), peer.gid()))).await.unwrap_or(false) {
+    let who = access.peer(peer.uid());
+    let ask = move || Ok(access.allows(peer.uid(), peer.gid()));
+    if who == Peer::Member && !shared.lanes.run(Lane::Access, ask).await.unwrap_or(false) {
         let message = format!("user {} may not use this socket; see rpc.permissions and rpc.group", peer.uid());
         let refusal = Err(Failure::new(FailureKind::Failed, message).into());
         return shared.send(&mut write, Form::JsonRpc(Value::Null).reply(&refusal)).await;
@@ -291,7 +364,7 @@ async fn serve(stream: UnixStream, shared: &Arc<Shared>, id: u64) -> io::Result<
             }
             Received::Line(line) => {
                 shared.mark(id, None);
-                shared.respond(&line, &mut write).await?;
+                shared.respond(&line, who, &mut write).await?;
                 shared.mark(id, Some(Instant::now()));
             }
         }
@@ -310,6 +383,12 @@ enum Received {
 /// Waits for a whole line. What a peer sent before it closed its side counts as one.
 async fn receive(read: &mut BufReader<OwnedReadHalf>) -> io::Result<Received> {
     loop {
+        // Blank lines are none, and many of them are taken at once.
+        let blank = read.fill_buf().await?.iter().take_while(|byte| byte.is_ascii_whitespace()).count();
+        if blank > 0 {
+            read.consume(blank);
+            continue;
+        }
         let mut line = Vec::new();
         read.take(MAX_REQUEST as u64 + 1).read_until(b'\n', &mut line).await?;
         if line.is_empty() {
@@ -364,11 +443,16 @@ impl Shared {
     }
 
     /// Carries out one request and sends its progress and its reply.
-    async fn respond(&self, line: &[u8], write: &mut OwnedWriteHalf) -> io::Result<()> {
-        let request = match parse(line) {
+    async fn respond(&self, line: &[u8], peer: Peer, write: &mut OwnedWriteHalf) -> io::Result<()> {
+        let mut request = match parse(line) {
             Ok(request) => request,
             Err(refused) => return self.send(write, refused.form.reply(&Err(refused.error))).await,
         };
+        match request.call {
+            Call::ClearFailureQueue(ref mut query) => query.peer = peer,
+            Call::FailureQueueList(query) => return self.send_list(query, request.form, write).await,
+            _ => {}
+        }
         let is_long = matches!(request.call, Call::RetryFailureQueue(_) | Call::ClearFailureQueue(_) | Call::Stop);
         // A client that has given up has told its operator so: what it asked for must not be done behind their back.
         if is_long && request.form != Form::Notification && has_gone(write) {
@@ -396,16 +480,35 @@ impl Shared {
         self.send(write, request.form.reply(&outcome.map_err(RpcError::from))).await
     }
 
-    async fn carry_out(&self, call: Call) -> Result<Value, Failure> {
+    /// Makes a list and sends it.
+    async fn send_list(&self, query: ListQuery, form: Form, write: &mut OwnedWriteHalf) -> io::Result<()> {
+        let limit = Some(query.limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX));
+        let (query, service, asked) = (ListQuery { limit, ..query }, Arc::clone(&self.service), form.clone());
+        let (replies, runtime) = (Arc::clone(&self.replies), Handle::current());
+        let made = self.lanes.run(Lane::List, move || {
+            let listed = service.failure_list(&query).and_then(json);
+            let line = asked.reply(&listed.map_err(RpcError::from));
+            let bytes = line.as_ref().map_or(0, Vec::len).min(REPLY_BYTES);
+            // Waited for on this thread, so that no further list is made meanwhile. The permits come in time: a client that
+            // does not take its list is disconnected.
+            let room = runtime.block_on(replies.acquire_many_owned(bytes as u32));
+            Ok((line, room.ok()))
+        });
+        match made.await {
+            Ok((line, _room)) => self.send(write, line).await,
+            Err(failure) => self.send(write, form.reply(&Err(failure.into()))).await,
+        }
+    }
+
+    async fn carry_out(&self, call: Call) -> Result<Box<RawValue>, Failure> {
         let service = Arc::clone(&self.service);
         match call {
-            Call::Status => json(blocking(move || service.status()).await?),
+            Call::Status => json(self.lanes.run(Lane::Quick, move || service.status()).await?),
             Call::OffsetChecker => json(self.offsets().await?),
             Call::KafkaLag => json(super::total_lag(&self.offsets().await?)?),
-            Call::FailureQueueCount => json(blocking(move || service.failure_count()).await?),
-            Call::FailureQueueList(ListQuery { limit, reason }) => {
-                let limit = Some(limit.unwrap_or(LIST_DEFAULT).min(LIST_MAX));
-                json(blocking(move || service.failure_list(&ListQuery { limit, reason })).await?)
+            Call::FailureQueueCount => json(self.lanes.run(Lane::Quick, move || service.failure_count()).await?),
+            Call::FailureQueueList(query) => {
+                json(self.lanes.run(Lane::List, move || service.failure_list(&query)).await?)
             }
             Call::RetryFailureQueue(reason) => {
                 json(self.work_on_queue(move |progress| service.retry_failures(reason, progress)).await?)
@@ -413,7 +516,7 @@ impl Shared {
             Call::ClearFailureQueue(query) => {
                 json(self.work_on_queue(move |progress| service.clear_failures(&query, progress)).await?)
             }
-            Call::Reload => json(blocking(move || service.reload()).await?),
+            Call::Reload => json(self.lanes.run(Lane::Reload, move || service.reload()).await?),
             Call::Stop => self.drain().await,
         }
     }
@@ -426,32 +529,30 @@ impl Shared {
             return answer.clone();
         }
         let service = Arc::clone(&self.service);
-        let answer = blocking(move || service.offsets()).await;
+        let answer = self.lanes.run(Lane::Brokers, move || service.offsets()).await;
         *last = Some(Answered { when: Instant::now(), answer: answer.clone() });
         answer
     }
 
-    /// Runs a retry or clear once it is its turn. The turn moves into the call: it lasts although its client goes away.
+    /// Runs a retry or clear once it is its turn, which lasts although its client goes away.
     async fn work_on_queue<T: Send + 'static>(
         &self,
         work: impl FnOnce(&dyn Fn(&str)) -> Result<T, Failure> + Send + 'static,
     ) -> Result<T, Failure> {
-        let turn = Arc::clone(&self.queue).lock_owned().await;
         let progress = self.progress.clone();
-        blocking(move || {
-            let _turn = turn;
+        let work = move || {
             work(&|message| {
                 progress.send_replace(message.to_owned());
             })
-        })
-        .await
+        };
+        self.lanes.run(Lane::Queue, work).await
     }
 
-    async fn drain(&self) -> Result<Value, Failure> {
+    async fn drain(&self) -> Result<Box<RawValue>, Failure> {
         loop {
             let service = Arc::clone(&self.service);
-            match blocking(move || service.stop()).await? {
-                None => return Ok(Value::from("drained")),
+            match self.lanes.run(Lane::Quick, move || service.stop()).await? {
+                None => return json("drained"),
                 Some(in_flight) => self.progress.send_replace(in_flight),
             };
             sleep(DRAIN_PACE).await;
@@ -467,14 +568,7 @@ fn has_gone(write: &OwnedWriteHalf) -> bool {
     polled.is_ok() && fds[0].revents().is_some_and(|events| events.contains(PollFlags::POLLHUP))
 }
 
-/// Runs a call of the service on one of the threads for that.
-async fn blocking<T: Send + 'static>(call: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    tokio::task::spawn_blocking(call).await.unwrap_or_else(|_| {
-        Err(Failure::new(FailureKind::Failed, "the command ended unexpectedly, see the service log for its panic"))
-    })
-}
-
-fn json(value: impl Serialize) -> Result<Value, Failure> {
-    serde_json::to_value(value)
+fn json(value: impl Serialize) -> Result<Box<RawValue>, Failure> {
+    serde_json::value::to_raw_value(&value)
         .map_err(|e| Failure::new(FailureKind::Failed, format!("cannot write the answer as JSON: {e}")))
 }

@@ -18,7 +18,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, setsoc
 use nix::sys::time::TimeVal;
 use nix::unistd::{self, Gid, Group, Uid, User};
 
-use super::{Failure, FailureKind};
+use super::{Failure, FailureKind, Peer};
 use crate::config;
 
 /// A listening socket and its name; [`Self::remove`] takes the name away.
@@ -170,11 +170,16 @@ impl Access {
         Ok(Self { permissions: rpc.permissions, own: unistd::geteuid(), group })
     }
 
+    /// Who a peer is, as far as its id tells.
+    pub(super) fn peer(&self, uid: u32) -> Peer {
+        let uid = Uid::from_raw(uid);
+        if uid.is_root() || uid == self.own { Peer::Owner } else { Peer::Member }
+    }
+
     /// Whether a peer may speak. Reads the user database.
     pub(super) fn allows(&self, uid: u32, gid: u32) -> bool {
         let uid = Uid::from_raw(uid);
-        uid.is_root()
-            || uid == self.own
+        self.peer(uid.as_raw()) == Peer::Owner
             || self.permissions & 0o002 != 0
             || (self.permissions & 0o020 != 0 && self.is_member(uid, Gid::from_raw(gid)))
     }

@@ -1,6 +1,6 @@
 //! A service for tests: answers from fields, and can be made to hang.
 
-use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Condvar, Mutex};
 
 use super::*;
@@ -12,6 +12,12 @@ pub(crate) struct Fake {
     pub(crate) offset_calls: AtomicU64,
     /// Polls of `stop` that still find something in flight.
     pub(crate) stop_polls: AtomicU64,
+    /// Entries of the failure queue, and calls of `failure_list` that are under way now, and were at most.
+    pub(crate) entries: AtomicU64,
+    pub(crate) listing: AtomicU64,
+    pub(crate) most_listing: AtomicU64,
+    /// While true, `failure_list` waits.
+    pub(crate) lists_hang: AtomicBool,
     /// While true, `status` and `clear_failures` wait.
     hung: Mutex<bool>,
     released: Condvar,
@@ -110,7 +116,15 @@ impl Service for Fake {
     }
 
     fn failure_list(&self, query: &ListQuery) -> Result<Vec<FailureEntry>, Failure> {
-        Ok((1..=query.limit.unwrap_or(4).min(4)).map(entry).collect())
+        let now = self.listing.fetch_add(1, SeqCst) + 1;
+        self.most_listing.fetch_max(now, SeqCst);
+        while self.lists_hang.load(SeqCst) {
+            std::thread::park_timeout(std::time::Duration::from_millis(5));
+        }
+        let entries = self.entries.load(SeqCst).max(4);
+        let list = (1..=query.limit.unwrap_or(4).min(entries)).map(entry).collect();
+        self.listing.fetch_sub(1, SeqCst);
+        Ok(list)
     }
 
     fn retry_failures(&self, _: Option<Reason>, progress: &dyn Fn(&str)) -> Result<Retried, Failure> {

@@ -51,6 +51,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         self.fake.release();
+        self.fake.lists_hang.store(false, SeqCst);
         drop(self.server.take());
     }
 }
@@ -234,6 +235,48 @@ fn stop_tells_what_is_in_flight_until_nothing_is() {
     let left = running.remote().drain(later, &|message| heard.borrow_mut().push(message.to_owned())).unwrap();
     assert_eq!(left, None);
     assert_eq!(heard.borrow().first().unwrap(), "3 records in flight");
+}
+
+const LIST: &str = r#"{"jsonrpc":"2.0","id":1,"method":"FailureQueueList","params":{"limit":10000}}"#;
+
+#[test]
+fn lists_that_many_ask_for_are_made_one_after_the_other_and_keep_nothing_else_waiting() {
+    let running = Running::start();
+    running.fake.lists_hang.store(true, SeqCst);
+    let clients: Vec<_> = (0..60).map(|_| running.connect()).collect();
+    for mut client in &clients {
+        client.write_all(format!("{LIST}\n").as_bytes()).unwrap();
+    }
+    let remote = running.remote();
+    for _ in 0..3 {
+        assert_eq!(remote.status().unwrap(), testing::status());
+        assert_eq!(remote.failure_count().unwrap(), 4);
+        assert_eq!(remote.offsets().unwrap(), testing::offsets());
+    }
+    running.fake.stop_polls.store(1, SeqCst);
+    running.fake.lists_hang.store(false, SeqCst);
+    for client in &clients {
+        assert!(read_line(client).contains(r#""result":[{"position":1,"#));
+    }
+    assert!(running.fake.most_listing.load(SeqCst) <= 2, "so many at a time");
+}
+
+#[test]
+fn clients_that_do_not_take_their_lists_have_a_bounded_share_of_memory() {
+    let running = Running::with_timeout(Duration::from_secs(3));
+    running.fake.entries.store(10_000, SeqCst);
+    let clients: Vec<_> = (0..40).map(|_| running.connect()).collect();
+    for mut client in &clients {
+        client.write_all(format!("{LIST}\n").as_bytes()).unwrap();
+    }
+    // One that reads gets its list all the same, once the others are given up.
+    let reader = running.connect();
+    let mut reader = &reader;
+    reader.set_read_timeout(Some(Duration::from_mins(2))).unwrap();
+    reader.write_all(format!("{LIST}\n").as_bytes()).unwrap();
+    let line = read_line(reader);
+    assert!(line.len() > 2_000_000 && line.ends_with("]}\n"), "{} bytes", line.len());
+    assert_eq!(running.remote().failure_count().unwrap(), 4);
 }
 
 #[test]

@@ -161,4 +161,20 @@ mod tests {
             assert!(made.is_ok(), "{property}={value}: {made:?}");
         }
     }
+
+    #[test]
+    fn what_librdkafka_refuses_is_told_without_its_value() {
+        use crate::msource::native::Client;
+        for property in
+            ["sasl.passwordd", "security.protocol", "topic.blacklist", "sasl.mechanisms", "fetch.wait.max.ms"]
+        {
+            for value in ["hunter2(secret", "no \\( secret"] {
+                let Err(error) = Client::new(&asking(&kafka(property, value))) else { continue };
+                let text = format!("{error} {error:?}");
+                assert!(!text.contains("secret") && error.text.contains(property), "{text}");
+            }
+        }
+        let error = Client::new(&asking(&kafka("sasl.passwordd", "hunter2"))).unwrap_err();
+        assert_eq!(error.text, "sasl.passwordd: No such configuration property: \"sasl.passwordd\"");
+    }
 }

@@ -109,21 +109,27 @@ impl Drop for Bystander {
 fn stop_signals_no_process_that_is_not_the_service() {
     let home = home();
     let mut bystander = Bystander(Command::new("sleep").arg("600").spawn().expect("a process"));
-    // The lock is held, and the file names another process.
-    let pid_file = home.path("tmp/mtga.pid");
-    fs::write(&pid_file, format!("{}\n", bystander.0.id())).expect("a file");
-    std::os::unix::fs::chown(&pid_file, Some(USER), Some(USER)).expect("root may");
-    let held = fs::File::open(&pid_file).expect("a file");
+    // The lock is held, and its file names another process.
+    let store = home.path("tmp/store");
+    fs::create_dir(&store).expect("a directory");
+    let lock = store.join("lock");
+    fs::write(&lock, format!("{} service\n", bystander.0.id())).expect("a file");
+    for path in [&store, &lock] {
+        std::os::unix::fs::chown(path, Some(USER), Some(USER)).expect("root may");
+        fs::set_permissions(path, Permissions::from_mode(0o700)).expect("root may");
+    }
+    let held = fs::File::open(&lock).expect("a file");
     held.lock().expect("a lock");
     let refused = home.mtga(["stop", "--timeout", "1s"]);
     assert!(bystander.0.try_wait().expect("a child").is_none(), "it lives: {refused:?}");
+    assert!(refused.stderr.contains("no signal was sent"), "{refused:?}");
 }
 
 #[test]
 fn a_cron_entry_of_root_is_of_the_user_whose_home_it_is() {
     let home = home();
     let script = home.path("scripts/init.sh");
-    let entries = || fs::read_dir("/etc/cron.d").map(|dir| dir.count()).unwrap_or_default();
+    let entries = || fs::read_dir("/etc/cron.d").map(Iterator::count).unwrap_or_default();
     let before = entries();
     // No entry of ours is left on this machine: the script is to write it elsewhere.
     let cron = home.path("").parent().expect("a parent").join("cron.d");
@@ -141,4 +147,16 @@ fn a_cron_entry_of_root_is_of_the_user_whose_home_it_is() {
     let text = fs::read_to_string(entry).expect("a file");
     assert!(text.contains(&format!("17 4 * * * {user} ")), "{text}");
     assert_eq!(fs::metadata(home.path("tmp")).map(|tmp| (tmp.uid(), tmp.gid())).ok(), Some((USER, USER)));
+}
+
+#[test]
+fn an_adoption_runs_no_code_that_the_other_disk_names() {
+    let ours = Home::with_brokers(&Topic::unmade("none", 1), "127.0.0.1:1");
+    let mut lost = Home::with_brokers(&Topic::unmade("none", 1), "127.0.0.1:1");
+    for name in ["plugin.library.paths", "ssl.engine.location", "sasl.kerberos.kinit.cmd"] {
+        lost.set("kafka.librdkafka", serde_json::json!({name: "/tmp/evil.so"}));
+        let lost = lost.path("").canonicalize().expect("a path");
+        let refused = ours.mtga(["adopt".as_ref(), lost.as_os_str()]).code(78);
+        assert!(refused.stderr.contains(&format!("kafka.librdkafka.{name} would run code")), "{refused:?}");
+    }
 }

@@ -1,13 +1,17 @@
 //! The control socket as foreign programs use it, and misuse it.
 
+use std::fs::{self, Permissions};
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use mtga::control::State;
 use serde_json::{Value, json};
 
-use crate::harness::{Codec, Home, Mix, Topic};
+use crate::harness::process::Finished;
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
 
 /// Sends bytes on a connection of its own; returns the first line of the answer.
 fn ask(home: &Home, request: &[u8]) -> String {
@@ -132,6 +136,91 @@ fn two_hundred_clients_that_ask_and_never_read_harm_nobody() {
         let requests = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"Status\"}\n".repeat(3000);
         drop(client.write_all(requests.as_bytes()));
     });
+}
+
+#[test]
+fn two_hundred_clients_that_ask_for_long_lists_and_never_read_cost_bounded_memory() {
+    let topic = Topic::create("lists", 1);
+    let record =
+        |n: u64| Record { partition: 0, key: None, value: Some(format!("no JSON {n}").into_bytes()), timestamp: 0 };
+    topic.produce(Codec::None, &(0..10_000).map(record).collect::<Vec<_>>());
+    let home = Home::new(&topic);
+    let service = home.foreground();
+    wait_until("all are rejected", SOON, || {
+        let status = home.try_status()?;
+        holds(status.failure_queue_records == 10_000, status)
+    });
+    let before = service.memory("VmRSS:") >> 20;
+    let request = "{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"FailureQueueList\",\"params\":{\"limit\":10000}}\n";
+    let clients: Vec<_> = (0..200)
+        .map(|_| {
+            let mut client = home.connect();
+            client.write_all(request.as_bytes()).expect("a request can be sent");
+            client
+        })
+        .collect();
+    for _ in 0..10 {
+        let started = Instant::now();
+        assert_eq!(home.status().state, State::Consuming);
+        assert!(started.elapsed() < Duration::from_secs(5), "an operator waited {:?}", started.elapsed());
+    }
+    // One list that is read comes as a whole, whatever the others do.
+    let list = home.mtga(["--json", "failure_queue_list", "--limit", "10"]);
+    let peak = service.memory("VmHWM:") >> 20;
+    eprintln!("{before} MiB before, {peak} MiB at most");
+    assert!(peak < before + 160, "{before} MiB before, {peak} MiB at most: {list:?}");
+    drop(clients);
+    service.terminate();
+}
+
+#[test]
+fn a_member_of_the_group_exports_into_one_directory_and_makes_no_file_anywhere_else() {
+    const MEMBER: u32 = 65_534;
+    assert!(nix::unistd::geteuid().is_root(), "this test needs root");
+    let topic = Topic::create("members", 1);
+    topic.produce(Codec::None, &[Record { partition: 0, key: None, value: Some(b"no JSON".to_vec()), timestamp: 0 }]);
+    let mut home = Home::new(&topic);
+    home.set("rpc.permissions", "0660");
+    let group = nix::unistd::Group::from_gid(MEMBER.into()).expect("groups").map(|group| group.name);
+    let Some(group) = group else { return };
+    home.set("rpc.group", group);
+    home.start();
+    wait_until("it is rejected", SOON, || {
+        let status = home.try_status()?;
+        holds(status.failure_queue_records == 1, status)
+    });
+    for path in ["..", "", "tmp"] {
+        fs::set_permissions(home.path(path).canonicalize().expect("a path"), Permissions::from_mode(0o755))
+            .expect("ours");
+    }
+    let clear = |export: &str| {
+        let request =
+            json!({"jsonrpc": "2.0", "id": 1, "method": "ClearFailureQueue", "params": {"export": home.path(export)}});
+        let script = "use IO::Socket::UNIX; my $s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or die $!;
+            print $s $ARGV[1], qq(\\n); $s->flush; print scalar <$s>;";
+        let socket = home.path("tmp/mtga.sock").display().to_string();
+        let ids = [format!("--reuid={MEMBER}"), format!("--regid={MEMBER}"), "--clear-groups".to_owned()];
+        let perl = ["/usr/bin/perl", "-e", script, &socket, &request.to_string()];
+        let done = Finished::run(Command::new("setpriv").args(ids).args(perl), SOON).success();
+        serde_json::from_str::<Value>(done.lines().last().unwrap_or_default()).expect("JSON")
+    };
+    for export in ["tmp/store/adopted.json", "data/events.9.log", "tmp/exports/../store/adopted.json", "elsewhere"] {
+        let answer = clear(export);
+        assert_eq!(answer["error"]["data"]["kind"], "cannot_create", "{answer}");
+        assert!(!home.path(export).try_exists().expect("a path"), "{export}");
+    }
+    assert_eq!(clear("tmp/exports/bad.jsonl")["result"], 1);
+    let exported = fs::read_to_string(home.path("tmp/exports/bad.jsonl")).expect("a file");
+    assert!(exported.contains("no JSON"), "{exported}");
+    home.mtga(["clear_failure_queue", "--export", &home.path("data/x").display().to_string()]).code(73);
+    home.stop();
+    // Whoever made it: an empty file is no mark of an adoption.
+    fs::write(home.path("tmp/store/adopted.json"), "").expect("a file");
+    home.start();
+    home.stop();
+    fs::write(home.path("tmp/store/adopted.json"), "{}").expect("a file");
+    let refused = home.mtga(["start"]).code(78);
+    assert!(refused.stderr.contains("adopted.json is not what `adopt` writes"), "{refused:?}");
 }
 
 fn assert_nobody_is_harmed_by(behave: impl Fn(&mut UnixStream, u32)) {

@@ -65,6 +65,14 @@ impl Other {
             )));
         }
         let config = load(place, &dir)?;
+        if let Some(name) = config::property_running_code(config.kafka.librdkafka.keys()) {
+            let text = format!(
+                "{}: kafka.librdkafka.{name} would run code that the other disk names, under this user: take it out of the \
+                 configuration of that home, or adopt it on a host that trusts it",
+                dir.display()
+            );
+            return Err(Failure::new(FailureKind::Config, text));
+        }
         for (key, path) in [("store.path", &config.store.path), ("sink.dir", &config.sink.dir)] {
             refuse_elsewhere(key, path, &dir)?;
         }
@@ -213,13 +221,21 @@ fn marker(places: &Places) -> Result<Option<String>, Failure> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         text => text.map_err(|error| failed(format!("cannot read {}: {error}", path.display())))?,
     };
-    Ok(Some(match serde_json::from_str(&text) {
+    // It gets its name when it is whole and on the disk: an empty one is another's, or what a disk lost.
+    if text.trim().is_empty() {
+        tracing::warn!(file = %path.display(), "ignored an empty mark of adoption");
+        return Ok(None);
+    }
+    match serde_json::from_str(&text) {
         Ok(Marker { by, path, host, at }) => {
-            format!("this home was adopted at {at} by the home {} on {host} (id {by})", path.display())
+            let place = path.display();
+            Ok(Some(format!("this home was adopted at {at} by the home {place} on {host} (id {by}): it goes on there")))
         }
-        // Whatever it says, it is there.
-        Err(_) => format!("this home was adopted: {}", text.trim().escape_debug()),
-    }))
+        Err(error) => Ok(Some(format!(
+            "{} is not what `adopt` writes ({error}): if no other instance has taken this home over, remove it",
+            path.display()
+        ))),
+    }
 }
 
 /// Refuses to run on a home that another one has taken over.
@@ -227,7 +243,7 @@ pub(in crate::app) fn refuse_adopted(places: &Places) -> Result<(), Failure> {
     match marker(places)? {
         None => Ok(()),
         Some(adopted) => {
-            let text = format!("{adopted}: it goes on there; begin with a new store.path and sink.dir");
+            let text = format!("{adopted}; to begin anew, take a new store.path and sink.dir");
             Err(Failure::new(FailureKind::Config, text))
         }
     }
@@ -297,5 +313,24 @@ mod tests {
             let mistake = assignments(&format!("X=1\n{line}\n")).unwrap_err();
             assert!(mistake.starts_with("config/common.env:2: "), "{line}: {mistake}");
         }
+    }
+
+    #[test]
+    fn only_a_mark_that_was_written_as_a_whole_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().to_owned();
+        let places =
+            Places { sled: root.join("sled"), journal: root.join("journal"), recipes: root.join("recipes"), root };
+        let path = places.root.join(MARKER);
+        assert_eq!(refuse_adopted(&places), Ok(()));
+        fs::write(&path, "\n").unwrap();
+        assert_eq!(refuse_adopted(&places), Ok(()), "an empty file says nothing");
+        fs::write(&path, "{\"position\": 1}\n").unwrap();
+        let refused = refuse_adopted(&places).unwrap_err();
+        assert!(refused.kind == FailureKind::Config && refused.message.contains("remove it"), "{refused}");
+        let marker = Marker { by: "b".into(), path: "/p".into(), host: "h".into(), at: "t".into() };
+        fs::write(&path, serde_json::to_string(&marker).unwrap()).unwrap();
+        let refused = refuse_adopted(&places).unwrap_err();
+        assert!(refused.message.contains("was adopted at t by the home /p on h"), "{refused}");
     }
 }

@@ -159,6 +159,15 @@ unsafe impl Send for Client {}
 // SAFETY: as above.
 unsafe impl Sync for Client {}
 
+/// Why librdkafka does not take a property, without its value: that of a misspelt name may be a password, and librdkafka
+/// repeats some values in its descriptions.
+fn refused_property(error: &rdkafka::error::KafkaError) -> String {
+    let rdkafka::error::KafkaError::ClientConfig(_, description, key, value) = error else { return error.to_string() };
+    let is_number = value.bytes().all(|byte| byte.is_ascii_digit());
+    let description = if is_number { description.clone() } else { description.replace(value.as_str(), "***") };
+    format!("{key}: {}", description.trim_end())
+}
+
 impl Client {
     /// Makes a consumer. It connects in the background: an absent broker is no error here.
     pub fn new(properties: &BTreeMap<String, String>) -> Result<Self, KafkaError> {
@@ -170,7 +179,7 @@ impl Client {
         let debug = properties.get("debug").filter(|contexts| !contexts.is_empty());
         config.set("debug", debug.map_or("metadata".to_owned(), |contexts| format!("{contexts},metadata")));
         let invalid = |text: String| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text };
-        let native = config.create_native_config().map_err(|error| invalid(error.to_string()))?;
+        let native = config.create_native_config().map_err(|error| invalid(refused_property(&error)))?;
         let shared = Arc::new(Shared {
             events: Mutex::default(),
             answers: Mutex::default(),
