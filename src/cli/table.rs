@@ -325,6 +325,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_known_of_a_partition_is_said_to_be_unknown() {
+        let row = PartitionOffsets { low: None, high: None, lag: None, ..testing::offsets().remove(0) };
+        let cells: Vec<String> = offsets(&[row])
+            .lines()
+            .nth(3)
+            .map(|line| line.split('|').map(|cell| cell.trim().to_owned()).collect())
+            .expect("a row");
+        assert_eq!(cells[4..8], ["unknown", "unknown", "6197511494", "unknown"]);
+    }
+
+    #[test]
     fn a_table_without_rows_is_closed() {
         let expected = "\
 .---.-------.-----------.-----.------.---------.-----.
