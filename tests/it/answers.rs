@@ -239,61 +239,73 @@ fn an_offset_is_moved_within_the_time_of_a_command_or_not_at_all() {
     assert_eq!(home.offsets()[0].current, Some(42));
 }
 
+fn assert_no_offset_is_forgotten(in_group: bool) {
+    let topic = Topic::create("healed", 2);
+    let produced = topic.fill(Codec::None, Mix::Clean, 0, EACH);
+    let proxy = Proxy::new(broker::address());
+    proxy.cut();
+    let mut home = behind(&proxy, &topic);
+    if in_group {
+        home.in_group();
+    }
+    let service = home.foreground();
+    home.wait_for(State::Waiting);
+    service.terminate();
+    // As a version left it that took a lost answer for an offset.
+    let dir = home.path("tmp/store/journal");
+    let contents = journal::read(&dir).expect("a journal");
+    let mut state = contents.state.clone().expect("a state");
+    for partition in 0..topic.partitions {
+        let here = PartitionState { next: -1001, leader_epoch: -1, ..PartitionState::default() };
+        state.partitions.insert(TopicPartition { topic: topic.name.as_str().into(), partition }, here);
+    }
+    drop(Journal::begin(&dir, &contents, &state).expect("a segment"));
+    proxy.heal();
+    assert_eq!(home.integer("kafka_lag"), EACH as i64, "a stopped service shows where it would start");
+    let service = home.foreground();
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    assert!(home.log().contains("ERROR mtga::app::pipeline: the stored position is no offset"), "it is said");
+    service.terminate();
+}
+
 #[test]
 fn a_position_that_is_no_offset_is_forgotten_and_said() {
-    for in_group in [false, true] {
-        let topic = Topic::create("healed", 2);
-        let produced = topic.fill(Codec::None, Mix::Clean, 0, EACH);
-        let proxy = Proxy::new(broker::address());
-        proxy.cut();
-        let mut home = behind(&proxy, &topic);
-        if in_group {
-            home.in_group();
+    std::thread::scope(|scope| {
+        for in_group in [false, true] {
+            scope.spawn(move || assert_no_offset_is_forgotten(in_group));
         }
-        let service = home.foreground();
-        home.wait_for(State::Waiting);
-        service.terminate();
-        // As a version left it that took a lost answer for an offset.
-        let dir = home.path("tmp/store/journal");
-        let contents = journal::read(&dir).expect("a journal");
-        let mut state = contents.state.clone().expect("a state");
-        for partition in 0..topic.partitions {
-            let here = PartitionState { next: -1001, leader_epoch: -1, ..PartitionState::default() };
-            state.partitions.insert(TopicPartition { topic: topic.name.as_str().into(), partition }, here);
-        }
-        drop(Journal::begin(&dir, &contents, &state).expect("a segment"));
-        proxy.heal();
-        assert_eq!(home.integer("kafka_lag"), EACH as i64, "a stopped service shows where it would start");
-        let service = home.foreground();
-        home.wait_done(&produced);
-        home.assert_exactly(&produced);
-        assert!(home.log().contains("ERROR mtga::app::pipeline: the stored position is no offset"), "it is said");
-        service.terminate();
+    });
+}
+
+fn assert_a_time_skips_nothing(in_group: bool) {
+    let topic = Topic::create("time", 1);
+    topic.fill(Codec::None, Mix::Clean, 0, EACH);
+    let time = chrono::DateTime::from_timestamp_millis(1_700_000_000_000 + EACH as i64 * 7).expect("a time");
+    let proxy = Proxy::new(broker::address());
+    let mut home = behind(&proxy, &topic);
+    home.set("kafka.start", time.to_rfc3339());
+    if in_group {
+        home.in_group();
     }
+    proxy.delay_answers(LIST_OFFSETS, Duration::from_secs(2));
+    let service = home.foreground();
+    wait_until("the first question is answered", SOON, || {
+        let answered = proxy.answered(LIST_OFFSETS);
+        holds(answered > 0, answered)
+    });
+    let produced = topic.fill(Codec::None, Mix::Clean, EACH, EACH);
+    proxy.delay_answers(LIST_OFFSETS, Duration::ZERO);
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
 }
 
 #[test]
 fn a_record_that_comes_while_the_brokers_are_asked_for_a_time_is_not_skipped() {
-    for in_group in [false, true] {
-        let topic = Topic::create("time", 1);
-        topic.fill(Codec::None, Mix::Clean, 0, EACH);
-        let time = chrono::DateTime::from_timestamp_millis(1_700_000_000_000 + EACH as i64 * 7).expect("a time");
-        let proxy = Proxy::new(broker::address());
-        let mut home = behind(&proxy, &topic);
-        home.set("kafka.start", time.to_rfc3339());
-        if in_group {
-            home.in_group();
+    std::thread::scope(|scope| {
+        for in_group in [false, true] {
+            scope.spawn(move || assert_a_time_skips_nothing(in_group));
         }
-        proxy.delay_answers(LIST_OFFSETS, Duration::from_secs(2));
-        let service = home.foreground();
-        wait_until("the first question is answered", SOON, || {
-            let answered = proxy.answered(LIST_OFFSETS);
-            holds(answered > 0, answered)
-        });
-        let produced = topic.fill(Codec::None, Mix::Clean, EACH, EACH);
-        proxy.delay_answers(LIST_OFFSETS, Duration::ZERO);
-        home.wait_done(&produced);
-        home.assert_exactly(&produced);
-        service.terminate();
-    }
+    });
 }
