@@ -62,6 +62,13 @@ pub enum Source {
     },
     /// The failure queue: the keys and sizes of the entries.
     Queue(Vec<(u64, u64)>),
+    /// The failure queue of another home, which is adopted; see [`crate::msource::journal::BlockSource::Adopted`].
+    Adopted {
+        /// UUID of that home.
+        home: String,
+        /// The first key of its queue that is not taken over with this block.
+        upto: u64,
+    },
 }
 
 /// The records of a block.

@@ -506,7 +506,7 @@ fn tell_lost(source: &BlockSource, lost: u64, reason: &str) {
         BlockSource::Offsets { from, to } => {
             tracing::error!(partition = %to.partition, from, to = to.next, lost, reason, "a gap: records that a crash cut short cannot be read again");
         }
-        BlockSource::Queue(_) => {
+        BlockSource::Queue(_) | BlockSource::Adopted { .. } => {
             tracing::error!(lost, reason, "entries of the failure queue that a crash cut short are gone");
         }
     }

@@ -354,7 +354,7 @@ impl Delivery {
     fn is_stale(&self, block: &DoneBlock) -> bool {
         match &block.source {
             Source::Partition { epoch, to, .. } => !self.tracker.is_current(&to.partition, *epoch),
-            Source::Queue(_) => false,
+            Source::Queue(_) | Source::Adopted { .. } => false,
         }
     }
 
@@ -387,6 +387,7 @@ impl Delivery {
         let source = match &block.source {
             Source::Partition { from, to, .. } => BlockSource::Offsets { from: *from, to: to.clone() },
             Source::Queue(taken) => BlockSource::Queue(taken.clone()),
+            Source::Adopted { home, upto } => BlockSource::Adopted { home: home.clone(), upto: *upto },
         };
         let frame = Frame::Block(Box::new(Block {
             number: self.state.number + 1,
@@ -399,7 +400,7 @@ impl Delivery {
         }));
         let append = || self.journal().append(&frame);
         let appended = match &block.source {
-            Source::Queue(_) => append(),
+            Source::Queue(_) | Source::Adopted { .. } => append(),
             Source::Partition { epoch, from, to } => {
                 match self.tracker.admit(&to.partition, *epoch, *from, to.next, append) {
                     Ok(appended) => appended,
@@ -454,8 +455,8 @@ impl Delivery {
     fn grew(&mut self, block: &DoneBlock, frame: &Block) {
         let group = match &block.source {
             Source::Partition { to, .. } => Some(to.partition.clone()),
-            Source::Queue(_) if frame.pieces.is_empty() => return,
-            Source::Queue(_) => None,
+            Source::Queue(_) | Source::Adopted { .. } if frame.pieces.is_empty() => return,
+            Source::Queue(_) | Source::Adopted { .. } => None,
         };
         self.seal.grew(group.clone(), Instant::now());
         if frame.pieces.iter().any(|piece| self.sink.is_over(piece.position + piece.length)) {

@@ -393,7 +393,7 @@ impl Regenerate for Rereader<'_> {
         };
         let (last, others) = match &block.source {
             BlockSource::Offsets { .. } => Isolation::of(&engine.recipe, &self.properties),
-            BlockSource::Queue(_) => &[Isolation::Committed],
+            BlockSource::Queue(_) | BlockSource::Adopted { .. } => &[Isolation::Committed],
         }
         .split_last()
         .unwrap_or((&Isolation::Committed, &[]));
@@ -423,6 +423,8 @@ impl Rereader<'_> {
                 let epoch = Tracker::default().begin(to.partition.clone(), *from);
                 (Source::Partition { epoch, from: *from, to: to.clone() }, Records::Kafka(found.records))
             }
+            // It has no lines, so none of it can be missing.
+            BlockSource::Adopted { .. } => return Ok(Regenerated { lines: Vec::new(), gone: None }),
             BlockSource::Queue(taken) => {
                 let mut entries = Vec::new();
                 for (key, _) in taken {

@@ -457,3 +457,45 @@ fn what_is_no_home_of_another_instance_is_refused() {
     done.code(0);
     assert_eq!(lost.events().iter().map(|file| file.lines.len()).sum::<usize>(), 10);
 }
+
+/// A record that has no id until the settings say where it is.
+fn nameless(n: u64) -> Record {
+    let text = format!(
+        r#"{{"headers":{{"app_id":24,"log_name":"log_chat"}},"logs":{{"sn":"0-{n}","nick":"p{n}","mtime":1608184243}}}}"#
+    );
+    Record { partition: 0, key: None, value: Some(text.into_bytes()), timestamp: 1_700_000_000_000 }
+}
+
+#[test]
+fn entries_that_became_lines_between_two_adoptions_are_not_taken_over_again() {
+    let (topic, other) = (Topic::create("adoptagain", 1), Topic::create("adoptother", 1));
+    let produced: Vec<_> = (0..20).map(nameless).collect();
+    let (lost, mut ours) = (Home::new(&topic), Home::new(&topic));
+    ours.set("kafka.topics", vec![other.name.clone()]);
+    topic.produce(Codec::None, &produced);
+    lost.start();
+    lost.wait_done(&produced);
+    lost.stop();
+    let mapping = r##"[{"log_name": "log_chat", "event_name": "t_{log_name}", "event_type": "track", "metadata": {
+        "#account_id": {"field": "nick", "default": ""}, "#time": {"field": "mtime", "default": ""}}}]"##;
+    let mended = ours.path("settings/mthinkingdata:metadata.24.json");
+    adopt_killed_at(&ours, &lost, "adopt.added");
+    assert_eq!((ours.integer("failure_queue_count"), lost.integer("failure_queue_count")), (20, 20));
+    fs::write(&mended, mapping).expect("a file");
+    // With other settings they are tried again by themselves.
+    ours.start();
+    ours.wait_written(20);
+    ours.stop();
+    let report = adopt(&ours, &lost);
+    assert_eq!((&report["entries"], &report["known_entries"]), (&Value::from(0), &Value::from(20)), "{report}");
+    assert_eq!((ours.integer("failure_queue_count"), lost.integer("failure_queue_count")), (0, 0));
+    ours.start();
+    ours.mtga(["retry_failure_queue"]).success();
+    let mut lines: Vec<_> = ours.events().into_iter().flat_map(|file| file.lines).collect();
+    assert_eq!(lines.len(), 20);
+    lines.sort();
+    lines.dedup();
+    assert_eq!(lines.len(), 20, "each once");
+    ours.stop();
+    assert_balanced(&[&lost, &ours]);
+}

@@ -18,8 +18,9 @@ use crate::msource::store::Walk;
 
 /// Moves every entry, in order of arrival; returns how many came, and how many were here already.
 ///
-/// What is here is durable before it goes there. A repetition after an interruption finds it here, as it finds what we
-/// read again ourselves after a takeover.
+/// What is here is durable before it goes there, and with it how far their queue was taken over. So a repetition after an
+/// interruption takes none twice, whatever became of the entries here meanwhile. What we read again ourselves after a takeover is
+/// here, too.
 pub(super) fn take(ours: &Pipeline, theirs: &Pipeline, progress: &dyn Fn(&str)) -> Result<(u64, u64), Failure> {
     let (_here, _there) = (ours.turn(0, progress)?, theirs.turn(0, progress)?);
     let mut known = HashSet::new();
@@ -27,12 +28,14 @@ pub(super) fn take(ours: &Pipeline, theirs: &Pipeline, progress: &dyn Fn(&str)) 
         known.insert(identity(&entry));
         Walk::On
     })?;
+    let home = &theirs.home.0;
+    let taken = ours.gauges.durable().state.adopted.get(home).copied().unwrap_or(0);
     let (mut from, mut moved, mut seen) = (0, 0, 0);
     loop {
         let (mut fresh, mut removed, mut bytes) = (Vec::new(), Vec::new(), 0);
         theirs.entries(from, &mut |key, entry| {
             removed.push((key, entry.size()));
-            if known.insert(identity(&entry)) {
+            if key >= taken && known.insert(identity(&entry)) {
                 bytes += entry.size();
                 fresh.push(entry);
             }
@@ -42,7 +45,9 @@ pub(super) fn take(ours: &Pipeline, theirs: &Pipeline, progress: &dyn Fn(&str)) 
         from = last + 1;
         moved += fresh.len() as u64;
         seen += (removed.len() - fresh.len()) as u64;
-        add(ours, fresh, progress)?;
+        if from > taken {
+            add(ours, (home, from), fresh, progress)?;
+        }
         fault::point("adopt.added");
         remove(theirs, removed, progress)?;
         fault::point("adopt.removed");
@@ -57,17 +62,20 @@ fn identity(entry: &QueueEntry) -> (TopicPartition, String, i64) {
     (entry.partition.clone(), entry.topic_id.clone(), entry.offset)
 }
 
-/// Adds entries as they are: as a block that takes none out of the queue and puts them in. Durable when this returns.
-fn add(ours: &Pipeline, entries: Vec<QueueEntry>, progress: &dyn Fn(&str)) -> Result<(), Failure> {
-    if entries.is_empty() {
-        return Ok(());
-    }
+/// Adds entries as they are, and notes that those of that home below `upto` are here: none is also noted, since what was here
+/// already may be a line before they have removed it. Durable when this returns.
+fn add(
+    ours: &Pipeline,
+    (home, upto): (&str, u64),
+    entries: Vec<QueueEntry>,
+    progress: &dyn Fn(&str),
+) -> Result<(), Failure> {
     let records = entries.len() as u64;
     ours.gauges.retried(records);
     let block = DoneBlock {
         place: Place::of(ours.tickets.take()),
         is_last: true,
-        source: Source::Queue(Vec::new()),
+        source: Source::Adopted { home: home.to_owned(), upto },
         recipe: Arc::clone(&ours.desk.engine().fingerprint),
         pieces: Vec::new(),
         records,

@@ -6,9 +6,10 @@
 //! nothing runs on that home any more.
 //!
 //! **Promise.** Every step may be repeated after any interruption, and comes to the same end. An entry of the failure queue
-//! is durable here before it leaves there; one that is here already (topic id, partition, offset) is not taken again. In
-//! both homes `consumed + retried = written + filtered + rejected + in flight` holds: an entry that comes here counts as
-//! retried and as rejected, one that leaves there stays counted as rejected.
+//! is durable here before it leaves there; one that is here already (topic id, partition, offset), or was taken over by an
+//! attempt before, is not taken again. In both homes
+//! `consumed + retried = written + filtered + rejected + in flight` holds: an entry that comes here counts as retried and as
+//! rejected, one that leaves there stays counted as rejected.
 //!
 //! **Not promised.** That the other instance is gone: its locks tell it on this host only. What it has written of live files
 //! and never committed is repeated by whoever took its partitions over; then nothing is done about its positions.

@@ -182,6 +182,7 @@ impl Regenerate for MemStore {
     fn lines(&mut self, block: &Block) -> Result<Regenerated, RecoveryError> {
         let made = match &block.source {
             BlockSource::Offsets { from, to } => Made::records(to.partition.partition, *from, to.next),
+            BlockSource::Adopted { .. } => unreachable!("it adopts nothing"),
             BlockSource::Queue(taken) => {
                 let kept = self.last().entries;
                 let entries: Option<Vec<_>> =

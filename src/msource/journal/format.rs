@@ -14,7 +14,7 @@ use super::{Frame, QueueEntry, State, v3};
 /// A format. Its number is in the header of a segment and of a copy, and before each value of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
-    /// No header of a record without a value.
+    /// No header of a record without a value, nothing known of queues that were taken over.
     V3,
     /// Frames of several parts.
     V4,
@@ -73,9 +73,7 @@ impl Format {
 
     /// The state in the store.
     pub fn state(self, bytes: &[u8]) -> postcard::Result<State> {
-        match self {
-            Self::V3 | Self::V4 => postcard::from_bytes(bytes),
-        }
+        Ok(self.take::<State, v3::State>(bytes)?.0)
     }
 
     fn take<T, Old>(self, bytes: &[u8]) -> postcard::Result<(T, &[u8])>

@@ -277,6 +277,14 @@ pub enum BlockSource {
     /// Entries of the failure queue, each with its key and its size in bytes. They leave the queue; those that failed again
     /// come back under the same key as rejects.
     Queue(Vec<(u64, u64)>),
+    /// Entries of the failure queue of another home, which is adopted. Those that this one does not have are the block's
+    /// rejects. What is said of them and the entries are durable together, so that none is taken over twice.
+    Adopted {
+        /// UUID of that home.
+        home: String,
+        /// The first key of its queue that is not taken over.
+        upto: u64,
+    },
 }
 
 /// The lines of a block that go to one file.

@@ -44,6 +44,8 @@ pub struct State {
     pub place: Place,
     /// Each recipe with the number of the last block that it made: what recovery may still need.
     pub recipes: BTreeMap<String, u64>,
+    /// How far the failure queues of other homes were taken over: UUID of the home, and the first key of its queue that was not.
+    pub adopted: BTreeMap<String, u64>,
 }
 
 /// What tells a store from a copy of it; zeros where nothing is known yet.
@@ -364,6 +366,11 @@ impl State {
         let totals = &mut self.totals;
         match &block.source {
             BlockSource::Offsets { .. } => totals.consumed += block.records,
+            BlockSource::Adopted { home, upto } => {
+                totals.retried += block.records;
+                let taken = self.adopted.entry(home.clone()).or_default();
+                *taken = (*taken).max(*upto);
+            }
             BlockSource::Queue(taken) => {
                 totals.retried += block.records;
                 totals.queue_records = totals.queue_records.saturating_sub(taken.len() as u64);

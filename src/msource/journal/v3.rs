@@ -2,12 +2,14 @@
 //!
 //! A header of a record always had a value, and that of a header without one was empty.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::State;
 use super::frame::{self, BlockSource, FileIntent, Header, Mark, MoveCause, Piece, Position, QueueChange, Seal};
+use super::state::{self, FileState, PartitionState, Place, Totals};
+use crate::config::Visibility;
 use crate::msource::TopicPartition;
 use crate::record::Reject;
 
@@ -29,6 +31,45 @@ pub(super) enum Frame {
     Refused { number: u64, seal: Option<u64>, partition: TopicPartition, removed: Vec<(u64, u64)> },
     Undecided { number: u64, partition: TopicPartition },
     Dropped { from: u64, to: u64 },
+}
+
+/// What a home knew.
+#[derive(Deserialize)]
+pub(super) struct State {
+    home: String,
+    incarnation: u64,
+    visibility: Visibility,
+    number: u64,
+    next_file: u64,
+    next_key: u64,
+    partitions: BTreeMap<TopicPartition, PartitionState>,
+    files: BTreeMap<u64, FileState>,
+    seals: BTreeMap<u64, Seal>,
+    totals: Totals,
+    former: Vec<u64>,
+    place: Place,
+    recipes: BTreeMap<String, u64>,
+}
+
+impl From<State> for state::State {
+    fn from(old: State) -> Self {
+        Self {
+            home: old.home,
+            incarnation: old.incarnation,
+            visibility: old.visibility,
+            number: old.number,
+            next_file: old.next_file,
+            next_key: old.next_key,
+            partitions: old.partitions,
+            files: old.files,
+            seals: old.seals,
+            totals: old.totals,
+            former: old.former,
+            place: old.place,
+            recipes: old.recipes,
+            adopted: BTreeMap::new(),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -102,7 +143,7 @@ impl From<Frame> for frame::Frame {
     fn from(old: Frame) -> Self {
         match old {
             Frame::Header(header) => Self::Header(header),
-            Frame::Image(state) => Self::Image(state),
+            Frame::Image(state) => Self::Image(Box::new((*state).into())),
             Frame::Start(position) => Self::Start(position),
             Frame::Move { to, cause } => Self::Move { to, cause },
             Frame::File(intent) => Self::File(intent),

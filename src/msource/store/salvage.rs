@@ -14,6 +14,7 @@ use crate::msource::journal::{QueueEntry, State};
 
 /// What [`salvage`] finds.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly all of them are entries")]
 pub enum Found {
     /// The state, if it can be read: first of all.
     State(Option<State>),
