@@ -16,7 +16,7 @@ use crate::delivery::Cure;
 use crate::delivery::recovery::queue_changes;
 use crate::durable::create_private_dirs;
 use crate::lock::{HomeLock, ReadLock};
-use crate::msource::journal::{self, Contents, Frame, History, QueueEntry, State};
+use crate::msource::journal::{self, Contents, Frame, History, Mark, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk};
 use crate::privileges;
 use crate::transform::recipe::Recipe;
@@ -48,6 +48,9 @@ pub(super) struct Opened {
     pub(super) checked: Checked,
     pub(super) contents: Contents,
     pub(super) lies: Lies,
+    pub(super) damage: Damage,
+    /// Who it was, and the last number that store or journal know.
+    pub(super) known: Mark,
 }
 
 /// Whether the home was in use by this process before.
@@ -166,9 +169,11 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
         checked.with_queue(|queue| rebuild::copy_queue(places, queue))?;
     }
     rebuild::catch_up(places, &mut checked, &state)?;
+    let number = contents.tail.iter().filter_map(Frame::number).fold(state.number, u64::max);
+    let known = Mark { home: state.home.clone(), incarnation: state.incarnation, number };
     let lies = rebuild::recognise(places, &mut state, damage)?;
     contents.state = Some(state);
-    Ok(Opened { checked, contents, lies })
+    Ok(Opened { checked, contents, lies, damage, known })
 }
 
 /// Removes what is not needed of the journal before anything needs room: it may be what fills the disk.

@@ -10,21 +10,22 @@ use std::time::{Duration, Instant, SystemTime};
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::adopt;
-use super::home::{self, Broken, Opening, Places, chain, failed};
+use super::home::{self, Broken, Opened, Opening, Places, chain, failed};
 use super::queue::Turns;
-use super::rebuild::{self, Lies};
+use super::rebuild::{self, Cause, Damage, Lies};
 use super::retry;
 use crate::block::RawBlock;
 use crate::config::{Assignment, Config, Mode, Visibility, WhenFull};
 use crate::control::{Failure, FailureKind, State as Phase};
-use crate::delivery::recovery::recover;
+use crate::delivery::recovery::{Trust, recover};
+use crate::delivery::witness::{self, Witness};
 use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, SealRequest, Tickets};
 use crate::fault::point;
 use crate::lock::HomeLock;
 use crate::msink::dir::{EventDir, is_bare};
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
-use crate::msource::journal::{Contents, History, Journal, Queue, State};
+use crate::msource::journal::{Contents, History, Journal, Mark, Queue, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
 use crate::msource::store::{self, Store};
@@ -134,6 +135,7 @@ struct Ready {
     journal_dir: PathBuf,
     dir: EventDir,
     state: State,
+    witness: Option<Witness>,
 }
 
 impl Ready {
@@ -155,6 +157,7 @@ impl Ready {
             adopt::take_copies(&mut opened.contents, &dir)
                 .map_err(|error| Broken::disk("cannot look at the event files", &error))?;
         }
+        let trust = trust(&mut opened, witness::read(&dir));
         let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
         let mut source = Rereader::new(
             properties::consuming(config),
@@ -163,7 +166,7 @@ impl Ready {
             &opened.checked.store,
             &mut patience,
         );
-        let recovered = recover(&opened.contents, &dir, &mut source);
+        let recovered = recover(&opened.contents, &dir, &mut source, trust);
         drop(source);
         let Some(recovered) = recovered.map_err(|error| Broken::new(error.cure(), &error))? else {
             return Err(failed("the journal holds no state").into());
@@ -180,6 +183,11 @@ impl Ready {
         }
         for (partition, position) in state.forget_unknown() {
             tracing::error!(%partition, position, "the stored position is no offset, left by a version that took a lost answer of the brokers for one: the partition starts as if it had never been read");
+        }
+        if trust == Trust::Outdated && config.kafka.assignment == Assignment::All {
+            for (partition, at) in &state.partitions {
+                tracing::warn!(%partition, from = at.next, "records from here on that have lines or entries already are repeated");
+            }
         }
         point("start.recovered");
         let journal = Journal::begin(&places.journal, &opened.contents, &state).map_err(|error| {
@@ -206,7 +214,35 @@ impl Ready {
         {
             tracing::warn!(%error, "cannot remove recipes that nothing needs any more");
         }
-        Ok(Self { store: Arc::new(store), journal, journal_dir: places.journal, dir, state })
+        let mark = Mark { home: state.home.clone(), incarnation: state.incarnation, number: state.number };
+        let witness = Witness::begin(&dir, &mark)
+            .inspect_err(|error| tracing::warn!(%error, "cannot note checkpoints in the event directory"));
+        point("start.noted");
+        Ok(Self { store: Arc::new(store), journal, journal_dir: places.journal, dir, state, witness: witness.ok() })
+    }
+}
+
+/// How far a home can be believed that says of itself what it is, and of which the event directory knows this checkpoint.
+fn trust(opened: &mut Opened, noted: Option<Mark>) -> Trust {
+    let (known, state) = (&opened.known, &mut opened.contents.state);
+    let is_later = |noted: &Mark| {
+        noted.home == known.home && (noted.incarnation, noted.number) > (known.incarnation, known.number)
+    };
+    if let (Some(noted), Some(state)) = (noted.filter(is_later), state) {
+        tracing::error!(
+            store = known.number,
+            files = noted.number,
+            "the store is older than the event files, as one that was put back from a backup: nothing of the files is changed; entries that the failure queue got since are not in it"
+        );
+        // Where the journal alone was lost, the store still is what goes on.
+        if opened.damage == Damage::None && opened.lies == Lies::InPlace {
+            rebuild::rise(state, Cause::Copy);
+        }
+        return Trust::Outdated;
+    }
+    match opened.lies {
+        Lies::Elsewhere => Trust::Copied,
+        Lies::InPlace => Trust::Own,
     }
 }
 
@@ -268,7 +304,7 @@ impl Pipeline {
     }
 
     fn spawn(config: &Config, desk: &Arc<Desk>, feed: Feed, ready: Ready) -> Result<Arc<Self>, Failure> {
-        let Ready { store, journal, journal_dir, dir, state } = ready;
+        let Ready { store, journal, journal_dir, dir, state, witness } = ready;
         let gauges = Arc::new(Gauges::new(state.clone()));
         let budget = Arc::new(Budget::new(config.memory / BLOCKS_SHARE));
         let tracker = Arc::new(Tracker::default());
@@ -301,8 +337,8 @@ impl Pipeline {
             rotate: config.sink.rotate.clone(),
             commit_point: commit_point(config, requests),
             claimed: Arc::clone(&turns.claimed),
-            queue_bound: (config.failure_queue.when_full == WhenFull::DropOldest)
-                .then_some(config.failure_queue.max_bytes),
+            queue_bound: queue_bound(config),
+            witness,
         })
         .map_err(|error| failed(chain(&error)))?;
         let ended = delivery::spawn(delivery).map_err(|error| failed(chain(&error)))?;
@@ -458,6 +494,12 @@ fn workers(
 /// How many buffers are kept: they are nobody's while they wait, and in no other bound.
 fn spare_buffers(memory: u64) -> usize {
     (memory / SPARE_SHARE / worker::SPARE_MAX as u64).clamp(1, SPARE_BUFFERS) as usize
+}
+
+/// Bytes of the failure queue above which its oldest entries are dropped.
+fn queue_bound(config: &Config) -> Option<u64> {
+    let queue = &config.failure_queue;
+    (queue.when_full == WhenFull::DropOldest).then_some(queue.max_bytes)
 }
 
 /// Who decides that hidden files are published.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
+use super::witness::Witness;
 use super::{Error, Gauges, Inbox};
 use crate::fault::point;
 use crate::msource::journal::{Frame, Journal};
@@ -45,6 +46,8 @@ pub(super) struct Checkpointer {
     pub(super) journal_dir: PathBuf,
     pub(super) store: Arc<dyn Store>,
     pub(super) gauges: Arc<Gauges>,
+    /// Where the event directory can have a note.
+    pub(super) witness: Option<Witness>,
 }
 
 impl Checkpointer {
@@ -66,6 +69,10 @@ impl Checkpointer {
         point("checkpoint.noted");
         file.sync_data().map_err(|error| Error::Sync("the journal".into(), error))?;
         point("checkpoint.durable");
+        if let Some(Err(error)) = self.witness.as_ref().map(|witness| witness.note(number)) {
+            // Without it a backup that is put back is not recognised; nothing else needs it.
+            tracing::debug!(%error, "cannot note the checkpoint in the event directory");
+        }
         if !job.change.remove.is_empty() {
             point("queue_checkpointed");
         }

@@ -45,6 +45,7 @@ mod seal;
 mod stall;
 #[cfg(test)]
 mod tests;
+pub mod witness;
 mod writer;
 
 pub use budget::Budget;

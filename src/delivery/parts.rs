@@ -9,6 +9,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use super::checkpoint::Checkpointer;
 use super::seal::Sealing;
+use super::witness::Witness;
 use super::writer::Delivery;
 use super::{Budget, CommitPoint, Error, Gauges, Inbox};
 use crate::block::Place;
@@ -59,6 +60,8 @@ pub struct Parts {
     pub claimed: Arc<Mutex<u64>>,
     /// Bytes of the failure queue above which its oldest entries are dropped, if they are.
     pub queue_bound: Option<u64>,
+    /// Where checkpoints are noted in the event directory, if they can be.
+    pub witness: Option<Witness>,
 }
 
 impl Delivery {
@@ -69,6 +72,7 @@ impl Delivery {
             journal_dir: parts.journal_dir,
             store: parts.store,
             gauges: Arc::clone(&parts.gauges),
+            witness: parts.witness,
         });
         let (jobs, received) = bounded(1);
         let checkpoints = Arc::clone(&checkpointer)

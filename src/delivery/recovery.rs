@@ -9,7 +9,8 @@
 //! - Cut short or damaged: the block is made again from its source under its recipe, and what is missing is appended, so
 //!   that a torn line is completed and never cut: collectors that tail a file start over when it shrinks. Damage, which
 //!   only a power cut leaves, is written over in place.
-//! - Bytes that no block covers: only a power cut leaves them, or a stranger. They are cut off, and that is said.
+//! - Bytes that no block covers: only a power cut leaves them, or another process. They are cut off, and that is logged.
+//!   Not so when the store may be older than the file ([`Trust`]): no line that a reader could have seen goes for that.
 //! - Not all to be had again (retention or compaction took records, or a line is written otherwise now): complete lines stay,
 //!   each record that is left and has no line gets one, and only what is gone is a gap; reported. See `refit`. The pieces
 //!   behind stay where they are: what is new gets exactly the place that there was, and what does not fit goes to the end of
@@ -39,6 +40,17 @@ use crate::msource::store::{StoreChange, StoreError};
 
 /// Files that are open at once: a service may have far more unfinished ones than a process may open.
 const OPEN_MAX: usize = 100;
+
+/// How far the state and the journal can be believed about the event files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// They are as this home left them.
+    Own,
+    /// They are a copy: what is missing in the files is completed, but a file may have got lines since that are in no block here.
+    Copied,
+    /// They are older than the files. Live files are left alone, and get no further lines.
+    Outdated,
+}
 
 /// Makes the lines of a block again.
 pub trait Regenerate {
@@ -111,12 +123,14 @@ pub fn recover(
     contents: &Contents,
     dir: &EventDir,
     source: &mut dyn Regenerate,
+    trust: Trust,
 ) -> Result<Option<Recovered>, RecoveryError> {
     let Some(state) = contents.state.clone() else { return Ok(None) };
     let durable = state.files.iter().map(|(id, file)| (*id, file.length)).collect();
     let mut work = Work {
         dir,
         source,
+        trust,
         durable,
         last_ends: last_ends(&contents.tail),
         opened: BTreeMap::new(),
@@ -181,6 +195,7 @@ enum Mended {
 struct Work<'a> {
     dir: &'a EventDir,
     source: &'a mut dyn Regenerate,
+    trust: Trust,
     /// The length of each file at the last checkpoint.
     durable: BTreeMap<u64, u64>,
     /// Where the last piece of each file ended before the crash.
@@ -257,6 +272,9 @@ impl Work<'_> {
     fn find(&self, id: u64) -> Result<Found, RecoveryError> {
         let Some(state) = self.state.files.get(&id) else { return Ok(Found::Foreign) };
         let path = state.path();
+        if self.trust == Trust::Outdated && state.visibility == Visibility::Live {
+            return Ok(Found::Foreign);
+        }
         let failed = |error| RecoveryError::File(path.clone(), error);
         match self.dir.open_existing(&path) {
             // No line is written before the note of the creation is durable: without it the file is empty, or a stranger's.
@@ -428,10 +446,20 @@ impl Work<'_> {
                 continue;
             }
             let name = self.name(id);
+            let stays = self.trust != Trust::Own && !self.is_hidden(id);
             let failed = |error| RecoveryError::File(name.clone(), error);
             let Some(file) = self.file(id)? else { continue };
             let found = file.metadata().map_err(failed)?.len();
             if found <= length {
+                continue;
+            }
+            if stays {
+                tracing::warn!(
+                    file = name,
+                    more = found - length,
+                    "this file has lines that the copied store has no block of; they stay, and a new file goes on"
+                );
+                self.state.apply(&Frame::End { id });
                 continue;
             }
             file.set_len(length).map_err(failed)?;

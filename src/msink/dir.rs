@@ -97,6 +97,18 @@ impl EventDir {
         ))
     }
 
+    /// Opens the file in [`PRIVATE`] where the progress of its owner is noted; makes it if it is to be written.
+    pub fn note(&self, write: bool) -> io::Result<File> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let flags = EVENT_FILE | if write { OFlag::O_CREAT } else { OFlag::empty() };
+        let file = File::from(openat(held.file(), "checkpoint", flags, Mode::from_bits_truncate(0o600))?);
+        if write {
+            fsync(held.file())?;
+            fsync(&self.root)?;
+        }
+        Ok(file)
+    }
+
     /// Locks again where another process removed what was locked.
     fn keep_lock(&self) -> io::Result<()> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);

@@ -275,6 +275,8 @@ impl Parts<'_> {
                 let rest = keys.split_off(index - self.first);
                 Source::Queue(std::mem::replace(keys, rest))
             }
+            // No worker has them.
+            adopted @ Source::Adopted { .. } => adopted.clone(),
         }
     }
 }
@@ -760,7 +762,7 @@ mod tests {
         assert!(parts.len() >= 5, "{} parts", parts.len());
         let keys = parts.iter().flat_map(|part| match &part.source {
             Source::Queue(keys) => keys.iter().map(|(key, _)| *key),
-            Source::Partition { .. } => unreachable!(),
+            Source::Partition { .. } | Source::Adopted { .. } => unreachable!(),
         });
         assert_eq!(keys.collect::<Vec<_>>(), (0..sizes.len() as u64).collect::<Vec<_>>());
         let records: Vec<_> = parts.iter().map(|part| part.records).collect();

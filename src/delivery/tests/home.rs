@@ -97,7 +97,7 @@ impl Home {
         }
         let dir = EventDir::open(&self.data()).unwrap();
         let mut source = MemStore(Mutex::new(vec![self.store.last()]), AtomicU64::default());
-        let recovered = recover(&contents, &dir, &mut source).unwrap().unwrap();
+        let recovered = recover(&contents, &dir, &mut source, Trust::Own).unwrap().unwrap();
         let mut change = StoreChange::default();
         queue_changes(contents.tail.iter().cloned(), number, &mut change);
         change.state = recovered.state;
@@ -137,6 +137,7 @@ impl Home {
             rotate: config.rotate,
             commit_point,
             claimed: Arc::new(Mutex::new(u64::MAX)),
+            witness: None,
             queue_bound: self.queue_bound,
         });
         let ended = delivery::spawn(delivery.unwrap()).unwrap();

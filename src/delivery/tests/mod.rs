@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tempfile::TempDir;
 
-use super::recovery::{Recovered, RecoveryError, Regenerate, Regenerated, recover};
+use super::recovery::{Recovered, RecoveryError, Regenerate, Regenerated, Trust, recover};
 use crate::config::Visibility;
 use crate::msink::FileKey;
 use crate::msink::dir::EventDir;

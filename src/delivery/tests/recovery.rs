@@ -93,7 +93,7 @@ impl World {
 
     fn recover(&self, source: &mut dyn Regenerate) -> Recovered {
         let dir = EventDir::open(&self.scratch.path().join("data")).unwrap();
-        recover(&self.contents, &dir, source).unwrap().unwrap()
+        recover(&self.contents, &dir, source, Trust::Own).unwrap().unwrap()
     }
 
     /// Every file is as it should be, and the state says so.
@@ -416,5 +416,5 @@ fn rejects_and_removals_of_the_tail_are_brought_along() {
 fn no_journal_is_no_recovery() {
     let scratch = TempDir::new().unwrap();
     let dir = EventDir::open(scratch.path()).unwrap();
-    assert!(recover(&Contents::default(), &dir, &mut gone()).unwrap().is_none());
+    assert!(recover(&Contents::default(), &dir, &mut gone(), Trust::Own).unwrap().is_none());
 }

@@ -301,8 +301,12 @@ pub enum Decision {
 pub fn decide(known: &Known<'_>) -> Decision {
     let other = |id: &str| differ(id, known.topic_id);
     let owner = known.group.and_then(|group| group.metadata.parse::<Owner>().ok());
-    let is_ours = |Mark { home, incarnation, .. }: &Mark| {
-        home == known.home.0 && (*incarnation == known.home.1 || known.former.contains(incarnation))
+    // A number of ours that we never gave out is that of a later time: our store was put back from a backup. Where files are
+    // hidden, the group has the last word anyhow.
+    let is_ours = |Mark { home, incarnation, number }: &Mark| {
+        let is_known = known.visibility == Visibility::Sealed || *number <= known.number;
+        let is_this = *incarnation == known.home.1 && is_known;
+        home == known.home.0 && (is_this || known.former.contains(incarnation))
     };
     let ours = owner.as_ref().is_some_and(|owner| is_ours(&owner.mark));
     let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));

@@ -28,7 +28,7 @@ fn check(
     let known = Known {
         home: ("me", 9),
         former: &[7, 8],
-        number: 6,
+        number: 7,
         local: local.as_ref(),
         group: group.as_ref(),
         topic_id: ID,
@@ -36,6 +36,14 @@ fn check(
         visibility: Visibility::Live,
     };
     assert_eq!(decide(&known), *expected);
+}
+
+#[test]
+fn a_store_that_was_put_back_from_a_backup_goes_on_where_the_group_is() {
+    let moved = Decision::Move { to: 60, cause: MoveCause::Takeover };
+    check(Some(local(50, ID)), Some(group(60, &format!("me/9/8/{ID}"))), true, &moved);
+    // An incarnation that ended with a damage here may have got further than what is left of it, and nobody else has.
+    check(Some(local(50, ID)), Some(group(60, &format!("me/8/900/{ID}"))), true, &Decision::Continue);
 }
 
 #[test]

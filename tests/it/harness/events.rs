@@ -69,7 +69,10 @@ fn named(dir: &Path, wanted: impl Fn(&str) -> bool + Copy) -> Vec<PathBuf> {
     for entry in std::fs::read_dir(dir).into_iter().flatten() {
         let entry = entry.expect("a directory entry");
         if entry.file_type().expect("a file type").is_dir() {
-            found.extend(named(&entry.path(), wanted));
+            // What is the service's own is no event file.
+            if entry.file_name() != ".mtga" {
+                found.extend(named(&entry.path(), wanted));
+            }
         } else if wanted(&entry.file_name().to_string_lossy()) {
             found.push(entry.path());
         }
