@@ -14,7 +14,8 @@ const HOME: &str = "Directory that relative paths start from [default: $MTGA_HOM
                     else here]";
 
 const VERIFY: &str = "Check published event files against their manifests: lines, bytes and checksum of each, and \
-                      whether the offsets of all of them together have gaps or overlaps. Only sealed files have \
+                      whether the offsets of all of them together have gaps or overlaps, and every range its \
+                      lines. What manifests alone do not tell is said apart and is no fault. Only sealed files have \
                       manifests; what is written live cannot be checked. Exits with 1 when there are faults.";
 
 const ADOPT: &str = "Finish and take over the home of an instance whose host is gone: its event files are completed, \

@@ -208,6 +208,8 @@ pub enum Missing {
 pub struct Verification {
     /// The faults: those of files by path, then those of ranges.
     pub faults: Vec<Fault>,
+    /// What the manifests do not tell, and nobody can know by them alone. No faults.
+    pub unknown: Vec<Unknown>,
     /// Everything that was looked at.
     pub summary: Summary,
 }
@@ -224,6 +226,42 @@ pub struct Fault {
     /// The offsets that it is about, of a gap or an overlap.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range: Option<Range>,
+}
+
+/// One thing that cannot be known.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Unknown {
+    /// What kind of thing.
+    pub kind: UnknownKind,
+    /// The partition, with its offsets.
+    pub place: String,
+    /// For people: what exactly, and why.
+    pub detail: String,
+    /// The offsets that it is about.
+    pub range: Range,
+}
+
+/// The kinds of [`Unknown`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UnknownKind {
+    /// Whether offsets before the first range here were ever to be covered.
+    Beginning,
+    /// Whether a range without a file had lines.
+    Empty,
+    /// Why offsets of a range had no record.
+    NoRecord,
+}
+
+impl UnknownKind {
+    /// The name in tables and JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Beginning => "beginning",
+            Self::Empty => "empty",
+            Self::NoRecord => "no_record",
+        }
+    }
 }
 
 /// The kinds of [`Fault`].
@@ -252,6 +290,8 @@ pub enum FaultKind {
     Gap,
     /// Offsets that two seals have.
     Overlap,
+    /// A range with other lines than its files have, or whose counts do not add up.
+    Records,
 }
 
 impl FaultKind {
@@ -269,6 +309,7 @@ impl FaultKind {
             Self::Undecided => "undecided",
             Self::Gap => "gap",
             Self::Overlap => "overlap",
+            Self::Records => "records",
         }
     }
 }
@@ -288,6 +329,8 @@ pub struct Summary {
     pub ranges: u64,
     /// Faults.
     pub faults: u64,
+    /// Things that cannot be known.
+    pub unknown: u64,
     /// Event files that are gone, where that is allowed.
     pub missing: u64,
     /// Hidden files: not published yet, or left behind by a crash.

@@ -30,8 +30,8 @@ use clap::error::ErrorKind;
 use self::args::{Command, Line};
 pub use self::backend::{
     AdoptedFile, AdoptedPosition, Adoption, Backend, DemoOptions, Fault, FaultKind, FileOutcome, Format, Loaded,
-    Missing, Moved, OffsetTarget, Place, Plain, PositionOutcome, Process, Scope, Selection, Summary, Verification,
-    VerifyOptions,
+    Missing, Moved, OffsetTarget, Place, Plain, PositionOutcome, Process, Scope, Selection, Summary, Unknown,
+    UnknownKind, Verification, VerifyOptions,
 };
 use self::context::Context;
 pub use self::exit::Exit;

@@ -7,7 +7,9 @@ use std::fmt::Write as _;
 use cli_table::format::{Border, HorizontalLine, Separator, VerticalLine};
 use cli_table::{Cell, CellStruct, Table};
 
-use super::{AdoptedFile, AdoptedPosition, Adoption, Fault, FileOutcome, PositionOutcome, Summary, Verification};
+use super::{
+    AdoptedFile, AdoptedPosition, Adoption, Fault, FileOutcome, PositionOutcome, Summary, Unknown, Verification,
+};
 use crate::control::{FailureEntry, PartitionOffsets, Removed, State, Status};
 use crate::record::{Filter, Reason};
 
@@ -139,9 +141,19 @@ pub(super) fn verification(found: &Verification) -> String {
             wrap(&clean(&fault.detail), FAULT_WIDTH),
         ]
     };
-    let Summary { files, lines, bytes, partitions, ranges, faults, missing, hidden, live } = found.summary;
-    let table =
+    let open = |unknown: &Unknown| {
+        vec![
+            unknown.kind.name().to_owned(),
+            wrap(&clean(&unknown.place), FAULT_WIDTH),
+            wrap(&clean(&unknown.detail), FAULT_WIDTH),
+        ]
+    };
+    let Summary { files, lines, bytes, partitions, ranges, faults, unknown, missing, hidden, live } = found.summary;
+    let mut table =
         if faults == 0 { String::new() } else { draw(&["Fault", "Where", "What"], found.faults.iter().map(row)) };
+    if unknown > 0 {
+        table += &draw(&["Not known", "Where", "What"], found.unknown.iter().map(open));
+    }
     let size = self::bytes(bytes);
     let mut text = format!(
         "{table}{} as their manifests say: {}, {size}, {} of {}\n",
@@ -157,6 +169,9 @@ pub(super) fn verification(found: &Verification) -> String {
     ];
     for (count, what, note) in notes.iter().filter(|(count, ..)| *count > 0) {
         let _ = writeln!(text, "{}: {note}", counted(*count, what));
+    }
+    if unknown > 0 {
+        let _ = writeln!(text, "{} that manifests alone do not tell", counted(unknown, "thing"));
     }
     let _ = writeln!(text, "{}", if faults == 0 { "no faults".to_owned() } else { counted(faults, "fault") });
     text
@@ -425,6 +440,18 @@ mod tests {
                 ),
                 fault(FaultKind::Gap, "mulog_clean_24[0] from 5 to 9", "4 offsets: no file covers them"),
             ],
+            unknown: vec![Unknown {
+                kind: crate::cli::UnknownKind::Beginning,
+                place: "mulog_clean_24[0] before 3".to_owned(),
+                detail: "its first manifest does not tell where the partition began".to_owned(),
+                range: crate::msink::manifest::Range {
+                    topic: "mulog_clean_24".into(),
+                    topic_id: String::new(),
+                    partition: 0,
+                    from: 0,
+                    to: 3,
+                },
+            }],
             summary: Summary {
                 files: 1,
                 lines: 1000,
@@ -432,6 +459,7 @@ mod tests {
                 partitions: 1,
                 ranges: 2,
                 faults: 2,
+                unknown: 1,
                 hidden: 3,
                 ..Summary::default()
             },
@@ -445,12 +473,21 @@ mod tests {
 | gap          | mulog_clean_24[0] from 5 to 9 | 4 offsets: no file covers    |
 |              |                               | them                         |
 '--------------'-------------------------------'------------------------------'
+.-----------.----------------------------.-----------------------------.
+| Not known | Where                      | What                        |
++-----------+----------------------------+-----------------------------+
+| beginning | mulog_clean_24[0] before 3 | its first manifest does not |
+|           |                            | tell where the partition    |
+|           |                            | began                       |
+'-----------'----------------------------'-----------------------------'
 1 file as their manifests say: 1000 lines, 1.0 MiB, 2 ranges of 1 partition
 3 hidden files: not published, or left behind by a crash
+1 thing that manifests alone do not tell
 2 faults
 ";
         assert_eq!(verification(&found), expected);
         found.faults.clear();
+        found.unknown.clear();
         found.summary = Summary::default();
         let expected = "0 files as their manifests say: 0 lines, 0 B, 0 ranges of 0 partitions\nno faults\n";
         assert_eq!(verification(&found), expected);

@@ -115,7 +115,7 @@ impl Backend for FakePipeline {
         let dirs = if options.missing == Missing::Allowed { &[][..] } else { &options.dirs[..] };
         let faults: Vec<_> = dirs.iter().map(fault).collect();
         let summary = Summary { faults: faults.len() as u64, ..Summary::default() };
-        Ok(Verification { faults, summary })
+        Ok(Verification { faults, unknown: Vec::new(), summary })
     }
     fn demo(&self, options: &DemoOptions, _: Format, out: &mut dyn Write) -> Result<(), Failure> {
         writeln!(out, "{options:?}").map_err(|e| Failure::new(FailureKind::Failed, e.to_string()))

@@ -22,9 +22,25 @@
 //!   },
 //!   "home": "5f0c7a1e-6f0d-4d2b-9b61-0c1f2a3b4c5d",
 //!   "incarnation": 1,
-//!   "number": 77
+//!   "number": 77,
+//!   "seal": {
+//!     "consumed": 1000,
+//!     "written": 1000,
+//!     "filtered": 0,
+//!     "rejected": 0,
+//!     "after": {
+//!       "home": "5f0c7a1e-6f0d-4d2b-9b61-0c1f2a3b4c5d",
+//!       "incarnation": 1,
+//!       "number": 70
+//!     }
+//!   }
 //! }
 //! ```
+//!
+//! `seal` is the same in each manifest of a seal: what became of its records, and which commit it follows. So a range in which
+//! every record was filtered is told from one whose lines are gone, and a range that begins where another seal ended from one
+//! that begins where its partition was pinned (`after` with number 0, or `null` without a group). Manifests of earlier programs
+//! and those of retries have none.
 //!
 //! Of records that were retried from the failure queue, `source` is `{"retries": true}`. Without a file, `file` is `null`
 //! and the figures are 0. Readers ignore members that they do not know; what an older reader would misunderstand raises
@@ -75,6 +91,35 @@ pub struct Manifest {
     /// The incarnation of that home.
     pub incarnation: u64,
     /// Number of its seal. All files of a seal have the same one, and no other seal of the partition has it.
+    pub number: u64,
+    /// What the whole seal amounts to; `None` for retries, and from programs that did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seal: Option<Seal>,
+}
+
+/// What a seal amounts to, over all of its files.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Seal {
+    /// Records in its range. Other offsets of it have none of their own: control records, aborted and compacted-away ones.
+    pub consumed: u64,
+    /// Those that became lines.
+    pub written: u64,
+    /// Those that were dropped on purpose.
+    pub filtered: u64,
+    /// Those that went into the failure queue.
+    pub rejected: u64,
+    /// The commit that it follows: a seal, or with number 0 a pinned start. `None`: there is no commit before it.
+    pub after: Option<After>,
+}
+
+/// A commit that a seal follows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct After {
+    /// The home that made it.
+    pub home: String,
+    /// The incarnation of that home.
+    pub incarnation: u64,
+    /// Number of its seal; 0 for a pinned start.
     pub number: u64,
 }
 
@@ -256,6 +301,17 @@ mod tests {
             home: "5f0c7a1e-6f0d-4d2b-9b61-0c1f2a3b4c5d".to_owned(),
             incarnation: 1,
             number: 77,
+            seal: Some(Seal {
+                consumed: 1003,
+                written: 1000,
+                filtered: 2,
+                rejected: 1,
+                after: Some(After {
+                    home: "5f0c7a1e-6f0d-4d2b-9b61-0c1f2a3b4c5d".to_owned(),
+                    incarnation: 1,
+                    number: 70,
+                }),
+            }),
         }
     }
 
@@ -285,7 +341,18 @@ mod tests {
   },
   "home": "5f0c7a1e-6f0d-4d2b-9b61-0c1f2a3b4c5d",
   "incarnation": 1,
-  "number": 77
+  "number": 77,
+  "seal": {
+    "consumed": 1003,
+    "written": 1000,
+    "filtered": 2,
+    "rejected": 1,
+    "after": {
+      "home": "5f0c7a1e-6f0d-4d2b-9b61-0c1f2a3b4c5d",
+      "incarnation": 1,
+      "number": 70
+    }
+  }
 }
 "#;
 
@@ -303,6 +370,18 @@ mod tests {
         assert_eq!(Manifest::parse(text.as_bytes()), Ok(retries));
         let empty = Manifest { file: None, lines: 0, bytes: 0, crc32c: 0, ..manifest() };
         assert_eq!(Manifest::parse(&empty.to_json()), Ok(empty));
+    }
+
+    #[test]
+    fn manifests_of_earlier_programs_tell_nothing_of_their_seal() {
+        let (before, _) = GOLDEN.split_once(",\n  \"seal\"").unwrap();
+        let earlier = format!("{before}\n}}\n");
+        assert_eq!(Manifest::parse(earlier.as_bytes()), Ok(Manifest { seal: None, ..manifest() }));
+        assert_eq!(String::from_utf8(Manifest { seal: None, ..manifest() }.to_json()).unwrap(), earlier);
+        assert!(
+            manifest().is_of(&Manifest { seal: None, ..manifest() })
+                && !manifest().is_of(&Manifest { number: 1, ..manifest() })
+        );
     }
 
     #[test]
@@ -333,7 +412,7 @@ mod tests {
             ("\"ta.24.2020-12-17-13.7.log\"", "\".hidden\"", "`file` is `.hidden`, no name of an event file"),
             ("\"ta.24.2020-12-17-13.7.log\"", &long, "no name of an event file"),
             ("\"ta.24.2020-12-17-13.7.log\"", "null", "it tells of lines although `file` is null"),
-            ("}\n", "} x", "trailing characters"),
+            ("\n}\n", "\n} x", "trailing characters"),
         ] {
             let found = with(from, to);
             assert!(found.contains(message), "{from} as {to}: {found}");
@@ -372,13 +451,21 @@ mod tests {
             range in prop::option::of(("\\PC{1,30}", "\\PC{0,22}", 0..i32::MAX, 0..i64::MAX / 2, 0..i64::MAX / 2)),
             home in "\\PC{0,36}",
             seal in any::<(u64, u64)>(),
+            counts in prop::option::of((any::<[u64; 4]>(), prop::option::of(("\\PC{0,36}", any::<u64>(), any::<u64>())))),
         ) -> Manifest {
             let (lines, bytes, crc32c) = figures;
             let source = range.map_or(Source::Retries, |(topic, topic_id, partition, from, length)| {
                 Source::Range(Range { topic, topic_id, partition, from, to: from + length })
             });
             let (incarnation, number) = seal;
-            Manifest { file: Some(file), lines, bytes, crc32c, compression, source, home, incarnation, number }
+            let seal = counts.map(|([consumed, written, filtered, rejected], after)| Seal {
+                consumed,
+                written,
+                filtered,
+                rejected,
+                after: after.map(|(home, incarnation, number)| After { home, incarnation, number }),
+            });
+            Manifest { file: Some(file), lines, bytes, crc32c, compression, source, home, incarnation, number, seal }
         }
     }
 

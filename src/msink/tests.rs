@@ -330,6 +330,7 @@ fn hidden() -> (World, SealedFile, Manifest) {
         home: "h".into(),
         incarnation: 1,
         number: 7,
+        seal: None,
     };
     let file = SealedFile { id, name, inode: 0, lines: 1, bytes, crc, compression: config::Compression::None };
     (world, file, manifest)
@@ -337,7 +338,8 @@ fn hidden() -> (World, SealedFile, Manifest) {
 
 fn names(world: &World) -> Vec<String> {
     let entries = fs::read_dir(&world.config.dir).unwrap().map(|entry| entry.unwrap().file_name());
-    let mut names: Vec<_> = entries.map(|name| name.into_string().unwrap()).collect();
+    let names = entries.map(|name| name.into_string().unwrap());
+    let mut names: Vec<_> = names.filter(|name| name != super::dir::PRIVATE).collect();
     names.sort();
     names
 }

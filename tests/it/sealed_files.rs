@@ -6,6 +6,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use mtga::control::State;
+use mtga::msink::manifest::{self, Manifest};
 use mtga::msource::journal;
 use serde_json::{Value, json};
 
@@ -164,6 +165,52 @@ fn a_name_that_comes_again_gets_no_manifest_of_the_file_before() {
     let faults = report["faults"].as_array().expect("faults");
     let kinds: BTreeSet<_> = faults.iter().filter_map(|fault| fault["kind"].as_str()).collect();
     assert_eq!(kinds, BTreeSet::from(["overlap"]), "with its store a home forgets what it published: {report}");
+}
+
+/// Runs `verify`; what it says, without faults.
+fn verified(home: &Home) -> Value {
+    serde_json::from_str(&home.mtga(["verify", "--json"]).code(0).stdout).expect("JSON")
+}
+
+#[test]
+fn manifests_tell_what_became_of_every_record() {
+    for assignment in ["all", "group"] {
+        let topic = Topic::create("told", 1);
+        let mut home = sealed(&topic);
+        if assignment == "group" {
+            home.in_group();
+        }
+        let mut produced = Vec::new();
+        for _ in 0..2 {
+            produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, produced.len() as u64, 100));
+            assert_published(&home, &produced);
+            assert_eq!(verified(&home)["unknown"], json!([]), "the start was pinned at the first record");
+        }
+        let mut seals: Vec<Manifest> = events::manifests(&data(&home))
+            .iter()
+            .map(|path| Manifest::parse(&fs::read(path).expect("a file")).expect("a manifest"))
+            .collect();
+        seals.sort_by_key(|manifest| manifest.number);
+        let told: Vec<_> = seals.iter().map(|manifest| manifest.seal.clone().expect("what became of it")).collect();
+        let counts = oracle::expect(&produced).counts;
+        assert_eq!(told.iter().map(|seal| seal.consumed).sum::<u64>(), 200);
+        assert_eq!(told.iter().map(|seal| seal.written).sum::<u64>(), counts.written);
+        assert_eq!(told.iter().map(|seal| seal.filtered).sum::<u64>(), counts.filtered.iter().sum::<u64>());
+        assert_eq!(told.iter().map(|seal| seal.rejected).sum::<u64>(), counts.rejected.iter().sum::<u64>());
+        let [first, second] = &told[..] else { panic!("two seals: {seals:?}") };
+        assert_eq!(first.after.as_ref().map(|after| after.number), (assignment == "group").then_some(0));
+        assert_eq!(second.after.as_ref().map(|after| after.number), Some(seals[0].number));
+
+        // Without the first seal nobody can tell by the manifests whether something came before.
+        for path in [&seals[0].file].into_iter().flatten().map(|file| data(&home).join(file)) {
+            fs::remove_file(&path).expect("a file");
+            fs::remove_file(
+                path.with_file_name(manifest::name_for(&path.file_name().expect("a name").to_string_lossy())),
+            )
+            .expect("a manifest");
+        }
+        assert_eq!(verified(&home)["unknown"][0]["kind"], "beginning");
+    }
 }
 
 /// A record of this log name that becomes a line.

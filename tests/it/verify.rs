@@ -31,6 +31,7 @@ fn publish(home: &Home, dir: &str, name: &str, from: i64, to: i64) {
         home: "5f0c7a1e".to_owned(),
         incarnation: 1,
         number: from as u64,
+        seal: None,
     };
     fs::write(home.path(format!("{dir}/{name}")), text).expect("a file");
     fs::write(home.path(format!("{dir}/{}", name_for(name))), manifest.to_json()).expect("a file");

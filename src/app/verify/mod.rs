@@ -6,9 +6,11 @@
 //! It may look at a directory that is written to, or emptied by a collector: names are listed until no new manifest comes
 //! up, so that a seal that is listed has all seals before it listed too, and what is gone with its manifest was taken.
 //!
-//! **Not here.** Live files have no manifests. A file that was deleted *with* its manifest shows only as a gap, and not
-//! even so when another file of its seal is left. What is right at both ends of a directory, nobody can tell: whether the
-//! first range begins at the start of the topic, and the last one ends where the service stands.
+//! What it says has three classes: faults, what is sound, and what manifests alone do not tell: whether offsets before the first
+//! range were ever to be covered, where that does not begin at a pinned start; whether a range of an earlier program that has no
+//! file had lines; and why offsets had no record of their own, which only the brokers know.
+//!
+//! **Not here.** Live files have no manifests. Whether the last range ends where the service stands, `offset_checker` tells.
 //!
 //! It fails when one of the directories that were named cannot be read; everything else is a fault that it reports.
 
@@ -29,8 +31,8 @@ use nix::fcntl::OFlag;
 use xxhash_rust::xxh3::xxh3_128;
 
 use self::contents::Contents;
-use self::ranges::{Misfit, Seals};
-use crate::cli::{Fault, FaultKind, Missing, Plain, Verification, VerifyOptions};
+use self::ranges::{Judgement, Misfit, Open, Seals};
+use crate::cli::{Fault, FaultKind, Missing, Plain, Unknown, UnknownKind, Verification, VerifyOptions};
 use crate::control::{Failure, FailureKind};
 use crate::msink::manifest::{self, Manifest, Range};
 use crate::msink::name::UNDECIDED;
@@ -94,7 +96,7 @@ struct Verifier<'a> {
     options: &'a VerifyOptions,
     found: Verification,
     seals: Seals,
-    /// Each manifest with a file, by its hash.
+    /// Each manifest, by its hash.
     seen: HashMap<u128, PathBuf>,
     buffer: Vec<u8>,
 }
@@ -174,9 +176,12 @@ impl Verifier<'_> {
         {
             return self.fault(FaultKind::BadManifest, path, format!("it is the manifest of `{file}`: it was renamed"));
         }
-        self.seals.add(&manifest, path);
+        let first = self.seen.insert(xxh3_128(&manifest.to_json()), path.to_owned());
+        if first.is_none() {
+            self.seals.add(&manifest, path);
+        }
         let Some(file) = &manifest.file else { return };
-        if let Some(first) = self.seen.insert(xxh3_128(&manifest.to_json()), path.to_owned()) {
+        if let Some(first) = first {
             self.fault(FaultKind::Duplicate, path, format!("the same as {}", first.display()));
         }
         self.look_at_file(&path.with_file_name(file), path, &manifest);
@@ -184,7 +189,12 @@ impl Verifier<'_> {
 
     /// Checks an event file against its manifest. Of its faults the first that explains the others is told.
     fn look_at_file(&mut self, path: &Path, manifest_path: &Path, manifest: &Manifest) {
-        let length = |found| format!("it has {found} bytes, its manifest says {}", manifest.bytes);
+        let since = if is_older(manifest_path, path) {
+            "; it was written after its manifest: changed since, or that is the manifest of an earlier file"
+        } else {
+            ""
+        };
+        let length = |found| format!("it has {found} bytes, its manifest says {}{since}", manifest.bytes);
         match check(path, manifest, &mut self.buffer) {
             Ok(Checked::Fine) => {
                 let summary = &mut self.found.summary;
@@ -197,12 +207,16 @@ impl Verifier<'_> {
                 self.fault(FaultKind::Length, path, length(bytes));
             }
             Ok(Checked::Contents(Contents { crc32c, .. })) if crc32c != manifest.crc32c => {
-                let detail = format!("its CRC-32C is {crc32c:08x}, its manifest says {:08x}", manifest.crc32c);
+                let detail = format!("its CRC-32C is {crc32c:08x}, its manifest says {:08x}{since}", manifest.crc32c);
                 self.fault(FaultKind::Checksum, path, detail);
             }
             Ok(Checked::Contents(Contents { lines, .. })) => {
                 let found = lines.map_or_else(|told| told, |count| format!("it has {count} lines"));
-                self.fault(FaultKind::Lines, path, format!("{found}, its manifest says {} lines", manifest.lines));
+                self.fault(
+                    FaultKind::Lines,
+                    path,
+                    format!("{found}, its manifest says {} lines{since}", manifest.lines),
+                );
             }
             // Taken away with its manifest.
             Err(error) if error.kind() == io::ErrorKind::NotFound && is_gone(manifest_path) => {}
@@ -219,10 +233,12 @@ impl Verifier<'_> {
         let Self { mut found, seals, .. } = self;
         found.faults.sort_by(|one, other| one.place.cmp(&other.place));
         found.summary.partitions = seals.partitions();
-        let (ranges, misfits) = seals.judge();
-        found.summary.ranges = ranges;
+        let Judgement { seals, misfits, open } = seals.judge();
+        found.summary.ranges = seals;
         found.faults.extend(misfits.into_iter().map(misfit));
         found.summary.faults = found.faults.len() as u64;
+        found.unknown.extend(open.into_iter().map(unknown));
+        found.summary.unknown = found.unknown.len() as u64;
         found
     }
 }
@@ -237,10 +253,41 @@ fn misfit(misfit: Misfit) -> Fault {
             let detail = format!("twice, by {} and {}", one.display(), other.display());
             (FaultKind::Overlap, range, detail)
         }
+        Misfit::Records(range, wrong, manifest) => {
+            (FaultKind::Records, range, format!("{wrong}, by {}", manifest.display()))
+        }
     };
     let Range { topic, partition, from, to, .. } = &range;
     let place = format!("{topic}[{partition}] from {from} to {to}");
     Fault { kind, place, detail: format!("{} offsets: {detail}", to - from), range: Some(range) }
+}
+
+fn unknown(open: Open) -> Unknown {
+    let (kind, range, detail) = match open {
+        Open::Beginning(range, why) => (UnknownKind::Beginning, range, why),
+        Open::Empty(range, manifest) => {
+            let detail = format!("{} does not tell whether a record of them became a line", manifest.display());
+            (UnknownKind::Empty, range, detail)
+        }
+        Open::WithoutRecord(range, count) => {
+            let detail = format!(
+                "{count} offsets had no record when they were read: control records, aborted transactions, compaction"
+            );
+            (UnknownKind::NoRecord, range, detail)
+        }
+    };
+    let Range { topic, partition, from, to, .. } = &range;
+    let place = match kind {
+        UnknownKind::Beginning => format!("{topic}[{partition}] before {to}"),
+        UnknownKind::Empty | UnknownKind::NoRecord => format!("{topic}[{partition}] from {from} to {to}"),
+    };
+    Unknown { kind, place, detail, range }
+}
+
+/// Whether one file was written before another one, as far as the system tells.
+fn is_older(one: &Path, other: &Path) -> bool {
+    let modified = |path: &Path| fs::symlink_metadata(path).and_then(|metadata| metadata.modified()).ok();
+    modified(one).zip(modified(other)).is_some_and(|(one, other)| one < other)
 }
 
 fn is_manifest(name: &OsString) -> bool {

@@ -1,10 +1,11 @@
-//! Which offsets of a partition the seals cover never, and which twice. Pure.
+//! Which offsets of a partition the seals cover never, which twice, which without all of their lines, and what the manifests leave
+//! open. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::msink::manifest::{Manifest, Range, Source};
+use crate::msink::manifest::{self, Manifest, Range, Source};
 
 /// One seal of a partition. The order is that of the sweep: by offsets.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -15,6 +16,10 @@ struct Seal {
     writer: (Arc<str>, u64, u64),
     /// One of its manifests.
     manifest: PathBuf,
+    /// Lines in its files, by their manifests.
+    lines: u64,
+    /// What it amounts to, if its manifests tell.
+    told: Option<manifest::Seal>,
 }
 
 impl Seal {
@@ -30,6 +35,30 @@ pub(super) enum Misfit {
     Gap(Range),
     /// Offsets that two seals have, with a manifest of each.
     Overlap(Range, PathBuf, PathBuf),
+    /// A seal whose files have other lines than it has, or whose counts do not add up: what exactly, with one of its manifests.
+    Records(Range, String, PathBuf),
+}
+
+/// What the manifests do not tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Open {
+    /// Whether offsets before the first seal here were ever to be covered, and what is known of it.
+    Beginning(Range, String),
+    /// Whether a range without a file had lines.
+    Empty(Range, PathBuf),
+    /// So many offsets of a partition had no record when they were read: only the brokers know why.
+    WithoutRecord(Range, u64),
+}
+
+/// Everything that is said of the ranges.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Judgement {
+    /// How many seals there are.
+    pub(super) seals: u64,
+    /// What is wrong, in the order of topics, partitions and offsets.
+    pub(super) misfits: Vec<Misfit>,
+    /// What cannot be known, in the same order.
+    pub(super) open: Vec<Open>,
 }
 
 /// All seals, by topic, topic id and partition.
@@ -40,7 +69,7 @@ pub(super) struct Seals {
 }
 
 impl Seals {
-    /// Takes in what a manifest says.
+    /// Takes in what a manifest says. Each is to be taken in once: a copy would add its lines again.
     pub(super) fn add(&mut self, manifest: &Manifest, path: &Path) {
         let Source::Range(Range { topic, topic_id, partition, from, to }) = &manifest.source else { return };
         let home = if let Some(known) = self.homes.get(manifest.home.as_str()) {
@@ -51,7 +80,8 @@ impl Seals {
             home
         };
         let writer = (home, manifest.incarnation, manifest.number);
-        let seal = Seal { from: *from, to: *to, writer, manifest: path.to_owned() };
+        let (lines, told) = (manifest.lines, manifest.seal.clone());
+        let seal = Seal { from: *from, to: *to, writer, manifest: path.to_owned(), lines, told };
         self.partitions.entry((topic.clone(), topic_id.clone(), *partition)).or_default().push(seal);
     }
 
@@ -60,20 +90,34 @@ impl Seals {
         self.partitions.len() as u64
     }
 
-    /// How many seals there are, and what does not tile, in the order of topics, partitions and offsets.
-    pub(super) fn judge(mut self) -> (u64, Vec<Misfit>) {
-        let mut count = 0;
-        let mut misfits = Vec::new();
+    /// Lays the ranges side by side.
+    pub(super) fn judge(mut self) -> Judgement {
+        let mut judgement = Judgement::default();
+        let Judgement { seals: count, misfits, open } = &mut judgement;
         for ((topic, topic_id, partition), seals) in &mut self.partitions {
             seals.sort();
-            seals.dedup_by(|later, first| later.is_of(first));
-            count += seals.len() as u64;
+            seals.dedup_by(|later, first| {
+                let is_same = later.is_of(first);
+                first.lines += if is_same { later.lines } else { 0 };
+                is_same
+            });
+            *count += seals.len() as u64;
             let range =
                 |from, to| Range { topic: topic.clone(), topic_id: topic_id.clone(), partition: *partition, from, to };
+            for seal in seals.iter() {
+                if let Some(wrong) = seal.wrong() {
+                    misfits.push(Misfit::Records(range(seal.from, seal.to), wrong, seal.manifest.clone()));
+                } else if seal.told.is_none() && seal.lines == 0 && seal.from < seal.to {
+                    open.push(Open::Empty(range(seal.from, seal.to), seal.manifest.clone()));
+                }
+            }
             // An empty range covers nothing and touches nothing.
             let mut filled = seals.iter().filter(|seal| seal.from < seal.to);
             // Of the seals so far the one that reaches farthest: it has every offset from the next one's first to its end.
             let Some(mut farthest) = filled.next() else { continue };
+            if let Some(unknown) = farthest.beginning() {
+                open.push(Open::Beginning(range(0, farthest.from), unknown));
+            }
             for seal in filled {
                 if seal.from > farthest.to {
                     misfits.push(Misfit::Gap(range(farthest.to, seal.from)));
@@ -85,8 +129,59 @@ impl Seals {
                     farthest = seal;
                 }
             }
+            let without: u64 = seals.iter().map(Seal::without_record).sum();
+            if without > 0 {
+                open.push(Open::WithoutRecord(range(seals[0].from, farthest.to), without));
+            }
         }
-        (count, misfits)
+        judgement
+    }
+}
+
+impl Seal {
+    fn offsets(&self) -> u64 {
+        u64::try_from(self.to - self.from).unwrap_or(0)
+    }
+
+    /// Offsets that had no record when they were read.
+    fn without_record(&self) -> u64 {
+        self.told.as_ref().map_or(0, |told| self.offsets().saturating_sub(told.consumed))
+    }
+
+    /// What does not add up in it.
+    fn wrong(&self) -> Option<String> {
+        let manifest::Seal { consumed, written, filtered, rejected, .. } = self.told.as_ref()?;
+        let sum = [written, filtered, rejected].into_iter().try_fold(0_u64, |sum, count| sum.checked_add(*count));
+        if sum != Some(*consumed) || *consumed > self.offsets() {
+            let offsets = self.offsets();
+            return Some(format!(
+                "{consumed} records in {offsets} offsets: {written} lines, {filtered} filtered, {rejected} rejected do not add up"
+            ));
+        }
+        (self.lines != *written).then(|| {
+            format!(
+                "it has {written} lines, the manifests of its files have {}: files are gone with theirs",
+                self.lines
+            )
+        })
+    }
+
+    /// Why it cannot be told whether offsets before it were to be covered; `None` where it can.
+    fn beginning(&self) -> Option<String> {
+        if self.from == 0 {
+            return None;
+        }
+        let Some(told) = &self.told else {
+            return Some("its first manifest does not tell where the partition began".to_owned());
+        };
+        match &told.after {
+            Some(after) if after.number > 0 => Some(format!(
+                "they were committed by {}/{}/{}, which has no manifest here: it was taken away, or is in the directory of another instance",
+                after.home, after.incarnation, after.number
+            )),
+            // The start was pinned there.
+            _ => None,
+        }
     }
 }
 
@@ -117,6 +212,7 @@ mod tests {
                 home: "h".to_owned(),
                 incarnation: 1,
                 number: *number,
+                seal: None,
             };
             seals.add(&manifest, Path::new(&index.to_string()));
         }
@@ -129,8 +225,9 @@ mod tests {
 
     #[test]
     fn files_of_one_seal_are_no_overlap_and_other_seals_with_the_same_range_are() {
-        assert_eq!(seals(&[(0, 0, 5, 1), (0, 5, 9, 2), (0, 0, 5, 1), (0, 5, 9, 2)]).judge(), (2, Vec::new()));
-        let (count, misfits) = seals(&[(0, 0, 5, 1), (0, 0, 5, 2)]).judge();
+        let tiled = seals(&[(0, 0, 5, 1), (0, 5, 9, 2), (0, 0, 5, 1), (0, 5, 9, 2)]).judge();
+        assert_eq!(tiled, Judgement { seals: 2, ..Judgement::default() });
+        let Judgement { seals: count, misfits, .. } = seals(&[(0, 0, 5, 1), (0, 0, 5, 2)]).judge();
         assert_eq!(count, 2);
         let [Misfit::Overlap(range, first, second)] = &misfits[..] else { panic!("{misfits:?}") };
         assert_eq!((range.from, range.to), (0, 5));
@@ -139,8 +236,11 @@ mod tests {
 
     #[test]
     fn partitions_are_judged_apart_and_empty_ranges_touch_nothing() {
-        let (count, misfits) = seals(&[(0, 0, 5, 1), (1, 7, 9, 1), (0, 8, 9, 2), (1, 9, 9, 3), (1, 20, 20, 4)]).judge();
+        let Judgement { seals: count, misfits, open } =
+            seals(&[(0, 0, 5, 1), (1, 7, 9, 1), (0, 8, 9, 2), (1, 9, 9, 3), (1, 20, 20, 4)]).judge();
         assert_eq!((count, misfits), (5, vec![gap(0, 5, 8)]));
+        let [Open::Beginning(before, _)] = &open[..] else { panic!("{open:?}") };
+        assert_eq!((before.partition, before.from, before.to), (1, 0, 7));
     }
 
     proptest! {
@@ -148,7 +248,7 @@ mod tests {
         #[test]
         fn gaps_and_overlaps_are_those_of_the_plain_count(all in prop::collection::vec((0..40_i64, 0..12_i64, 1..4_u64), 0..12)) {
             let mut distinct: Vec<_> = all.iter().map(|(from, length, number)| (0, *from, from + length, *number)).collect();
-            let (count, misfits) = seals(&distinct).judge();
+            let Judgement { seals: count, misfits, .. } = seals(&distinct).judge();
             distinct.sort_unstable();
             distinct.dedup();
             prop_assert_eq!(count, distinct.len() as u64);
@@ -162,11 +262,11 @@ mod tests {
                 };
                 let gaps = said(|misfit| match misfit {
                     Misfit::Gap(range) => Some(range),
-                    Misfit::Overlap(..) => None,
+                    Misfit::Overlap(..) | Misfit::Records(..) => None,
                 });
                 let overlaps = said(|misfit| match misfit {
                     Misfit::Overlap(range, ..) => Some(range),
-                    Misfit::Gap(_) => None,
+                    Misfit::Gap(_) | Misfit::Records(..) => None,
                 });
                 prop_assert_eq!(gaps, usize::from(times == 0 && (first..last).contains(&offset)));
                 // Each further seal is told once.

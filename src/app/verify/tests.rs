@@ -60,6 +60,7 @@ impl Sealed {
             home: "h".to_owned(),
             incarnation: 1,
             number,
+            seal: None,
         }
     }
 
@@ -110,8 +111,8 @@ impl Sealed {
 #[test]
 fn a_directory_as_it_was_published_has_no_faults() {
     let found = Sealed::filled().verify();
-    let summary = Summary { files: 5, lines: 7, bytes: 21, partitions: 2, ranges: 4, ..Summary::default() };
-    assert_eq!(found, Verification { faults: Vec::new(), summary });
+    let summary = Summary { files: 5, lines: 7, bytes: 21, partitions: 2, ranges: 4, unknown: 2, ..Summary::default() };
+    assert_eq!((found.faults, found.summary), (Vec::new(), summary));
     assert_eq!(Sealed::new().verify(), Verification::default());
 }
 
@@ -126,7 +127,7 @@ fn compressed_files_are_checked_as_they_lie_and_counted_as_they_read() {
     sealed.put("t.2.log.gz", &gzip, &sealed.manifest("t.2.log.gz", &gzip, 1, range(0, 3, 4), 2));
     let bytes = (zstd.len() + gzip.len()) as u64;
     let summary = Summary { files: 2, lines: 4, bytes, partitions: 1, ranges: 2, ..Summary::default() };
-    assert_eq!(sealed.verify(), Verification { faults: Vec::new(), summary });
+    assert_eq!(sealed.verify(), Verification { summary, ..Verification::default() });
     // Right bytes of the wrong thing.
     let plain = b"4\n";
     let manifest =
@@ -202,6 +203,124 @@ fn a_manifest_that_is_damaged_renamed_or_too_large_is_found() {
     fs::rename(sealed.path("t.5.log"), sealed.path("t.6.log")).unwrap();
     fs::rename(sealed.path(path), sealed.path("t.6.log.manifest.json")).unwrap();
     sealed.assert_fault(FaultKind::BadManifest, "t.6.log.manifest.json", "it is the manifest of `t.5.log`");
+}
+
+/// What a seal amounts to that follows a commit of this number, if any.
+fn told(consumed: u64, written: u64, filtered: u64, rejected: u64, after: Option<u64>) -> manifest::Seal {
+    let after = after.map(|number| manifest::After { home: "h".to_owned(), incarnation: 1, number });
+    manifest::Seal { consumed, written, filtered, rejected, after }
+}
+
+impl Sealed {
+    fn publish_told(
+        &self,
+        name: &str,
+        text: &str,
+        source: Source,
+        number: u64,
+        seal: impl Into<Option<manifest::Seal>>,
+    ) {
+        let lines = text.lines().count() as u64;
+        let manifest = Manifest { seal: seal.into(), ..self.manifest(name, text.as_bytes(), lines, source, number) };
+        self.put(name, text.as_bytes(), &manifest);
+    }
+
+    fn publish_empty(&self, from: i64, to: i64, number: u64, seal: impl Into<Option<manifest::Seal>>) {
+        let Source::Range(range) = range(0, from, to) else { unreachable!() };
+        let none = self.manifest("none", b"", 0, Source::Range(range.clone()), number);
+        let manifest = Manifest { file: None, seal: seal.into(), ..none };
+        fs::write(self.path(&manifest::name_of_empty(&range, number)), manifest.to_json()).unwrap();
+    }
+
+    /// What cannot be known: kinds and places.
+    fn unknown(&self) -> Vec<(&'static str, String)> {
+        let found = self.verify();
+        assert_eq!(found.faults, [], "{found:#?}");
+        assert_eq!(found.summary.unknown, found.unknown.len() as u64);
+        found.unknown.into_iter().map(|unknown| (unknown.kind.name(), unknown.place)).collect()
+    }
+}
+
+#[test]
+fn a_range_without_its_lines_is_found_and_one_that_was_filtered_is_not() {
+    let sealed = Sealed::new();
+    sealed.publish_empty(0, 5, 1, told(5, 0, 4, 1, None));
+    assert_eq!(sealed.unknown(), []);
+    sealed.publish_empty(5, 5000, 2, told(4995, 4995, 0, 0, Some(1)));
+    sealed.assert_fault(
+        FaultKind::Records,
+        "t[0] from 5 to 5000",
+        "it has 4995 lines, the manifests of its files have 0",
+    );
+
+    // A file that went with its manifest, while another one of its seal is left.
+    let sealed = Sealed::new();
+    for name in ["a.1.log", "b.2.log"] {
+        sealed.publish_told(name, "1\n2\n", range(0, 0, 4), 1, told(4, 4, 0, 0, Some(0)));
+    }
+    assert_eq!(sealed.unknown(), []);
+    fs::remove_file(sealed.path("b.2.log")).unwrap();
+    fs::remove_file(sealed.path("b.2.log.manifest.json")).unwrap();
+    sealed.assert_fault(FaultKind::Records, "t[0] from 0 to 4", "it has 4 lines, the manifests of its files have 2");
+
+    let sealed = Sealed::new();
+    sealed.publish_told("a.1.log", "1\n", range(0, 0, 4), 1, told(4, 1, 2, 0, None));
+    sealed.assert_fault(
+        FaultKind::Records,
+        "t[0] from 0 to 4",
+        "4 records in 4 offsets: 1 lines, 2 filtered, 0 rejected",
+    );
+    let sealed = Sealed::new();
+    sealed.publish_told("a.1.log", "1\n", range(0, 0, 4), 1, told(5, 1, 4, 0, None));
+    sealed.assert_fault(FaultKind::Records, "t[0] from 0 to 4", "5 records in 4 offsets");
+}
+
+#[test]
+fn what_manifests_do_not_tell_is_said_and_is_no_fault() {
+    // A manifest of an earlier program over a range without a file.
+    let sealed = Sealed::new();
+    sealed.publish_empty(0, 5, 1, None);
+    assert_eq!(sealed.unknown(), [("empty", "t[0] from 0 to 5".to_owned())]);
+    for (after, known) in [(None, true), (Some(0), true), (Some(70), false)] {
+        let sealed = Sealed::new();
+        sealed.publish_told("a.1.log", "1\n", range(0, 100, 101), 71, told(1, 1, 0, 0, after));
+        let expected = if known { Vec::new() } else { vec![("beginning", "t[0] before 100".to_owned())] };
+        assert_eq!(sealed.unknown(), expected, "{after:?}");
+        // With what it follows, it is known.
+        sealed.publish_told("a.0.log", "1\n", range(0, 0, 100), 70, told(100, 1, 99, 0, None));
+        assert_eq!(sealed.unknown(), []);
+    }
+    let sealed = Sealed::new();
+    sealed.publish("a.1.log", "1\n", range(0, 100, 101), 71);
+    assert_eq!(sealed.unknown(), [("beginning", "t[0] before 100".to_owned())]);
+
+    // Markers of transactions, or what compaction took.
+    let sealed = Sealed::new();
+    sealed.publish_told("a.1.log", "1\n", range(0, 0, 3), 1, told(1, 1, 0, 0, None));
+    sealed.publish_told("a.2.log", "1\n", range(0, 3, 5), 2, told(1, 1, 0, 0, Some(1)));
+    let found = sealed.verify();
+    let [unknown] = &found.unknown[..] else { panic!("{found:#?}") };
+    assert_eq!((unknown.kind.name(), unknown.place.as_str()), ("no_record", "t[0] from 0 to 5"));
+    assert!(unknown.detail.starts_with("3 offsets had no record"), "{}", unknown.detail);
+}
+
+#[test]
+fn a_file_that_is_later_than_a_manifest_of_other_contents_is_told() {
+    let sealed = Sealed::new();
+    sealed.publish_told("a.1.log", "1\n", range(0, 0, 1), 1, told(1, 1, 0, 0, None));
+    let (file, manifest) = (sealed.path("a.1.log"), sealed.path("a.1.log.manifest.json"));
+    fs::write(&file, "1\n2\n").unwrap();
+    let now = std::time::SystemTime::now();
+    let set = |path: &Path, ago| {
+        let file = File::options().write(true).open(path).unwrap();
+        file.set_modified(now - Duration::from_secs(ago)).unwrap();
+    };
+    set(&manifest, 100);
+    set(&file, 50);
+    sealed.assert_fault(FaultKind::Length, "a.1.log", "it was written after its manifest");
+    // A copy may have any times: what it contains decides.
+    fs::write(&file, "1\n").unwrap();
+    assert_eq!(sealed.unknown(), []);
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::fault;
 use crate::msink::file::{Group, HiddenGone, Remains};
 use crate::msink::manifest::{self, Manifest, Range, Source};
 use crate::msource::TopicPartition;
-use crate::msource::journal::{FileState, Frame, Growth, SealedFile, SealedOffsets, SealedRange};
+use crate::msource::journal::{FileState, Frame, Growth, Mark, SealedFile, SealedOffsets, SealedRange, Totals};
 use crate::msource::store::Walk;
 
 /// A decision that is to be carried out.
@@ -143,6 +143,7 @@ impl Delivery {
                 to: to.next,
             }),
         };
+        let seal = range.offsets.as_ref().map(|offsets| self.told(offsets));
         let manifest = |file: Option<&SealedFile>| Manifest {
             file: file.map(|file| file.name.rsplit('/').next().unwrap_or(&file.name).to_owned()),
             lines: file.map_or(0, |file| file.lines),
@@ -153,6 +154,7 @@ impl Delivery {
             home: self.state.home.clone(),
             incarnation: self.state.seals.get(&number).map_or(self.state.incarnation, |seal| seal.incarnation),
             number,
+            seal: seal.clone(),
         };
         let look = |file: &SealedFile| {
             let manifest = manifest(Some(file));
@@ -167,6 +169,15 @@ impl Delivery {
             _ => None,
         };
         Ok(Publication { files, empty })
+    }
+
+    /// What manifests tell of a seal. What it follows stands beside the offset where it begins, until it is published.
+    fn told(&self, SealedOffsets { growth, to }: &SealedOffsets) -> manifest::Seal {
+        let Totals { consumed, written, filtered, rejected, .. } = &growth.totals;
+        let mark = self.state.partitions.get(&to.partition).and_then(|here| here.mark.clone());
+        let after = mark.map(|Mark { home, incarnation, number }| manifest::After { home, incarnation, number });
+        let (filtered, rejected) = (filtered.iter().sum(), rejected.iter().sum());
+        manifest::Seal { consumed: *consumed, written: *written, filtered, rejected, after }
     }
 
     /// Tells whether a prepared range is whole; it is refused when it is not.
