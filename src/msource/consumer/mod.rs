@@ -6,9 +6,9 @@
 //! finished, checkpointed and committed first; when it was lost, what was read of it is dropped.
 //!
 //! A record goes through `take`, into the open block of its `slot`, while there is `room`. `starts` finds out where a partition
-//! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more;
-//! `refusal` and `topic_ids` decide what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals` speak with the
-//! group, and the `watchdog` looks at all of it.
+//! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more; `refusal` and `topic_ids` decide
+//! what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals` speak with the group, and the
+//! `watchdog` looks at all of it.
 //!
 //! **Memory.** Records are counted against the `Budget` from the moment they are taken, compressed values also for what
 //! they become: when the first one of a block is compressed, each of its values is asked. Without room the thread takes
