@@ -239,7 +239,7 @@ fn overwrite(from: &Path, to: &Path) {
     }
 }
 
-/// A crash, a backup of the store, a run after which more is there, another crash, and the backup is put back. Every line that was
+/// A crash, a backup of the store, a run after which more is there, and the backup is put back. Every line that was
 /// there stays. Returns the home, stopped, with what was produced, and how much of that when the backup was made.
 fn put_back(purpose: &str, back: Back, configure: impl Fn(&mut Home)) -> (Home, Vec<Record>, usize) {
     let topic = Topic::create(purpose, 1);
@@ -255,7 +255,8 @@ fn put_back(purpose: &str, back: Back, configure: impl Fn(&mut Home)) -> (Home, 
     home.start();
     produced.extend(topic.fill(Codec::None, Mix::Clean, 300, 300));
     home.wait_done(&produced);
-    home.kill9();
+    // In order, so that the group has been told.
+    home.stop();
     let tail = Tail::follow(&home.path("data"));
     match back {
         Back::InPlace => overwrite(&backup, &store),
