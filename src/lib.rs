@@ -27,4 +27,5 @@ pub mod record;
 pub mod regular;
 pub mod settings;
 pub mod signals;
+pub mod terminal;
 pub mod transform;

@@ -18,9 +18,9 @@ fn main() -> ExitCode {
     umask(inherited | Mode::from_bits_truncate(0o027));
     let invocation = Invocation {
         args: std::env::args_os().collect(),
-        // A variable that is not UTF-8 cannot be one of ours.
+        // What is not UTF-8 has a replacement character in it then, and is refused where it is used.
         env: std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .map(|(name, value)| (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned()))
             .collect(),
         binary: std::env::current_exe().ok(),
         directory: std::env::current_dir().unwrap_or_default(),

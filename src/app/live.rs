@@ -187,6 +187,7 @@ impl Service for Live {
         }
         let mut status = Status {
             state,
+            reason_seconds: reason.is_some().then(|| self.desk.shown_for().as_secs()),
             reason,
             pid: Some(std::process::id()),
             version: env!("CARGO_PKG_VERSION").to_owned(),

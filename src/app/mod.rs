@@ -24,6 +24,7 @@ use crate::lock::HomeLock;
 use crate::msource::consumer::Desk;
 use crate::msource::journal::Totals;
 use crate::record::{Discard, Reason};
+use crate::terminal;
 use crate::transform::{Record, Scratch};
 
 mod adopt;
@@ -182,6 +183,7 @@ impl Service for Stopped {
         Ok(Status {
             state: State::Stopped,
             reason: None,
+            reason_seconds: None,
             pid: None,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: None,
@@ -276,7 +278,8 @@ fn transform(
             Ok(()) => events.write_all(&event).map_err(broken)?,
             Err(Discard::Filtered(filter)) => writeln!(rejects, "line {number}: filtered: {filter}").map_err(broken)?,
             Err(Discard::Rejected(reject)) => {
-                writeln!(rejects, "line {number}: {}: {}", reject.reason, reject.detail).map_err(broken)?;
+                let detail = terminal::shown(&reject.detail);
+                writeln!(rejects, "line {number}: {}: {detail}", reject.reason).map_err(broken)?;
             }
         }
     }

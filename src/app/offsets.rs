@@ -14,10 +14,13 @@ use crate::control::{Failure, FailureKind, PartitionOffsets};
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Held, Known, Owner, begun_with, decide, judge};
-use crate::msource::consumer::{is_answer, topic_names};
+use crate::msource::consumer::{Meant, Weight, is_answer, topic_names, unmatched_text};
 use crate::msource::journal::{Frame, Mark, MoveCause, Position, SealedOffsets, State};
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
 use crate::msource::properties;
+
+/// How long brokers may take to say who they are, after another question was not answered.
+const BROKERS_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Asks the brokers on behalf of commands.
 pub(super) struct Asker {
@@ -27,10 +30,6 @@ pub(super) struct Asker {
     /// Bound on all of them together.
     deadline: Option<Instant>,
     committed_only: bool,
-}
-
-fn unavailable(error: &KafkaError) -> Failure {
-    unavailable_text(format!("Kafka does not answer: {error}"))
 }
 
 /// A partition with everything that decides where it stands. What is `None` is not known.
@@ -57,23 +56,6 @@ impl Standing {
             lag: self.high.zip(self.current).map(|(high, current)| (high - current).max(0)),
         }
     }
-}
-
-/// The rows of these partitions, unless nothing is known of any.
-fn rows(mut standings: Vec<Standing>) -> Result<Vec<PartitionOffsets>, Failure> {
-    let is_unknown = |standing: &Standing| standing.low.is_none() && standing.high.is_none();
-    if let Some(Standing { unknown: Some(error), .. }) = standings.first()
-        && standings.iter().all(is_unknown)
-    {
-        return Err(unavailable(error));
-    }
-    for Standing { partition, unknown, .. } in &standings {
-        if let Some(error) = unknown {
-            tracing::debug!(%partition, %error, "the watermarks are not known");
-        }
-    }
-    standings.sort_by(|a, b| a.partition.cmp(&b.partition));
-    Ok(standings.iter().map(Standing::row).collect())
 }
 
 /// What the leader of a partition says of its log.
@@ -103,10 +85,49 @@ impl Asker {
         Ok(Self { client, timeout, deadline: None, committed_only: properties::committed_only(&config.kafka) })
     }
 
+    /// That a question was not answered, and why: a request only times out where a handshake failed or an address is dead.
+    fn unavailable(&self, error: &KafkaError) -> Failure {
+        let mut message = format!("Kafka does not answer: {error}");
+        if Weight::of(error.code) < Weight::Cause {
+            let errors = self.client.connection_errors();
+            let best = errors.iter().map(|error| Weight::of(error.code)).max();
+            if let Some(cause) = errors.iter().rfind(|error| Some(Weight::of(error.code)) == best)
+                && best > Some(Weight::Consequence)
+            {
+                message = format!("{message}: {cause}");
+            }
+            let brokers = self.client.brokers(BROKERS_TIMEOUT).unwrap_or_default();
+            if !brokers.is_empty() {
+                message = format!(
+                    "{message}; the cluster's brokers say that they are {}: each must be reachable from here",
+                    brokers.join(", ")
+                );
+            }
+        }
+        Failure::new(FailureKind::Unavailable, message)
+    }
+
     /// The same client for the questions of one command, which end within this time together.
     pub(super) fn within(mut self, time: Duration) -> Self {
         (self.timeout, self.deadline) = (time, Some(Instant::now() + time));
         self
+    }
+
+    /// The rows of these partitions, unless nothing is known of any.
+    fn rows(&self, mut standings: Vec<Standing>) -> Result<Vec<PartitionOffsets>, Failure> {
+        let is_unknown = |standing: &Standing| standing.low.is_none() && standing.high.is_none();
+        if let Some(Standing { unknown: Some(error), .. }) = standings.first()
+            && standings.iter().all(is_unknown)
+        {
+            return Err(self.unavailable(error));
+        }
+        for Standing { partition, unknown, .. } in &standings {
+            if let Some(error) = unknown {
+                tracing::debug!(%partition, %error, "the watermarks are not known");
+            }
+        }
+        standings.sort_by(|a, b| a.partition.cmp(&b.partition));
+        Ok(standings.iter().map(Standing::row).collect())
     }
 
     /// How long the next question may take.
@@ -130,8 +151,12 @@ impl Asker {
 
     /// The configured topics with their ids and partitions; a missing one is a failure.
     pub(super) fn topics(&self, topics: &[String]) -> Result<Vec<(TopicPartition, String)>, Failure> {
-        let names = topic_names(&self.client, topics, self.left()).map_err(|error| unavailable(&error))?;
-        let infos = self.client.describe_topics(&names, self.left()).map_err(|error| unavailable(&error))?;
+        let Meant { names, unmatched } =
+            topic_names(&self.client, topics, self.left()).map_err(|error| self.unavailable(&error))?;
+        if !unmatched.is_empty() {
+            return Err(unavailable_text(unmatched_text(&unmatched)));
+        }
+        let infos = self.client.describe_topics(&names, self.left()).map_err(|error| self.unavailable(&error))?;
         let mut partitions = Vec::new();
         for (name, info) in names.iter().zip(infos) {
             let info = info.map_err(|error| {
@@ -151,18 +176,18 @@ impl Asker {
             return Ok(Vec::new());
         }
         let answers = self.client.committed(partitions, self.left());
-        answers.and_then(|answers| answers.into_iter().collect()).map_err(|error| unavailable(&error))
+        answers.and_then(|answers| answers.into_iter().collect()).map_err(|error| self.unavailable(&error))
     }
 
     /// The ids of those of these topics that are there.
     pub(super) fn topic_ids(&self, names: &[String]) -> Result<BTreeMap<String, String>, Failure> {
-        let infos = self.client.describe_topics(names, self.left()).map_err(|error| unavailable(&error))?;
+        let infos = self.client.describe_topics(names, self.left()).map_err(|error| self.unavailable(&error))?;
         let mut ids = BTreeMap::new();
         for info in infos {
             match info {
                 Ok(info) => drop(ids.insert(info.name, info.id)),
                 Err(error) if error.code == Code::UnknownTopicOrPartition => {}
-                Err(error) => return Err(unavailable(&error)),
+                Err(error) => return Err(self.unavailable(&error)),
             }
         }
         Ok(ids)
@@ -247,7 +272,7 @@ impl Asker {
 
     /// The rows of a stopped service.
     pub(super) fn stopped_rows(&self, config: &Config, state: &State) -> Result<Vec<PartitionOffsets>, Failure> {
-        rows(self.standings(config, state, Which::All)?)
+        self.rows(self.standings(config, state, Which::All)?)
     }
 
     /// The rows of a running service: the partitions that it reads, and those that it was given and does not read yet.
@@ -291,7 +316,7 @@ impl Asker {
             }
             standings.append(&mut found);
         }
-        rows(standings)
+        self.rows(standings)
     }
 }
 

@@ -21,6 +21,7 @@ use crate::msource::journal::{QueueCause, QueueEntry};
 use crate::msource::payload::claimed_size;
 use crate::msource::store::Walk;
 use crate::record::Reason;
+use crate::terminal;
 
 /// Entries tried again together.
 pub(super) const RETRY_BLOCK: usize = 500;
@@ -83,7 +84,7 @@ fn row(position: u64, entry: &QueueEntry, max_attempts: u32, now: i64) -> Failur
         partition: entry.partition.partition,
         offset: entry.offset,
         reason: entry.reject.reason,
-        detail: entry.reject.detail.to_string(),
+        detail: terminal::shown(&entry.reject.detail).into_owned(),
         attempts: entry.attempts,
         parked: is_parked(entry, max_attempts),
         age_seconds: u64::try_from((now - entry.first_failure) / 1000).unwrap_or(0),
@@ -94,11 +95,7 @@ fn row(position: u64, entry: &QueueEntry, max_attempts: u32, now: i64) -> Failur
 
 /// Text with what is not printable escaped.
 fn printable(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for letter in String::from_utf8_lossy(bytes).chars() {
-        if letter.is_control() { text.extend(letter.escape_default()) } else { text.push(letter) }
-    }
-    text
+    terminal::shown(&String::from_utf8_lossy(bytes)).into_owned()
 }
 
 /// Lets one at a time work on the queue.

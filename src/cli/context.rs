@@ -70,12 +70,22 @@ pub(super) fn find_place(invocation: &Invocation, line: &Line) -> Result<Place, 
         Some(home) => directory.join(home),
         None => installed_home(invocation.binary.as_deref()).unwrap_or_else(|| directory.clone()),
     };
+    in_utf8(&home)?;
     if !home.is_dir() {
         let message = format!("the home {} is no directory; see --home and MTGA_HOME", home.display());
         return Err(Failure::new(FailureKind::Config, message));
     }
     let config = line.config.as_ref().map_or_else(|| home.join("config"), |config| directory.join(config));
+    in_utf8(&config)?;
     Ok(Place { home, config, env: invocation.env.clone() })
+}
+
+/// Refuses a path that no message, no JSON and no configuration could name.
+pub(super) fn in_utf8(path: &Path) -> Result<(), Failure> {
+    match path.to_str() {
+        Some(text) if !text.contains(char::REPLACEMENT_CHARACTER) => Ok(()),
+        _ => Err(Failure::new(FailureKind::Usage, format!("the path {} is not UTF-8, rename it", path.display()))),
+    }
 }
 
 /// The parent of the binary's directory, when it looks like a home.

@@ -37,14 +37,14 @@ use self::context::Context;
 pub use self::exit::Exit;
 use crate::control::Failure;
 use crate::privileges;
-use crate::signals;
+use crate::{signals, terminal};
 
 /// What the process was started with. The environment enters here and nowhere else.
 #[derive(Clone, Debug)]
 pub struct Invocation {
     /// The arguments, the program's name first.
     pub args: Vec<OsString>,
-    /// The environment.
+    /// The environment. A variable that is not UTF-8 has U+FFFD in place of what is not.
     pub env: BTreeMap<String, String>,
     /// The path of the binary.
     pub binary: Option<PathBuf>,
@@ -121,10 +121,10 @@ fn complain(errors: &mut dyn Write, message: &str) {
     }
 }
 
-/// Text for a terminal: control characters, which a terminal would obey, are escaped. Some of it comes from topics, from brokers
+/// Text for a terminal: control and format characters, which a terminal would obey, are escaped. Some of it comes from topics, from brokers
 /// and from whoever answers on a socket.
 fn printable(text: &str) -> Cow<'_, str> {
-    let obeyed = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
+    let obeyed = |character: char| terminal::is_hidden(character) && !matches!(character, '\n' | '\t');
     if !text.contains(obeyed) {
         return Cow::Borrowed(text);
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::context::{Context, Reach, Running, show_progress};
+use super::context::{Context, Reach, Running, in_utf8, show_progress};
 use super::{DemoOptions, Exit, Missing, Moved, OffsetTarget, Plain, Scope, Selection, VerifyOptions, complain, table};
 use crate::config::Visibility;
 use crate::control::{ClearQuery, Failure, FailureKind, ListQuery, Peer, Service, State, total_lag};
@@ -86,6 +86,7 @@ impl Context<'_> {
         // The service has another directory than the operator.
         let export = export.map(|file| self.directory.join(file));
         if let Some(file) = &export {
+            in_utf8(file)?;
             check_new(file)?;
         }
         let query = ClearQuery { older_than, reason, export, peer: Peer::Owner };
@@ -113,6 +114,7 @@ impl Context<'_> {
     }
 
     pub(super) fn adopt(&mut self, dir: &Path) -> Result<Exit, Failure> {
+        in_utf8(&self.directory.join(dir))?;
         // Keeps our service from starting meanwhile, and refuses when it runs.
         let (config, lock) = self.lock_stopped()?;
         let adoption = self.backend.adopt(&self.place, &config, lock, &self.directory.join(dir), &show_progress)?;

@@ -12,6 +12,7 @@ use super::{
 };
 use crate::control::{FailureEntry, PartitionOffsets, Removed, State, Status};
 use crate::record::{Filter, Reason};
+use crate::terminal;
 
 /// Columns of the head of a payload: what the other columns leave of 80.
 const HEAD_WIDTH: usize = 28;
@@ -88,7 +89,11 @@ pub(super) fn failures(entries: &[FailureEntry]) -> String {
 /// The table of `status`.
 pub(super) fn status(status: &Status) -> String {
     let mut rows: Vec<(&str, String)> = vec![("State", state(status.state).to_owned())];
-    rows.extend(status.reason.as_ref().map(|reason| ("Reason", clean(reason))));
+    rows.extend(status.reason.as_ref().map(|reason| {
+        let since = status.reason_seconds.filter(|seconds| *seconds > 0);
+        let since = since.map_or_else(String::new, |seconds| format!(" (for {})", duration(seconds)));
+        ("Reason", format!("{}{since}", clean(reason)))
+    }));
     rows.extend(status.pid.map(|pid| ("Pid", pid.to_string())));
     rows.extend(status.uptime_seconds.map(|seconds| ("Uptime", duration(seconds))));
     rows.push(("Version", clean(&status.version)));
@@ -274,7 +279,7 @@ fn bytes(bytes: u64) -> String {
 }
 
 fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+    terminal::shown(text).into_owned()
 }
 
 /// Columns of a character; beyond ASCII two are reckoned, so that a line is rather too short than too long.
@@ -374,7 +379,7 @@ mod tests {
 | Position | Reason         | Attempts | Age   | Head                         |
 +----------+----------------+----------+-------+------------------------------+
 | 1        | bad_json       | 1        | 2h 1m | {\"headers\":{\"app_id\":24,\"... |
-| 20000000 | bad_event_name | 5 parked | 2h 1m | 你好\u{fffd}[2J世界你好\u{fffd}[2J世...    |
+| 20000000 | bad_event_name | 5 parked | 2h 1m | XX
 '----------'----------------'----------'-------'------------------------------'
 ";
         assert_eq!(text, expected);

@@ -69,6 +69,10 @@ pub(super) fn config(values: &Values, home: &Path, cpus: usize) -> (Config, Vec<
             warnings.push((reader.origin(key), "is checked but not used: this version does not serve it".to_owned()));
         }
     }
+    let strange = values.strange_characters();
+    // What is wrong with such a value besides comes of that.
+    reader.faults.retain(|(origin, _)| !strange.iter().any(|(other, _)| other == origin));
+    reader.faults.extend(strange);
     reader.faults.extend(check_properties(values));
     (config, reader.faults, warnings)
 }

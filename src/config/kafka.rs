@@ -1,6 +1,7 @@
 //! The rules for what is told to librdkafka: brokers, topics, names, and the properties that are not the operator's.
 
 use super::layer::{Fault, Values};
+use super::pattern::check_pattern;
 use super::read::parse_number;
 
 /// Longest name of a topic, as the broker checks it.
@@ -48,10 +49,10 @@ pub(super) fn check_topics(topics: &[String]) -> Result<(), String> {
         return Err("must name at least one topic".to_owned());
     }
     for (index, topic) in topics.iter().enumerate() {
-        if !topic.starts_with('^') {
+        if topic.starts_with('^') {
+            check_pattern(topic)?;
+        } else {
             check_name(topic)?;
-        } else if topic.len() == 1 {
-            return Err("`^` is followed by no regular expression, write one such as ^mulog_.*".to_owned());
         }
         if topics[..index].contains(topic) {
             return Err(format!("names `{topic}` twice"));
@@ -70,7 +71,7 @@ pub(super) fn check_name(name: &str) -> Result<(), String> {
 }
 
 /// Properties that mtga sets itself, with what an operator does instead. A `*` at the start matches any beginning.
-const OWNED: [(&str, &str); 29] = [
+const OWNED: [(&str, &str); 30] = [
     ("bootstrap.servers", "set `kafka.brokers`"),
     ("metadata.broker.list", "set `kafka.brokers`"),
     ("group.id", "set `kafka.group_id`"),
@@ -83,6 +84,7 @@ const OWNED: [(&str, &str); 29] = [
     ("offset.store.path", OFFSETS),
     ("offset.store.sync.interval.ms", OFFSETS),
     ("auto.offset.reset", "set `kafka.start` and `kafka.out_of_range`"),
+    ("topic.blacklist", "name what is to be read in `kafka.topics`"),
     ("check.crcs", "checksums are always checked"),
     ("enable.partition.eof", "it tells where a partition ends"),
     ("statistics.interval.ms", "see `mtga status`"),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::schema::{self, KEYS, Key, Named, PROPERTIES, Shape};
 use super::secret::{MASK, shown_property};
 use super::yaml::{self, Member, Node, Value};
+use crate::terminal;
 
 /// Where a value comes from; a later one wins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +37,9 @@ pub(super) struct Origin {
     /// The key as it was written there: a path, or a variable's name. Empty for what concerns a whole file.
     pub(super) key: String,
 }
+
+/// What is wrong with a variable whose bytes are another encoding's.
+const NOT_UTF8: &str = "is not UTF-8, write it in that encoding";
 
 /// A mistake before its file has a name.
 pub(super) type Fault = (Origin, String);
@@ -117,6 +121,10 @@ impl Values {
         let mut strangers = Vec::new();
         for (name, value) in env.iter().filter(|(name, _)| name.starts_with("MTGA_") && *name != "MTGA_HOME") {
             let origin = Origin { layer: Layer::Environment, line: None, key: name.clone() };
+            if value.contains(char::REPLACEMENT_CHARACTER) {
+                self.faults.push((origin, NOT_UTF8.to_owned()));
+                continue;
+            }
             if let Some(key) = KEYS.iter().find(|key| schema::variable(key.path) == *name) {
                 self.set_text(key, origin, value);
             } else if let Some(property) = name.strip_prefix("MTGA_KAFKA__LIBRDKAFKA__").filter(|name| !name.is_empty())
@@ -127,6 +135,7 @@ impl Values {
             } else {
                 let hint =
                     schema::suggest_variable(name).map_or_else(String::new, |known| format!(", did you mean {known}?"));
+                let name = terminal::shown_exactly(name);
                 strangers.push(format!("environment: {name} sets no key and is ignored{hint}"));
             }
         }
@@ -145,15 +154,15 @@ impl Values {
         }
     }
 
-    /// Sets a key from text alone: lists and properties are YAML, and one word is a list too.
+    /// Sets a key from text alone: lists and properties are YAML, and words with commas between them are a list too.
     fn set_text(&mut self, key: &Key, origin: Origin, text: &str) {
         if key.shape == Shape::Scalar && origin.layer != Layer::BuiltIn {
             self.put(key.path, origin, Text::Scalar(text.to_owned()));
             return;
         }
         match yaml::parse(text) {
-            Ok(Some(Node { value: Value::Scalar(item), .. })) if key.shape == Shape::List => {
-                self.put(key.path, origin, Text::List(vec![item]));
+            Ok(Some(Node { value: Value::Scalar(items), .. })) if key.shape == Shape::List => {
+                self.put(key.path, origin, Text::List(split(&items)));
             }
             Ok(node) => {
                 let node = node.unwrap_or(Node { line: 1, value: Value::Null });
@@ -234,6 +243,37 @@ impl Values {
         self.entries.get(path).map(|(origin, text)| (origin, text))
     }
 
+    /// Values with a character that nobody means to write there: one that cannot be seen, or looks like a blank. Properties
+    /// may have line ends inside, for certificates. Messages do not show the value, which may be a secret.
+    pub(super) fn strange_characters(&self) -> Vec<Fault> {
+        let strange = |path: &str, text: &str| {
+            let is_property = path.starts_with(PROPERTIES);
+            let within = if is_property { text.strip_suffix('\r').map_or(text, |_| "\0") } else { text };
+            within.chars().find(|c| match c {
+                '\n' | '\r' | '\t' if is_property => false,
+                _ => terminal::is_hidden(*c) || (!is_property && terminal::looks_blank(*c)),
+            })
+        };
+        let mut found = Vec::new();
+        for (path, (origin, text)) in &self.entries {
+            let texts = match text {
+                Text::Scalar(text) => std::slice::from_ref(text),
+                Text::List(items) => items.as_slice(),
+            };
+            for text in texts {
+                if let Some(c) = strange(path, text) {
+                    let what = if c == '\0' || c == '\r' {
+                        "a carriage return (`\\r`): save the file with line ends of Unix".to_owned()
+                    } else {
+                        format!("the character `{}`, which cannot be seen: write it again", c.escape_default())
+                    };
+                    found.push((origin.clone(), format!("has {what}")));
+                }
+            }
+        }
+        found
+    }
+
     /// The librdkafka properties by name.
     pub(super) fn properties(&self) -> impl Iterator<Item = (&str, &Origin, &str)> {
         self.entries.iter().filter_map(|(path, (origin, text))| match text {
@@ -269,6 +309,20 @@ fn unknown(suggestion: Option<String>) -> String {
     suggestion.map_or_else(|| "unknown key".to_owned(), |known| format!("unknown key, did you mean `{known}`?"))
 }
 
+/// Items with commas between them. Those within braces are of a pattern: `^a{1,2}`.
+fn split(items: &str) -> Vec<String> {
+    let mut depth = 0_u32;
+    let parts = items.split(|c| {
+        match c {
+            '{' => depth += 1,
+            '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    });
+    parts.map(|item| item.trim().to_owned()).collect()
+}
+
 fn scalar(node: &Node) -> Option<String> {
     match &node.value {
         Value::Scalar(text) => Some(text.clone()),
@@ -301,6 +355,9 @@ fn expanded(text: &str, env: &BTreeMap<String, String>) -> Result<String, String
         if !is_name || reference.contains("${") {
             return Err("a `${` must be followed by a variable's name, as in ${NAME} or ${NAME:-default}".to_owned());
         }
+        if env.get(name).is_some_and(|value| value.contains(char::REPLACEMENT_CHARACTER)) {
+            return Err(format!("the variable {name} {NOT_UTF8}"));
+        }
         match (env.get(name).map(String::as_str), default) {
             (None | Some(""), Some(default)) => out.push_str(default),
             (Some(value), _) => out.push_str(value),
@@ -327,6 +384,13 @@ mod tests {
 
     fn env(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_list_without_brackets_is_split_at_its_commas() {
+        for (text, items) in [("a", vec!["a"]), ("a,b, c", vec!["a", "b", "c"]), ("^a{1,2},b", vec!["^a{1,2}", "b"])] {
+            assert_eq!(split(text), items, "{text}");
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::layer::{Fault, Layer, Origin, Values};
 use super::{Config, build};
+use crate::terminal;
 
 /// Everything that a configuration is made of. Nothing else is looked at.
 #[derive(Clone)]
@@ -145,5 +146,7 @@ fn mistake(sources: &Sources, (origin, message): Fault) -> Mistake {
         }
         Layer::BuiltIn | Layer::Environment | Layer::CommandLine => name.to_owned(),
     };
-    Mistake { file, line: origin.line, key: origin.key, message }
+    // What cannot be seen, or looks like a blank, is what is often wrong.
+    let shown = |text: &str| terminal::shown_exactly(text).into_owned();
+    Mistake { file, line: origin.line, key: shown(&origin.key), message: shown(&message) }
 }

@@ -19,6 +19,7 @@ mod dump;
 mod kafka;
 mod layer;
 mod load;
+mod pattern;
 mod read;
 mod schema;
 mod secret;
@@ -29,6 +30,8 @@ mod yaml;
 
 pub use kafka::property_running_code;
 pub use load::{Loaded, Mistake, Sources, load};
+#[cfg(test)]
+pub(crate) use pattern::check_pattern;
 pub use units::{format_duration, format_size, parse_duration, parse_size};
 
 use std::collections::BTreeMap;

@@ -100,6 +100,9 @@ pub struct Status {
     pub state: State,
     /// Why, where that is not plain: which broker or topic is waited for, which directory is full.
     pub reason: Option<String>,
+    /// For how many seconds that has been the reason.
+    #[serde(default)]
+    pub reason_seconds: Option<u64>,
     /// Process id; `None` when stopped.
     pub pid: Option<u32>,
     /// Version of the program.

@@ -43,6 +43,7 @@ pub(crate) fn status() -> Status {
     Status {
         state: State::Consuming,
         reason: None,
+        reason_seconds: None,
         pid: Some(4242),
         version: "0.1.0".to_owned(),
         uptime_seconds: Some(93_784),

@@ -10,6 +10,7 @@ use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use crate::config::{Level, TimeZone};
+use crate::terminal;
 
 /// Target of the event that tells a panic; always with its backtrace.
 pub(super) const PANIC: &str = "panic";
@@ -51,7 +52,7 @@ where
         for c in fields.chars() {
             match c {
                 '\t' => writer.write_char(c)?,
-                c if c.is_control() => write!(writer, "{}", c.escape_default())?,
+                c if terminal::is_hidden(c) => write!(writer, "{}", c.escape_default())?,
                 c => writer.write_char(c)?,
             }
         }

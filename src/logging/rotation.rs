@@ -1,12 +1,14 @@
 //! The log's files: `mtga.log` is written, finished ones are named by their time, `mtga.2026-01-31.log`.
 //!
 //! A name that is taken gets a number, `mtga.2026-01-31.2.log`. At most `log.keep` files stay, the one being written
-//! included. A file that cannot be rotated goes on being written. What an earlier process left in `mtga.log` is continued
-//! when it is of the same period. `mtga.log` is a regular file and no link: a link could lead into a file of another user.
+//! included. A file that cannot be rotated goes on being written; one that others moved away or removed (logrotate) is
+//! followed by a new `mtga.log` with the next line. What an earlier process left in `mtga.log` is continued
+//! when it is of the same period. `mtga.log` is a regular file and no link: a link could
+//! lead into a file of another user.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -65,6 +67,19 @@ impl RotatingFile {
         match self.zone {
             TimeZone::Fixed(zone) => time.with_timezone(&zone).format(format).to_string(),
             TimeZone::Named(zone) => time.with_timezone(&zone).format(format).to_string(),
+        }
+    }
+
+    /// Begins a new file when the one being written was moved away or removed: nobody would look for its lines there.
+    fn follow_name(&mut self) {
+        let is_there = match (self.file.metadata(), fs::metadata(self.dir.join(CURRENT))) {
+            (Ok(ours), Ok(there)) => (ours.dev(), ours.ino()) == (there.dev(), there.ino()),
+            (_, found) => !found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound),
+        };
+        // A file that cannot be opened is tried again with the next line.
+        if !is_there && let Ok(file) = open_current(&self.dir) {
+            self.size = file.metadata().map_or(0, |metadata| metadata.len());
+            self.file = file;
         }
     }
 
@@ -130,6 +145,7 @@ fn open_current(dir: &Path) -> io::Result<File> {
 
 impl Write for RotatingFile {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        self.follow_name();
         self.rotate_if_due(lines.len() as u64);
         self.file.write_all(lines)?;
         self.size += lines.len() as u64;
@@ -211,6 +227,29 @@ mod tests {
         }
         assert_eq!(names(dir.path()), ["mtga.2026-01-30-080000.2.log", "mtga.2026-01-30-080000.log", "mtga.log"]);
         assert_eq!(fs::read_to_string(dir.path().join("mtga.2026-01-30-080000.log")).unwrap(), "1234567\n");
+    }
+
+    #[test]
+    fn a_file_that_was_moved_or_removed_is_followed_by_a_new_one_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, moved) = (dir.path().join(CURRENT), dir.path().join("moved"));
+        set("2026-01-30T00:00:00Z");
+        let mut file = RotatingFile::open(&log(dir.path(), Rotation::Never), zone(), now).unwrap();
+        file.write_all(b"1\n").unwrap();
+        fs::rename(&path, &moved).unwrap();
+        file.write_all(b"2\n").unwrap();
+        assert_eq!(
+            (fs::read_to_string(&moved).unwrap(), fs::read_to_string(&path).unwrap()),
+            ("1\n".into(), "2\n".into())
+        );
+        fs::remove_file(&path).unwrap();
+        file.write_all(b"3\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "3\n");
+        // Another one's file of that name is written to, as at a start.
+        fs::write(&moved, "4\n").unwrap();
+        fs::rename(&moved, &path).unwrap();
+        file.write_all(b"5\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "4\n5\n");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! librdkafka's properties: what the operator set, what we choose, and what we must own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::config::{Config, Kafka};
@@ -18,6 +18,38 @@ const MOST_REPLY: u64 = i32::MAX as u64;
 /// Bytes of librdkafka's bookkeeping for each queued message.
 const MESSAGE_OVERHEAD: u64 = 512;
 
+/// How the names of topics begin that are the brokers' own, or a tool's. Patterns do not take them.
+pub const INTERNAL: &str = "__";
+
+/// The expression that matches every internal topic but those that are named outright, for librdkafka: it has no
+/// exceptions from what it leaves out.
+fn internal_but(named: &[String]) -> String {
+    let kept: Vec<&str> = named.iter().filter_map(|name| name.strip_prefix(INTERNAL)).collect();
+    format!("^{INTERNAL}{}", others(&kept))
+}
+
+/// Matches every text that is none of these, to its end.
+fn others(kept: &[&str]) -> String {
+    if kept.is_empty() {
+        return String::new();
+    }
+    let firsts: BTreeSet<char> = kept.iter().filter_map(|text| text.chars().next()).collect();
+    // A `-` is a range unless it is the last one, and `_` before `.` is none.
+    let mut class: String = firsts.iter().filter(|first| **first != '-').collect();
+    class.extend(firsts.contains(&'-').then_some('-'));
+    let mut choices = Vec::new();
+    if !kept.contains(&"") {
+        choices.push("$".to_owned());
+    }
+    choices.push(if class.is_empty() { ".".to_owned() } else { format!("[^{class}]") });
+    for first in firsts {
+        let rest: Vec<&str> = kept.iter().filter_map(|text| text.strip_prefix(first)).collect();
+        let first = if first == '.' { "\\.".to_owned() } else { first.to_string() };
+        choices.push(format!("{first}{}", others(&rest)));
+    }
+    format!("({})", choices.join("|"))
+}
+
 /// The properties of a client that only asks.
 pub fn asking(kafka: &Kafka) -> BTreeMap<String, String> {
     let mut properties: BTreeMap<String, String> = [
@@ -33,7 +65,7 @@ pub fn asking(kafka: &Kafka) -> BTreeMap<String, String> {
     .map(|(key, value)| (key.to_owned(), value.to_owned()))
     .collect();
     // With the consumer protocol of KIP-848 the broker assigns, and librdkafka refuses a strategy of ours.
-    if !kafka.librdkafka.get("group.protocol").is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer")) {
+    if !brokers_assign(kafka) {
         properties.insert("partition.assignment.strategy".into(), "cooperative-sticky".into());
     }
     properties.extend(kafka.librdkafka.clone());
@@ -46,7 +78,23 @@ pub fn asking(kafka: &Kafka) -> BTreeMap<String, String> {
         ("auto.offset.reset", "error"),
     ];
     properties.extend(owned.map(|(key, value)| (key.to_owned(), value.to_owned())));
+    fit(&mut properties, 1 << 20, reply(kafka, LEAST_REPLY));
     properties
+}
+
+/// The bound on a reply as the operator has it, else the usual one.
+fn reply(kafka: &Kafka, usual: u64) -> u64 {
+    kafka.librdkafka.get("receive.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(usual)
+}
+
+/// Sets the bound on a fetch, and that on a reply so that it takes one: librdkafka makes no client of a smaller one.
+fn fit(properties: &mut BTreeMap<String, String>, fetch: u64, reply: u64) {
+    // A fetch of one partition may not exceed the whole fetch, nor the reply's bound fall short of it.
+    let bytes = |key: &str| properties.get(key).and_then(|text| text.parse::<u64>().ok());
+    let fetch = fetch.max(bytes("fetch.message.max.bytes").unwrap_or(1 << 20));
+    let reply = reply.max(fetch + (1 << 20)).min(MOST_REPLY);
+    properties.insert("fetch.max.bytes".into(), fetch.to_string());
+    properties.insert("receive.message.max.bytes".into(), reply.to_string());
 }
 
 /// The properties of the client that consumes.
@@ -61,22 +109,17 @@ pub fn consuming(config: &Config) -> BTreeMap<String, String> {
         ("enable.partition.eof", "true".to_owned()),
         ("queued.max.messages.kbytes", (queue >> 10).max(1).to_string()),
         ("queued.min.messages", (queue / MESSAGE_OVERHEAD).clamp(1_000, 1_000_000).to_string()),
-        ("fetch.max.bytes", fetch.to_string()),
     ];
     properties.extend(owned.map(|(key, value)| (key.to_owned(), value)));
+    if !brokers_assign(&config.kafka) && config.kafka.topics.iter().any(|topic| topic.starts_with('^')) {
+        properties.insert("topic.blacklist".into(), internal_but(&config.kafka.topics));
+    }
     if !config.kafka.instance_id.is_empty() {
         properties.insert("group.instance.id".into(), config.kafka.instance_id.clone());
     }
-    // A fetch of one partition may not exceed the whole fetch, nor the reply's bound fall short of it.
-    let partition: u64 =
-        properties.get("fetch.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(1 << 20);
-    let fetch = fetch.max(partition);
-    properties.insert("fetch.max.bytes".into(), fetch.to_string());
     // Bounds what a batch becomes when it is unpacked, too: librdkafka triples its buffer until the batch fits. So one as large as
     // the share of blocks does, whatever its producer made of it.
-    let unpacked = (config.memory / 2 * 3).clamp(LEAST_REPLY, MOST_REPLY);
-    let reply: u64 = properties.get("receive.message.max.bytes").and_then(|text| text.parse().ok()).unwrap_or(unpacked);
-    properties.insert("receive.message.max.bytes".into(), reply.max(fetch + (1 << 20)).min(MOST_REPLY).to_string());
+    fit(&mut properties, fetch, reply(&config.kafka, (config.memory / 2 * 3).clamp(LEAST_REPLY, MOST_REPLY)));
     properties
 }
 
@@ -91,6 +134,11 @@ pub fn discovery(kafka: &Kafka) -> Duration {
 pub fn max_poll_interval(kafka: &Kafka) -> Duration {
     let millis = kafka.librdkafka.get("max.poll.interval.ms").and_then(|text| text.parse().ok());
     Duration::from_millis(millis.unwrap_or(300_000))
+}
+
+/// Whether the group uses the protocol of KIP-848, in which the brokers assign partitions.
+pub fn brokers_assign(kafka: &Kafka) -> bool {
+    kafka.librdkafka.get("group.protocol").is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer"))
 }
 
 /// Whether only committed transactions are read.
@@ -152,11 +200,27 @@ mod tests {
     }
 
     #[test]
+    fn internal_topics_are_left_out_but_those_that_are_named() {
+        let names = ["__own", "__o", "__own.2", "__own-3", "t"].map(str::to_owned);
+        let left_out = regex_lite::Regex::new(&internal_but(&names)).unwrap();
+        for name in &names {
+            assert!(!left_out.is_match(name), "{name}");
+        }
+        for name in ["__consumer_offsets", "__", "__ow", "__own2", "__own.", "__own.22", "__own-", "__ownx3", "__p"] {
+            assert!(left_out.is_match(name), "{name}");
+        }
+        assert_eq!(internal_but(&["t".to_owned()]), "^__");
+    }
+
+    #[test]
     fn librdkafka_takes_the_properties_of_each_protocol() {
         use crate::msource::native::Client;
-        for (property, value) in
-            [("group.protocol", "consumer"), ("group.protocol", "classic"), ("partition.assignment.strategy", "range")]
-        {
+        for (property, value) in [
+            ("group.protocol", "consumer"),
+            ("group.protocol", "classic"),
+            ("partition.assignment.strategy", "range"),
+            ("receive.message.max.bytes", "1000"),
+        ] {
             let made = Client::new(&asking(&kafka(property, value)));
             assert!(made.is_ok(), "{property}={value}: {made:?}");
         }

@@ -178,7 +178,16 @@ impl Transform {
         let json = simdutf8::basic::from_utf8(value).map_err(|_| not_utf8(value))?;
         let Scratch { routes, frame, noted, work, last, .. } = scratch;
         let mut envelope = Envelope::default();
-        envelope.read(json, self, frame, routes, noted).map_err(bad_json)?;
+        let json = match envelope.read(json, self, frame, routes, noted) {
+            Ok(()) => json,
+            // Only here, so that no other record pays for it.
+            Err(fault) => {
+                let json = json.strip_prefix(MARK).ok_or_else(|| bad_json(fault))?;
+                envelope = Envelope::default();
+                envelope.read(json, self, frame, routes, noted).map_err(bad_json)?;
+                json
+            }
+        };
         Self::check(&envelope)?;
         let index = match envelope.route {
             Some(index) => index,
@@ -234,6 +243,9 @@ impl Transform {
         routes.find(&self.settings, &self.options, raw)
     }
 }
+
+/// The byte order mark that some programs put before their text. It is no part of it.
+const MARK: char = '\u{feff}';
 
 fn reject(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Discard {
     Discard::Rejected(Reject::new(reason, detail))

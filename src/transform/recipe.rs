@@ -24,7 +24,7 @@ use crate::regular;
 use crate::settings::{Settings, Sources};
 
 /// Version of the transform: raised when the same record and settings give another line than before.
-const TRANSFORM: u32 = 1;
+const TRANSFORM: u32 = 2;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -163,7 +163,16 @@ impl Checker<'_> {
 }
 
 fn in_range(number: &str) -> bool {
-    number.parse::<f64>().is_ok_and(|number| number.abs() <= LARGEST_NUMBER)
+    match number.parse::<f64>().map(f64::abs) {
+        // Rounded: what is a little above by its digits is so close too.
+        Ok(LARGEST_NUMBER) => {
+            let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
+            let mut digits = mantissa.bytes().filter(u8::is_ascii_digit).skip_while(|digit| *digit == b'0');
+            digits.next() != Some(b'9') || digits.all(|digit| digit == b'0')
+        }
+        Ok(number) => number < LARGEST_NUMBER,
+        Err(_) => false,
+    }
 }
 
 #[cfg(test)]
@@ -191,6 +200,12 @@ mod tests {
             ("9000000000000000", true),
             ("-9e15", true),
             ("9000000000000001", false),
+            ("9000000000000000.5", false),
+            ("-9000000000000000.0000000001", false),
+            ("9.0000000000000001e15", false),
+            ("9000000000000000.000", true),
+            ("0.009e18", true),
+            ("8999999999999999.9999", true),
             ("-9000000000000001", false),
             ("1e400", false),
             ("1e-400", true),

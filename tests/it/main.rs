@@ -13,6 +13,9 @@ mod adopt;
 /// Answers of brokers that are lost, failed or partial: to every kind of request, at every kind of start.
 #[cfg(test)]
 mod answers;
+/// Why Kafka gives no records, as an operator is told.
+#[cfg(test)]
+mod causes;
 /// Mistakes in configuration and settings, absent brokers, second daemons, what a dead daemon leaves behind.
 #[cfg(test)]
 mod config;
@@ -58,6 +61,9 @@ mod offsets;
 /// Limits, signals, terminals: what a host and its operators do to a service.
 #[cfg(test)]
 mod operate;
+/// Topics that are named by patterns.
+#[cfg(test)]
+mod patterns;
 /// Records from the topic to the files, through restarts and kills.
 #[cfg(test)]
 mod pipeline;

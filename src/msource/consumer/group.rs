@@ -30,7 +30,7 @@ impl Consumer {
             match event {
                 Event::Assign(partitions) => self.assigned(partitions),
                 Event::Revoke(partitions) => self.revoked(&partitions)?,
-                Event::Error(error) => self.in_trouble(error.to_string()),
+                Event::Error(error) => self.in_trouble_by(error.code, error.text),
             }
         }
         while let Some(answer) = self.client.commit_answer(Duration::ZERO) {
@@ -50,8 +50,12 @@ impl Consumer {
             self.client_failed(&error);
         }
         self.replace_client()?;
-        if self.parts.config.assignment == Assignment::All && Instant::now() >= self.discover_at {
-            self.discover();
+        if Instant::now() >= self.discover_at {
+            match self.parts.config.assignment {
+                Assignment::All => self.discover(),
+                Assignment::Group if self.subscription.is_by_name() => self.subscribe_by_name(),
+                Assignment::Group => {}
+            }
         }
         Ok(())
     }
@@ -154,7 +158,8 @@ impl Consumer {
         let without = self.slots.is_empty() && self.pending.is_empty() && self.failed.is_none();
         self.parts.desk.without_share.store(without, Ordering::Relaxed);
         if without {
-            self.trouble = Some("the group has no partition for this instance".into());
+            self.trouble.over();
+            self.in_trouble_quietly("the group has no partition for this instance".to_owned());
         }
     }
 
@@ -199,7 +204,8 @@ impl Consumer {
         self.release(&ours);
         self.pending.clear();
         self.paused = false;
-        self.trouble = Some(reason.to_owned());
+        self.trouble.over();
+        self.in_trouble_quietly(reason.to_owned());
         self.renew(old)
     }
 
@@ -219,7 +225,6 @@ impl Consumer {
             Old::Abandoned => replaced.abandon(),
         }
         self.count_left();
-        self.discover_at = Instant::now();
         self.subscribe()
     }
 

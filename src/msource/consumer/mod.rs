@@ -29,11 +29,13 @@ mod room;
 mod seals;
 mod slot;
 mod starts;
+mod subscription;
 mod take;
 #[cfg(test)]
 mod tests;
 mod topic_ids;
 mod topics;
+mod trouble;
 mod watchdog;
 
 pub(super) use blocked::Unreadable;
@@ -41,7 +43,8 @@ pub(super) use gaps::end_of_damage;
 
 pub use parts::{Cut, Desk, Parts};
 pub use seals::is_answer;
-pub use starts::topic_names;
+pub use starts::{Meant, topic_names, unmatched_text};
+pub use trouble::Weight;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -58,6 +61,8 @@ use crate::delivery::Finish;
 use crate::fault;
 use held::Held;
 use slot::Slot;
+use subscription::Subscription;
+use trouble::Trouble;
 use watchdog::Watchdog;
 
 /// How long the thread waits for room before it pauses its partitions.
@@ -166,13 +171,14 @@ pub struct Consumer {
     /// Assigned, but their start is not known yet.
     pending: BTreeSet<TopicPartition>,
     held: Held,
+    subscription: Subscription,
     retry_at: Instant,
     discover_at: Instant,
     batch: Vec<Message>,
     paused: bool,
     no_room_since: Option<Instant>,
     /// Why there are no records: shown until some come.
-    trouble: Option<String>,
+    trouble: Trouble,
     probe_at: Instant,
     version: u64,
     /// When commits may be sent again, after one was refused.
@@ -230,6 +236,7 @@ impl Consumer {
         let now = Instant::now();
         Ok(Self {
             payload_limit: parts.desk.engine().payload_limit,
+            subscription: Subscription::of(&parts.config),
             parts,
             client,
             slots: Vec::new(),
@@ -241,7 +248,7 @@ impl Consumer {
             batch: Vec::with_capacity(BATCH),
             paused: false,
             no_room_since: None,
-            trouble: None,
+            trouble: Trouble::default(),
             probe_at: now,
             version: 0,
             commit_at: now,
@@ -304,10 +311,36 @@ impl Consumer {
         self.subscribe()
     }
 
-    fn subscribe(&self) -> Result<(), Error> {
+    fn subscribe(&mut self) -> Result<(), Error> {
+        self.discover_at = Instant::now();
+        self.subscription.forget();
         match self.parts.config.assignment {
-            Assignment::Group => self.client.subscribe(&self.parts.config.topics).map_err(Error::Client),
-            Assignment::All => Ok(()),
+            Assignment::Group if !self.subscription.is_by_name() => {
+                self.client.subscribe(&self.parts.config.topics).map_err(Error::Client)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Subscribes to the topics that patterns mean now, if those are others than before.
+    fn subscribe_by_name(&mut self) {
+        self.discover_at = Instant::now() + self.parts.discovery;
+        let meant = topic_names(&self.client, &self.parts.config.topics, REQUEST_TIMEOUT);
+        let subscribed = match meant {
+            Ok(meant) if meant.names.is_empty() => Err((Code::Unknown, unmatched_text(&meant.unmatched))),
+            Ok(meant) => match self.subscription.changed(meant.names) {
+                Some(names) => {
+                    self.client.subscribe(names).map_err(|error| (error.code, format!("cannot subscribe: {error}")))
+                }
+                None => Ok(()),
+            },
+            Err(error) => {
+                Err((error.code, format!("cannot ask {} for the topics: {error}", self.parts.config.brokers)))
+            }
+        };
+        if let Err((code, text)) = subscribed {
+            self.discover_at = Instant::now() + RETRY;
+            self.in_trouble_by(code, text);
         }
     }
 
@@ -320,14 +353,27 @@ impl Consumer {
         let topic = message.topic();
         let text =
             if topic.is_empty() || error.text.contains(&topic) { error.text } else { format!("{topic}: {error}") };
-        self.in_trouble(text);
+        self.in_trouble_by(error.code, text);
     }
 
+    /// Shows why no records come: something that we know, and that nothing explains better.
     fn in_trouble(&mut self, text: String) {
-        if self.trouble.as_ref() != Some(&text) {
-            tracing::warn!(reason = text, "Kafka gives no records");
-            self.trouble = Some(text);
-            self.probe_at = Instant::now() + RETRY;
+        self.in_trouble_by(Code::Unknown, text);
+    }
+
+    /// The same of what is no fault of Kafka's.
+    fn in_trouble_quietly(&mut self, text: String) {
+        self.trouble.tell(text, Weight::Consequence, false, Instant::now());
+    }
+
+    /// The same of an error with this code, which may only follow from another one.
+    fn in_trouble_by(&mut self, code: Code, text: String) {
+        let now = Instant::now();
+        // Such an answer comes again and again, while the broker answers everything else.
+        let until_records = code == Code::BadMessage;
+        if self.trouble.tell(text, Weight::of(code), until_records, now) {
+            tracing::warn!(reason = self.trouble.reason(), "Kafka gives no records");
+            self.probe_at = now + RETRY;
         }
     }
 
@@ -336,13 +382,13 @@ impl Consumer {
     }
 
     fn show(&mut self) {
-        if self.trouble.is_some() && !self.slots.is_empty() && Instant::now() >= self.probe_at {
+        if self.trouble.reason().is_some() && !self.slots.is_empty() && Instant::now() >= self.probe_at {
             // No record comes from an idle topic after the brokers are back: ask them.
             self.probe_at = Instant::now() + RETRY * 5;
             let queries: Vec<_> =
                 self.partitions().into_iter().map(|partition| (partition, OffsetSpec::Earliest)).collect();
             if self.client.list_offsets(&queries, false, RETRY).is_ok_and(|found| found.iter().all(Result::is_ok)) {
-                self.trouble = None;
+                self.trouble.answered(Instant::now());
             }
         }
         if self.pending.is_empty() {
@@ -360,12 +406,14 @@ impl Consumer {
             desk.show(control::State::Paused, Some("the failure queue is full: retry or clear it".into()));
         } else if let Some(reason) = self.blocked.reason() {
             desk.show(control::State::Paused, Some(reason.to_owned()));
-        } else if let Some(trouble) = &self.trouble {
-            desk.show(control::State::Waiting, Some(trouble.clone()));
+        } else if let Some(trouble) = self.trouble.reason() {
+            desk.show(control::State::Waiting, Some(trouble.to_owned()));
         } else if !self.slots.is_empty() {
             desk.show(control::State::Consuming, held);
         } else if held.is_some() {
             desk.show(control::State::Waiting, held);
+        } else if let Some(step) = self.client.group_step() {
+            desk.show(control::State::Waiting, Some(step.waiting_for(&self.parts.config.group_id)));
         } else if desk.state().0 == control::State::Consuming {
             desk.show(control::State::Waiting, Some("the group has taken the partitions back".into()));
         }

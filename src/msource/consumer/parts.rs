@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -32,8 +32,8 @@ pub struct Cut {
 /// What the thread shows and is told; shared with the control plane.
 #[derive(Debug)]
 pub struct Desk {
-    /// What it is doing, and why it waits.
-    state: Mutex<(control::State, Option<String>)>,
+    /// What it is doing, why it waits, and since when.
+    state: Mutex<(control::State, Option<String>, Instant)>,
     /// Assigned partitions that are read.
     pub partitions: AtomicUsize,
     /// Assigned partitions that are not read yet.
@@ -54,7 +54,7 @@ impl Desk {
     /// A desk for a thread that is about to start.
     pub fn new(engine: Arc<Engine>) -> Self {
         Self {
-            state: Mutex::new((control::State::Starting, None)),
+            state: Mutex::new((control::State::Starting, None, Instant::now())),
             partitions: AtomicUsize::new(0),
             pending: Mutex::default(),
             without_share: AtomicBool::new(false),
@@ -67,7 +67,13 @@ impl Desk {
 
     /// What the thread is doing, and why it waits.
     pub fn state(&self) -> (control::State, Option<String>) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let shown = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        (shown.0, shown.1.clone())
+    }
+
+    /// How long the same has been shown.
+    pub fn shown_for(&self) -> Duration {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).2.elapsed()
     }
 
     /// Shows what is being done.
@@ -75,7 +81,7 @@ impl Desk {
         let mut shown = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         if shown.0 != state || shown.1 != reason {
             tracing::info!(?state, reason = reason.as_deref().unwrap_or(""), "state");
-            *shown = (state, reason);
+            *shown = (state, reason, Instant::now());
         }
     }
 

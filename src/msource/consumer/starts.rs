@@ -66,7 +66,10 @@ impl Consumer {
             Ok(answers) => answers,
             Err(error) => {
                 self.discover_at = Instant::now() + RETRY;
-                self.in_trouble(format!("cannot ask {} for the topics: {error}", self.parts.config.brokers));
+                self.in_trouble_by(
+                    error.code,
+                    format!("cannot ask {} for the topics: {error}", self.parts.config.brokers),
+                );
                 return;
             }
         };
@@ -83,7 +86,11 @@ impl Consumer {
     }
 
     fn all_partitions(&self) -> Result<Discovered, KafkaError> {
-        let names = topic_names(&self.client, &self.parts.config.topics, REQUEST_TIMEOUT)?;
+        let Meant { names, unmatched } = topic_names(&self.client, &self.parts.config.topics, REQUEST_TIMEOUT)?;
+        if names.is_empty() {
+            let text = unmatched_text(&unmatched);
+            return Err(KafkaError { code: Code::UnknownTopicOrPartition, text });
+        }
         let mut found = Discovered::default();
         for (name, info) in names.iter().zip(self.client.describe_topics(&names, REQUEST_TIMEOUT)?) {
             match info {
@@ -128,7 +135,7 @@ impl Consumer {
             Ok(starts) => starts,
             Err(error) => {
                 self.retry_at = Instant::now() + RETRY;
-                self.in_trouble(format!("cannot find out where to start: {error}"));
+                self.in_trouble_by(error.code, format!("cannot find out where to start: {error}"));
                 return Ok(());
             }
         };
@@ -385,7 +392,7 @@ impl Consumer {
                     self.rejoin = Rejoin::Due;
                 }
                 self.retry_at = Instant::now() + RETRY;
-                self.in_trouble(format!("the group did not take the starts: {error}"));
+                self.in_trouble_by(error.code, format!("the group did not take the starts: {error}"));
                 return Ok(Vec::new());
             }
         }
@@ -458,7 +465,7 @@ impl Consumer {
         Self::log_answer(answer);
         self.rewind(&kept);
         self.pause_new();
-        self.trouble = None;
+        self.trouble.over();
         self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
     }
 }
@@ -473,22 +480,40 @@ fn partitions_of(topics: &HashMap<String, TopicInfo>, given: &[TopicPartition]) 
     told.chain(given).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-/// The topics that are meant: names as they are, regular expressions matched against all topics of the cluster.
-pub fn topic_names(client: &Client, topics: &[String], timeout: Duration) -> Result<Vec<String>, KafkaError> {
-    let (patterns, mut names): (Vec<&String>, Vec<String>) = {
-        let (patterns, names): (Vec<_>, Vec<_>) = topics.iter().partition(|topic| topic.starts_with('^'));
-        (patterns, names.into_iter().cloned().collect())
-    };
-    if !patterns.is_empty() {
-        let invalid = |error: regex_lite::Error| KafkaError { code: Code::InvalidArgument, text: error.to_string() };
-        let patterns = patterns.iter().map(|text| regex_lite::Regex::new(text)).collect::<Result<Vec<_>, _>>();
-        let patterns = patterns.map_err(invalid)?;
-        let all = client.topic_names(timeout)?;
-        names.extend(all.into_iter().filter(|name| patterns.iter().any(|pattern| pattern.is_match(name))));
-        names.sort();
-        names.dedup();
+/// The topics that are meant by `kafka.topics`.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Meant {
+    /// Their names.
+    pub names: Vec<String>,
+    /// Patterns that match no topic of the cluster.
+    pub unmatched: Vec<String>,
+}
+
+/// The topics that are meant: names as they are, regular expressions matched against all topics of the cluster but those
+/// that are the brokers' own.
+pub fn topic_names(client: &Client, topics: &[String], timeout: Duration) -> Result<Meant, KafkaError> {
+    let (patterns, names): (Vec<_>, Vec<_>) = topics.iter().cloned().partition(|topic| topic.starts_with('^'));
+    if patterns.is_empty() {
+        return Ok(Meant { names, unmatched: Vec::new() });
     }
-    Ok(names)
+    meant(names, patterns, &client.topic_names(timeout)?)
+}
+
+fn meant(mut names: Vec<String>, patterns: Vec<String>, all: &[String]) -> Result<Meant, KafkaError> {
+    let mut unmatched = Vec::new();
+    for text in patterns {
+        let pattern = regex_lite::Regex::new(&text)
+            .map_err(|error| KafkaError { code: Code::InvalidArgument, text: format!("`{text}`: {error}") })?;
+        let before = names.len();
+        let matches = |name: &&String| !name.starts_with(properties::INTERNAL) && pattern.is_match(name);
+        names.extend(all.iter().filter(matches).cloned());
+        if names.len() == before {
+            unmatched.push(text);
+        }
+    }
+    names.sort();
+    names.dedup();
+    Ok(Meant { names, unmatched })
 }
 
 /// Whether a topic is one of those that are meant. One that a pattern may mean is: what cannot be read as a pattern here may be
@@ -558,6 +583,12 @@ fn ask_all(
     answers.unwrap_or_else(|error| vec![Err(error); partitions.len()])
 }
 
+/// Which patterns match nothing, for people.
+pub fn unmatched_text(patterns: &[String]) -> String {
+    let patterns: Vec<_> = patterns.iter().map(|pattern| format!("`{pattern}`")).collect();
+    format!("the brokers have no topic that matches {}", patterns.join(" or "))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -570,5 +601,13 @@ mod tests {
         // Nothing is known of the other topic, whose partitions wait.
         let asked = partitions_of(&topics, &[of("t", 3), of("t", 0), of("other", 0)]);
         assert_eq!(asked, [of("t", 0), of("t", 1), of("t", 3)]);
+    }
+
+    #[test]
+    fn patterns_take_no_topic_of_the_brokers_own_and_those_that_match_nothing_are_told() {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let all = texts(&["__consumer_offsets", "__own", "a1", "a2", "b"]);
+        let found = meant(texts(&["b", "__own"]), texts(&["^a[0-9]$", "^.*", "^c"]), &all);
+        assert_eq!(found, Ok(Meant { names: texts(&["__own", "a1", "a2", "b"]), unmatched: texts(&["^c"]) }));
     }
 }

@@ -87,7 +87,7 @@ impl Consumer {
             }
         }
         if records > 0 {
-            self.trouble = None;
+            self.trouble.over();
         }
         self.account(&mut records, &mut cost);
         Ok(())
@@ -119,7 +119,7 @@ impl Consumer {
         }
         match error.code {
             Code::PartitionEOF => {
-                self.trouble = None;
+                self.trouble.over();
                 let slot = &mut self.slots[number];
                 if slot.skips(message.offset()) {
                     slot.read_again(now);

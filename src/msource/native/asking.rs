@@ -258,6 +258,16 @@ impl Client {
         })
     }
 
+    /// The addresses of the cluster's brokers, as they give them.
+    pub fn brokers(&self, timeout: Duration) -> Result<Vec<String>, KafkaError> {
+        self.metadata(MetadataOf::Brokers, timeout, |metadata| {
+            // SAFETY: the metadata are live, and so are the names in them.
+            let brokers = unsafe { slice(metadata.brokers, metadata.broker_cnt) };
+            // SAFETY: as above.
+            brokers.iter().map(|broker| unsafe { format!("{}:{}", text(broker.host), broker.port) }).collect()
+        })
+    }
+
     /// Whether requests to the controller can be answered, as far as the cluster has said.
     fn has_controller(&self, timeout: Duration) -> Result<bool, KafkaError> {
         self.metadata(MetadataOf::Brokers, timeout, |metadata| {

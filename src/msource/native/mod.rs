@@ -15,9 +15,11 @@ mod close;
 mod code;
 mod list;
 mod message;
+mod step;
 
 pub use close::Remains;
 pub use message::{CutOff, Message};
+pub use step::GroupStep;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_void};
@@ -37,6 +39,9 @@ use code::raw;
 use list::{
     NOT_ANSWERED, bytes, commit_list, elements, first_error, millis, names, places_list, positions, text, unanswered,
 };
+
+/// What librdkafka logs for us to read.
+const LISTENED: &str = "metadata,cgrp";
 
 /// An error of librdkafka or of a broker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,7 +67,7 @@ pub enum Event {
     Assign(Vec<TopicPartition>),
     /// The group takes these partitions back; to be answered with one of the `unassign` calls.
     Revoke(Vec<TopicPartition>),
-    /// A client-level error, such as an unreachable broker, for people: its code decides nothing.
+    /// A client-level error, such as an unreachable broker, for people: its code says how much it explains.
     Error(KafkaError),
 }
 
@@ -129,6 +134,8 @@ struct Shared {
     /// The ids by which topics are fetched, and how often one of them changed.
     topic_ids: Mutex<HashMap<String, String>>,
     id_changes: AtomicU64,
+    /// How far it is on its way into the group.
+    step: Mutex<Option<GroupStep>>,
 }
 
 impl Shared {
@@ -175,9 +182,9 @@ impl Client {
         for (key, value) in properties {
             config.set(key, value);
         }
-        // Tells the ids of topics: see `on_log`.
+        // Tells the ids of topics and the steps into the group: see `on_log`.
         let debug = properties.get("debug").filter(|contexts| !contexts.is_empty());
-        config.set("debug", debug.map_or("metadata".to_owned(), |contexts| format!("{contexts},metadata")));
+        config.set("debug", debug.map_or(LISTENED.to_owned(), |contexts| format!("{contexts},{LISTENED}")));
         let invalid = |text: String| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text };
         let native = config.create_native_config().map_err(|error| invalid(refused_property(&error)))?;
         let shared = Arc::new(Shared {
@@ -187,6 +194,7 @@ impl Client {
             unanswered: AtomicBool::new(false),
             topic_ids: Mutex::default(),
             id_changes: AtomicU64::new(0),
+            step: Mutex::default(),
         });
         let mut message = [0 as c_char; 512];
         // SAFETY: the configuration is valid and, on success, owned by the client, which is why it is not dropped then. The
@@ -238,6 +246,18 @@ impl Client {
     /// Whether an event waits.
     pub fn has_event(&self) -> bool {
         !self.shared.events.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    /// How far the client is on its way into the group; `None` without one, or before the first step.
+    pub fn group_step(&self) -> Option<GroupStep> {
+        *self.shared.step.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The errors of connections since this was last asked, for a client that only asks: nothing else takes its events.
+    pub fn connection_errors(&self) -> Vec<KafkaError> {
+        self.consume(&mut Vec::new(), 1, Duration::ZERO);
+        let events = std::iter::from_fn(|| self.next_event());
+        events.filter_map(|event| if let Event::Error(error) = event { Some(error) } else { None }).collect()
     }
 
     /// Why this client can do nothing any more and has to be made anew, if so.
@@ -471,12 +491,29 @@ unsafe extern "C" fn on_rebalance(
     }
 }
 
-unsafe extern "C" fn on_error(_: *mut rd::rd_kafka_t, _: c_int, reason: *const c_char, opaque: *mut c_void) {
+unsafe extern "C" fn on_error(_: *mut rd::rd_kafka_t, code: c_int, reason: *const c_char, opaque: *mut c_void) {
     // SAFETY: the opaque pointer is the client's `Shared`; the reason is a string that lives during the callback.
     unsafe {
         let shared = &*opaque.cast::<Shared>();
-        shared.push(Event::Error(KafkaError { code: RDKafkaErrorCode::Unknown, text: text(reason) }));
+        shared.push(Event::Error(KafkaError { code: client_error(code), text: text(reason) }));
     }
+}
+
+/// The code of an error of the client; those that explain nothing further are one.
+fn client_error(code: c_int) -> RDKafkaErrorCode {
+    use RDKafkaRespErr as Raw;
+    let known = [
+        Raw::RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN,
+        Raw::RD_KAFKA_RESP_ERR__TRANSPORT,
+        Raw::RD_KAFKA_RESP_ERR__TIMED_OUT,
+        Raw::RD_KAFKA_RESP_ERR__DESTROY,
+        Raw::RD_KAFKA_RESP_ERR__RESOLVE,
+        Raw::RD_KAFKA_RESP_ERR__SSL,
+        Raw::RD_KAFKA_RESP_ERR__AUTHENTICATION,
+        Raw::RD_KAFKA_RESP_ERR__BAD_MSG,
+        Raw::RD_KAFKA_RESP_ERR__FATAL,
+    ];
+    known.into_iter().find(|known| *known as c_int == code).map_or(RDKafkaErrorCode::Unknown, Into::into)
 }
 
 unsafe extern "C" fn on_commit(
@@ -510,6 +547,11 @@ unsafe extern "C" fn on_log(rk: *const rd::rd_kafka_t, level: c_int, facility: *
         ids.insert(topic.to_owned(), id.to_owned());
         shared.id_changes.fetch_add(1, Ordering::Release);
     }
+    if let Some(step) = GroupStep::read(&facility, &line) {
+        // SAFETY: the opaque pointer is the client's `Shared`.
+        let shared = unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
+        *shared.step.lock().unwrap_or_else(PoisonError::into_inner) = Some(step);
+    }
     match level {
         0..=2 => tracing::error!(target: "librdkafka", %facility, "{line}"),
         // A refused connection is one of its errors, and nothing that is lost by it.
@@ -530,6 +572,40 @@ fn changed_id(line: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patterns_that_are_taken_mean_the_same_to_both_engines() {
+        use std::ffi::CString;
+
+        use nix::libc::{REG_EXTENDED, REG_NOSUB, regcomp, regex_t, regexec, regfree};
+        use proptest::prelude::*;
+
+        const PIECES: [&str; 18] = [
+            "a", "b", "_", "-", r"\.", ".", "[ab]", "[^a]", "[a-b._-]", "(", ")", "|", "*", "+", "?", "{2}", "{1,2}",
+            "$",
+        ];
+        let pattern = prop::collection::vec(prop::sample::select(&PIECES[..]), 1..8).prop_map(|pieces| pieces.concat());
+        let runner = proptest::test_runner::Config::with_cases(4000);
+        proptest!(runner, |(pattern in pattern, names in prop::collection::vec("[ab._-]{0,6}", 8))| {
+            let pattern = format!("^{pattern}");
+            prop_assume!(crate::config::check_pattern(&pattern).is_ok());
+            let ours = regex_lite::Regex::new(&pattern).map_err(|error| TestCaseError::fail(error.to_string()))?;
+            let text = CString::new(pattern.clone()).expect("no zero in it");
+            // SAFETY: all zeros is a valid value of the plain structure, and `regcomp` overwrites it.
+            let mut theirs: regex_t = unsafe { std::mem::zeroed() };
+            // SAFETY: both are live, and the text ends with a zero.
+            let compiled = unsafe { regcomp(&raw mut theirs, text.as_ptr(), REG_EXTENDED | REG_NOSUB) };
+            prop_assert_eq!(compiled, 0, "{}", &pattern);
+            for name in names {
+                let text = CString::new(name.clone()).expect("no zero in it");
+                // SAFETY: the expression was compiled, the text ends with a zero, and nothing is written without a place.
+                let found = unsafe { regexec(&raw const theirs, text.as_ptr(), 0, ptr::null_mut(), 0) };
+                prop_assert_eq!(found == 0, ours.is_match(&name), "{} on {}", &pattern, name);
+            }
+            // SAFETY: it was compiled, and is used no more.
+            unsafe { regfree(&raw mut theirs) };
+        });
+    }
 
     #[test]
     fn the_new_id_of_a_topic_is_found_in_its_line() {

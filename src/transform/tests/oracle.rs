@@ -186,6 +186,7 @@ fn is_name(text: &str) -> bool {
 pub(super) fn transform(settings: &Settings, options: &Options, record: &Record<'_>) -> Result<String, Discard> {
     let Some(value) = record.value else { return Err(Discard::Filtered(Filter::Tombstone)) };
     let Ok(json) = std::str::from_utf8(value) else { return reject(Reason::BadJson) };
+    let json = json.strip_prefix('\u{feff}').unwrap_or(json);
     let Some(members) = Members::of(json) else { return reject(Reason::BadJson) };
     if depth(json) > 128 {
         return reject(Reason::BadJson);

@@ -57,7 +57,8 @@ fn try_line(record: &Record) -> Result<Outcome, Outcome> {
     let reject = Outcome::Rejected;
     let value = record.value.as_ref().ok_or(Outcome::Filtered(Filter::Tombstone))?;
     let bad_json = || reject(Reason::BadJson);
-    let members = Members::parse(std::str::from_utf8(value).map_err(|_| bad_json())?).ok_or_else(bad_json)?;
+    let text = std::str::from_utf8(value).map_err(|_| bad_json())?;
+    let members = Members::parse(text.strip_prefix('\u{feff}').unwrap_or(text)).ok_or_else(bad_json)?;
     let headers = members.get("headers").and_then(Members::parse).ok_or(reject(Reason::NoHeaders))?;
     if headers.get("app_id").is_some() && headers.text("app_id").as_deref() != Some("24") {
         return Err(Outcome::Filtered(Filter::OtherApp));

@@ -19,7 +19,12 @@ pub(crate) const LIST_OFFSETS: i16 = 2;
 /// See [`FETCH`].
 pub(crate) const METADATA: i16 = 3;
 /// See [`FETCH`].
+pub(crate) const JOIN_GROUP: i16 = 11;
+/// See [`FETCH`].
 pub(crate) const OFFSET_COMMIT: i16 = 8;
+
+/// A loopback address, as long as ours, that no proxy and no broker has.
+pub(crate) const NOWHERE: &str = "127.9.9.9";
 
 /// How an answer is lost. The broker has done what it was asked in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,6 +125,15 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// A proxy in front of a broker, `127.0.0.1:PORT`.
     pub(crate) fn new(target: &str) -> Self {
+        Self::telling(target, None)
+    }
+
+    /// The same, with a broker that says it is at an address where nobody listens.
+    pub(crate) fn to_nowhere(target: &str) -> Self {
+        Self::telling(target, Some(NOWHERE))
+    }
+
+    fn telling(target: &str, told: Option<&str>) -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let (host, port) = target.split_once(':').expect("HOST:PORT");
         // Test processes that run at the same time begin at different places.
@@ -133,7 +147,7 @@ impl Proxy {
         assert_eq!(host.len(), ours.len(), "the broker is told by an address that ours can stand in for");
         let shared = Arc::new(Shared {
             target: target.to_owned(),
-            hosts: (host.as_bytes().to_vec(), ours.clone().into_bytes()),
+            hosts: (host.as_bytes().to_vec(), told.unwrap_or(&ours).into()),
             faults: Mutex::new(Faults {
                 network: Network::Sound,
                 drop: HashMap::new(),

@@ -1,0 +1,85 @@
+//! What an operator is told when Kafka gives no records: the cause, and not what follows from it.
+
+use std::time::Duration;
+
+use mtga::control::State;
+use serde_json::json;
+
+use crate::harness::proxy::{self, Proxy};
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, tick, wait_until};
+
+/// Waits until the service says why it waits, and demands that it says nothing else then for some looks.
+fn waits_because(home: &Home, cause: &str) {
+    let said = || {
+        let status = home.try_status()?;
+        let named = status.reason.as_ref().is_some_and(|reason| reason.contains(cause));
+        holds(status.state == State::Waiting && named, status)
+    };
+    wait_until(&format!("it says {cause}"), SOON, said);
+    for _ in 0..50 {
+        assert_eq!(said(), Ok(()), "it stays with that");
+        tick();
+    }
+}
+
+#[test]
+fn a_tls_handshake_with_a_plain_port_and_an_address_that_is_dead_are_named() {
+    let topic = Topic::create("cause", 1);
+    let mut tls = Home::new(&topic);
+    tls.set("kafka.librdkafka", json!({"security.protocol": "ssl"})).set("rpc.timeout", "3s");
+    let nowhere = Proxy::to_nowhere(&topic.brokers);
+    let mut dead = Home::with_brokers(&topic, nowhere.address());
+    dead.set("rpc.timeout", "3s");
+    let in_group = |home: &mut Home| {
+        home.set("kafka.assignment", "group");
+    };
+    in_group(&mut tls);
+    for (home, cause) in [(&tls, "SSL handshake failed"), (&dead, proxy::NOWHERE)] {
+        for command in ["check", "kafka_lag"] {
+            let done = home.mtga([command]).code(69);
+            assert!(done.stderr.contains(cause), "{command}: {}", done.stderr);
+        }
+        home.start();
+        waits_because(home, cause);
+        home.stop();
+    }
+}
+
+#[test]
+fn a_record_above_what_may_be_received_names_the_property() {
+    let topic = Topic::with_config("oversize", 1, &[("max.message.bytes", "20000000")]);
+    let mut home = Home::new(&topic);
+    home.set("kafka.librdkafka", json!({"receive.message.max.bytes": "1000000"}));
+    home.start();
+    let before = topic.fill(Codec::None, Mix::Clean, 0, 10);
+    home.wait_done(&before);
+    let value = Some(vec![b'x'; 12_000_000]);
+    topic.produce(Codec::None, &[Record { partition: 0, key: None, value, timestamp: 1_700_000_000_000 }]);
+    waits_because(&home, "increase receive.message.max.bytes");
+    home.set("kafka.librdkafka", json!({}));
+    home.mtga(["restart"]).success();
+    wait_until("the record is taken", SOON, || {
+        let status = home.try_status()?;
+        holds(status.counts.consumed == 11 && status.state == State::Consuming, status)
+    });
+    home.stop();
+}
+
+#[test]
+fn the_answer_of_the_group_that_is_waited_for_is_named_with_the_time_it_takes() {
+    let topic = Topic::create("joining", 1);
+    let proxy = Proxy::new(&topic.brokers);
+    let mut home = Home::with_brokers(&topic, proxy.address());
+    home.set("kafka.assignment", "group");
+    proxy.delay_answers(proxy::JOIN_GROUP, 2 * SOON);
+    let service = home.foreground();
+    wait_until("it says what it waits for, and for how long", SOON, || {
+        let status = home.try_status()?;
+        let named = status.reason.as_ref().is_some_and(|reason| reason.contains("to JoinGroup"));
+        holds(named && status.reason_seconds >= Some(2), status)
+    });
+    let table = home.mtga(["status"]).success();
+    assert!(table.contains("(for "), "{table}");
+    proxy.delay_answers(proxy::JOIN_GROUP, Duration::ZERO);
+    service.kill();
+}
