@@ -379,7 +379,7 @@ mod tests {
 | Position | Reason         | Attempts | Age   | Head                         |
 +----------+----------------+----------+-------+------------------------------+
 | 1        | bad_json       | 1        | 2h 1m | {\"headers\":{\"app_id\":24,\"... |
-| 20000000 | bad_event_name | 5 parked | 2h 1m | XX
+| 20000000 | bad_event_name | 5 parked | 2h 1m | 你好\\u{1b}[2J世界你好\\u{1... |
 '----------'----------------'----------'-------'------------------------------'
 ";
         assert_eq!(text, expected);

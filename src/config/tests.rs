@@ -265,12 +265,42 @@ fn lists_and_properties_come_from_the_environment_as_yaml() {
 
 #[test]
 fn a_variable_brings_no_structure_in() {
-    let text = "kafka:\n  group_id: ${X}\n  topics: ['${T:-a}', b]";
+    let text = "kafka:\n  librdkafka: {ssl.ca.pem: \"${X}\"}\n  topics: ['${T:-a}', b]";
     let home = Home::new(&[("msource.yml", text)]);
     let config = home.load(&[("X", "a\nmemory: 1GiB # {x: [${Y}")], &[]).config;
-    assert_eq!(config.kafka.group_id, "a\nmemory: 1GiB # {x: [${Y}");
+    assert_eq!(config.kafka.librdkafka["ssl.ca.pem"], "a\nmemory: 1GiB # {x: [${Y}");
     assert_eq!(config.kafka.topics, ["a", "b"]);
     assert_eq!(config.memory, 128 << 20);
+}
+
+#[test]
+fn what_cannot_be_seen_or_is_no_utf_8_is_refused_and_shown_escaped() {
+    let home =
+        Home::new(&[("msource.yml", "kafka:\n  group_id: \"g\\u00a0\"\n  brokers\u{a0}: x\n  brokers: ${B:-b:1}")]);
+    let env = [
+        ("MTGA_SINK__MODE", "stream\r"),
+        ("MTGA_SINK__DIR", "da\u{200b}ta"),
+        ("MTGA_KAFKA__LIBRDKAFKA__SASL_PASSWORD", "hunter2\r"),
+        ("MTGA_KAFKA__LIBRDKAFKA__SSL_CA_PEM", "-----BEGIN\r\nEND"),
+        ("MTGA_LOG__LEVEL", "\u{fffd}\u{fffd}"),
+        ("B", "\u{fffd}:9092"),
+    ];
+    let mistakes = home.mistakes(&env, &[]).join("\n");
+    for told in [
+        "msource.yml:2: kafka.group_id: has the character `\\u{a0}`",
+        "msource.yml:3: kafka.brokers\\u{a0}: unknown key",
+        "msource.yml:4: kafka.brokers: the variable B is not UTF-8",
+        "MTGA_SINK__MODE: has a carriage return (`\\r`)",
+        "MTGA_SINK__DIR: has the character `\\u{200b}`",
+        "MTGA_KAFKA__LIBRDKAFKA__SASL_PASSWORD: has a carriage return",
+        "MTGA_LOG__LEVEL: is not UTF-8",
+    ] {
+        assert!(mistakes.contains(told), "{told}\n{mistakes}");
+    }
+    assert!(!mistakes.contains("hunter2") && !mistakes.contains("SSL_CA_PEM"), "{mistakes}");
+    assert!(!mistakes.contains(['\r', '\u{a0}', '\u{200b}']), "{mistakes:?}");
+    let home = Home::new(&[]);
+    assert_eq!(home.load(&[("MTGA_KAFKA__TOPICS", "a, b")], &[]).config.kafka.topics, ["a", "b"]);
 }
 
 #[test]

@@ -96,6 +96,8 @@ pub struct Transform {
     options: Options,
     /// How `headers.app_id` is written when it is ours.
     app_id_text: String,
+    /// Whether a byte order mark before the JSON is taken for none of it.
+    takes_mark: bool,
     /// Tells a [`Scratch`] whether what it keeps was worked out by these rules.
     identity: u64,
 }
@@ -159,7 +161,14 @@ impl Transform {
         static IDENTITIES: AtomicU64 = AtomicU64::new(1);
         let app_id_text = options.app_id.to_string();
         let identity = IDENTITIES.fetch_add(1, Ordering::Relaxed);
-        Self { settings: settings.clone(), options, app_id_text, identity }
+        Self { settings: settings.clone(), options, app_id_text, takes_mark: true, identity }
+    }
+
+    /// The same as version 1 of the transform had it, for blocks of its recipes: it took no byte order mark.
+    #[must_use]
+    pub(crate) fn of_version_1(mut self) -> Self {
+        self.takes_mark = false;
+        self
     }
 
     /// Appends exactly one line, `\n` included, to `out`; on a [`Discard`] `out` is as before.
@@ -182,7 +191,7 @@ impl Transform {
             Ok(()) => json,
             // Only here, so that no other record pays for it.
             Err(fault) => {
-                let json = json.strip_prefix(MARK).ok_or_else(|| bad_json(fault))?;
+                let json = json.strip_prefix(MARK).filter(|_| self.takes_mark).ok_or_else(|| bad_json(fault))?;
                 envelope = Envelope::default();
                 envelope.read(json, self, frame, routes, noted).map_err(bad_json)?;
                 json

@@ -23,7 +23,8 @@ use crate::msource::properties;
 use crate::regular;
 use crate::settings::{Settings, Sources};
 
-/// Version of the transform: raised when the same record and settings give another line than before.
+/// Version of the transform: raised when the same record and settings give another line than before. Recipes of earlier
+/// versions are still made ready, with the rules of then: 2 takes a byte order mark before the JSON.
 const TRANSFORM: u32 = 2;
 
 /// See the module.
@@ -129,7 +130,11 @@ impl Recipe {
         let text =
             regular::read_to_string(&path).map_err(|error| RecipeError::Read(path.display().to_string(), error))?;
         let recipe: Self = serde_json::from_str(&text).map_err(|error| RecipeError::Damaged(error.to_string()))?;
-        if recipe.transform == TRANSFORM { Ok(recipe) } else { Err(RecipeError::OtherTransform(recipe.transform)) }
+        if (1..=TRANSFORM).contains(&recipe.transform) {
+            Ok(recipe)
+        } else {
+            Err(RecipeError::OtherTransform(recipe.transform))
+        }
     }
 
     /// Removes recipes that nothing needs: all but those that `needed` says yes to, by fingerprint.
@@ -159,7 +164,10 @@ impl Recipe {
         Ok(Engine {
             recipe: self.clone(),
             fingerprint: fingerprint.into(),
-            transform: Transform::new(&settings, options),
+            transform: match self.transform {
+                1 => Transform::new(&settings, options).of_version_1(),
+                _ => Transform::new(&settings, options),
+            },
             payload: self.payload,
             payload_limit: self.payload_limit,
             fields: template.fields(),

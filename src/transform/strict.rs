@@ -1,7 +1,7 @@
 //! What the receiver would silently drop (`strict`): names and values of properties.
 //!
 //! A property's name is a letter and up to 49 letters, digits and underscores, or one of the receiver's presets. Numbers lie
-//! within ±9E15; null is no value; text has at most 2048 bytes; a list at most 500 elements, each of at most 255 bytes
+//! within ±9E15, as the double that the receiver reads; null is no value; text has at most 2048 bytes; a list at most 500 elements, each of at most 255 bytes
 //! (text decoded, anything else as it is written) or an object; an object at most 100 sub-properties, whose names start
 //! with a letter. The members are read from a line's finished `properties`: omitted ones do not count.
 
@@ -163,16 +163,7 @@ impl Checker<'_> {
 }
 
 fn in_range(number: &str) -> bool {
-    match number.parse::<f64>().map(f64::abs) {
-        // Rounded: what is a little above by its digits is so close too.
-        Ok(LARGEST_NUMBER) => {
-            let mantissa = number.split(['e', 'E']).next().unwrap_or_default();
-            let mut digits = mantissa.bytes().filter(u8::is_ascii_digit).skip_while(|digit| *digit == b'0');
-            digits.next() != Some(b'9') || digits.all(|digit| digit == b'0')
-        }
-        Ok(number) => number < LARGEST_NUMBER,
-        Err(_) => false,
-    }
+    number.parse::<f64>().is_ok_and(|number| number.abs() <= LARGEST_NUMBER)
 }
 
 #[cfg(test)]
@@ -200,12 +191,9 @@ mod tests {
             ("9000000000000000", true),
             ("-9e15", true),
             ("9000000000000001", false),
-            ("9000000000000000.5", false),
-            ("-9000000000000000.0000000001", false),
-            ("9.0000000000000001e15", false),
-            ("9000000000000000.000", true),
-            ("0.009e18", true),
-            ("8999999999999999.9999", true),
+            // The receiver reads a double, and this one is 9E15.
+            ("9000000000000000.5", true),
+            ("9000000000000000.6", false),
             ("-9000000000000001", false),
             ("1e400", false),
             ("1e-400", true),

@@ -1,6 +1,7 @@
 //! What a host does to a service: limits, signals, terminals, and the hands of operators.
 
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::process::Command;
 
 use mtga::control::State;
@@ -131,4 +132,44 @@ fn no_signal_ends_it_without_a_word_not_even_before_there_is_a_handler() {
     kill(service.pid(), Signal::SIGPWR).expect("the service runs");
     assert_eq!(service.ended(), Some(0), "the power fails: it drains");
     assert!(home.log().contains("SIGPWR"), "and says why");
+}
+
+#[test]
+fn text_of_others_is_shown_escaped_and_a_log_that_was_moved_away_is_begun_again() {
+    let topic = Topic::create("hostile", 1);
+    let home = Home::new(&topic);
+    home.start();
+    let value = Some("{\u{202e}\u{2066}\u{1b}[2J\u{7f} never closed".as_bytes().to_vec());
+    let plain = Mix::Clean.record(0, 1).value.expect("a value");
+    let marked = Some([b"\xef\xbb\xbf", &plain[..]].concat());
+    let record = |value| Record { partition: 0, key: None, value, timestamp: 1_700_000_000_000 };
+    let produced = [record(value), record(marked)];
+    topic.produce(Codec::None, &produced);
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    for args in [vec!["failure_queue_list"], vec!["--json", "failure_queue_list"]] {
+        let text = home.mtga(&args).success();
+        assert!(text.contains(r"u{202e}") && text.contains(r"u{1b}"), "{text}");
+        assert!(!text.contains(['\u{202e}', '\u{2066}', '\u{1b}', '\u{7f}']), "{text:?}");
+    }
+    let (log, moved) = (home.path("logs/mtga.log"), home.path("logs/moved"));
+    fs::rename(&log, &moved).expect("the log is there");
+    home.signal(Signal::SIGHUP);
+    wait_until("the log is begun again", SOON, || {
+        let text = fs::read_to_string(&log).map_err(|error| error.to_string())?;
+        holds(text.contains("reloaded"), text)
+    });
+    home.stop();
+
+    let mut command = home.command();
+    command.arg("config").env("MTGA_LOG__LEVEL", std::ffi::OsStr::from_bytes(&[0xb9, 0xdc]));
+    let done = Finished::run(&mut command, SOON).code(78);
+    assert!(done.stderr.contains("MTGA_LOG__LEVEL: is not UTF-8"), "{}", done.stderr);
+    let mut command = home.command();
+    let done = Finished::run(command.args(["config"]).env("MTGA_SINK__MODE", "stream\r"), SOON).code(78);
+    assert!(done.stderr.contains(r"carriage return (`\r`)") && !done.stderr.contains('\r'), "{:?}", done.stderr);
+    let mut command = home.command();
+    let name = std::ffi::OsStr::from_bytes(b"/tmp/\xb9\xdc");
+    let done = Finished::run(command.args(["clear_failure_queue", "--export"]).arg(name), SOON).code(64);
+    assert!(done.stderr.contains("is not UTF-8"), "{}", done.stderr);
 }

@@ -588,7 +588,9 @@ mod tests {
         let runner = proptest::test_runner::Config::with_cases(4000);
         proptest!(runner, |(pattern in pattern, names in prop::collection::vec("[ab._-]{0,6}", 8))| {
             let pattern = format!("^{pattern}");
-            prop_assume!(crate::config::check_pattern(&pattern).is_ok());
+            if crate::config::check_pattern(&pattern).is_err() {
+                return Ok(());
+            }
             let ours = regex_lite::Regex::new(&pattern).map_err(|error| TestCaseError::fail(error.to_string()))?;
             let text = CString::new(pattern.clone()).expect("no zero in it");
             // SAFETY: all zeros is a valid value of the plain structure, and `regcomp` overwrites it.

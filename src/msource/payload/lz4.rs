@@ -6,7 +6,7 @@
 use lz4_flex::block::{self, DecompressError};
 use xxhash_rust::xxh32::xxh32;
 
-use super::{Fault, Input, Output};
+use super::{Fault, Input, Output, behind_skippable};
 
 const MAGIC: u32 = 0x184d_2204;
 /// The first and the last magic of skippable frames.
@@ -41,7 +41,7 @@ pub(super) fn decompress(input: &mut Input<'_>, output: &mut Output) -> Result<(
 
 /// What the header of the first frame says.
 pub(super) fn claimed_size(value: &[u8]) -> Option<u64> {
-    let mut input = Input(value);
+    let mut input = Input(behind_skippable(value));
     (input.u32_le() == Ok(MAGIC)).then(|| Descriptor::read(&mut input).ok()?.content_size).flatten()
 }
 

@@ -9,7 +9,8 @@
 //! `auto` tells the codec from each value's own bytes, in this order:
 //! 1. White space, `{` followed (after white space) by `"`, `}` or the end, or either of them after a byte order mark:
 //!    plain JSON.
-//! 2. The magic of gzip, zstd, LZ4, framed snappy or xerial snappy: that codec.
+//! 2. The magic of gzip, zstd, LZ4, framed snappy or xerial snappy: that codec. Skippable frames are those of the frame that
+//!    follows them.
 //! 3. A raw snappy block that begins with JSON, that is a length, then a literal whose first byte is one that rule 1
 //!    takes: raw snappy. Raw snappy has no magic; this is the closest to one.
 //!    (Text such as `4 {}` looks like one as well and is called broken snappy; it is no JSON either.)
@@ -175,10 +176,24 @@ fn detect(value: &[u8]) -> Option<Codec> {
         [0x1f, 0x8b, ..] => Some(Codec::Gzip),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Codec::Zstd),
         [0x04, 0x22, 0x4d, 0x18, ..] => Some(Codec::Lz4),
+        // Both have such frames; what follows them tells which it is, and pzstd begins every value with one.
+        [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Some(match behind_skippable(value) {
+            [0x04, 0x22, 0x4d, 0x18, ..] => Codec::Lz4,
+            _ => Codec::Zstd,
+        }),
         _ => snappy::Format::detect(value)
             .or_else(|| snappy::first_literal(value).is_some_and(leads_json).then_some(snappy::Format::Raw))
             .map(Codec::Snappy),
     }
+}
+
+/// A value without the skippable frames (of zstd and LZ4) that it begins with; nothing when one is cut short.
+fn behind_skippable(mut value: &[u8]) -> &[u8] {
+    while let [0x50..=0x5f, 0x2a, 0x4d, 0x18, a, b, c, d, rest @ ..] = value {
+        let length = u32::from_le_bytes([*a, *b, *c, *d]) as usize;
+        value = rest.get(length..).unwrap_or_default();
+    }
+    value
 }
 
 /// Rule 1 of `auto`.

@@ -215,6 +215,31 @@ fn skippable_frames_and_chunks_are_skipped() {
 }
 
 #[test]
+fn auto_tells_the_codec_behind_skippable_frames_and_so_does_a_claim() {
+    let skippable = |magic: u8, data: &[u8]| {
+        let length = (data.len() as u32).to_le_bytes();
+        [&[magic, 0x2a, 0x4d, 0x18], &length[..], data].concat()
+    };
+    // As pzstd begins a value, and as anybody may.
+    for before in [
+        skippable(0x50, &[7, 0, 0, 0]),
+        skippable(0x5f, b""),
+        [skippable(0x53, b"x"), skippable(0x50, b"{\"")].concat(),
+    ] {
+        for frame in [zstd(RECORD), lz4_linked(RECORD)] {
+            let value = [&before[..], &frame].concat();
+            assert_eq!(Decoder::new(Payload::Auto, LIMIT).decode(&value).unwrap(), RECORD);
+            assert_eq!(claimed_size(Payload::Auto, LIMIT, &value), RECORD.len() as u64);
+        }
+    }
+    for cut in [skippable(0x50, b"")[..7].to_vec(), skippable(0x50, b"abc")[..10].to_vec(), b"P*M\x18".to_vec()] {
+        assert!(
+            Decoder::new(Payload::Auto, LIMIT).decode(&cut).is_err() || claimed_size(Payload::Auto, LIMIT, &cut) <= 80
+        );
+    }
+}
+
+#[test]
 fn a_value_cut_at_any_byte_is_rejected() {
     let text = json(532);
     for (name, payload, encode) in ENCODERS {

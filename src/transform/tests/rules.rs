@@ -27,6 +27,29 @@ fn a_tombstone_is_filtered_and_an_empty_value_is_bad_json() {
 }
 
 #[test]
+fn a_byte_order_mark_before_the_json_is_none_of_it_and_version_1_took_none() {
+    let plain = logs(GOOD);
+    let marked = [b"\xef\xbb\xbf", &plain[..]].concat();
+    let (transform, mut scratch) = (standard(), Scratch::default());
+    let mut line = |transform: &Transform, value: &[u8]| {
+        let mut out = Vec::new();
+        transform.apply(&mut scratch, &timed(value), &mut out).map(|()| out)
+    };
+    let expected = line(&transform, &plain).unwrap();
+    // Before and behind records without one, with what is kept of those.
+    for value in [&marked, &plain, &marked, &marked, &plain] {
+        assert_eq!(line(&transform, value), Ok(expected.clone()));
+    }
+    let (options, settings) = (options(), Settings::default());
+    assert_eq!(oracle::transform(&settings, &options, &timed(&marked)).unwrap().into_bytes(), expected);
+    assert_eq!(
+        reason(line(&transform, &[b"\xef\xbb\xbf", &marked[..]].concat()).map(|_| String::new())),
+        Reason::BadJson
+    );
+    assert_eq!(reason(line(&standard().of_version_1(), &marked).map(|_| String::new())), Reason::BadJson);
+}
+
+#[test]
 fn the_first_check_that_fails_is_the_reason() {
     // Each line mends the fault of the one before and keeps all later ones.
     let steps: [(&str, Reason); 8] = [
