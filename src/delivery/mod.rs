@@ -32,6 +32,7 @@ use crate::msink::file::HiddenGone;
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Block, Frame, Growth, Position, QueueCause, State, Totals};
 use crate::msource::store::StoreError;
+use crate::msource::tracker::Epoch;
 use crate::record::Filter;
 
 mod budget;
@@ -76,6 +77,16 @@ pub enum Error {
         /// Where the partition stands.
         expected: i64,
     },
+    /// A block comes behind a range that is not decided.
+    #[error(
+        "a block of {partition} begins at {from}, behind a range that is prepared and not decided; this is a bug, nothing was written"
+    )]
+    Undecided {
+        /// The partition.
+        partition: TopicPartition,
+        /// Where the block begins.
+        from: i64,
+    },
     /// A hidden file is gone: what its partition has grown by is not whole, and is read again.
     #[error("cannot publish what is not whole")]
     Hidden(#[source] HiddenGone),
@@ -100,7 +111,7 @@ impl Error {
             // A hidden file that is gone is found out by recovery, which lets its partition be read again.
             Self::Sync(..) | Self::Journal(..) | Self::Hidden(_) => Cure::Again,
             Self::Store(error) => error.into(),
-            Self::NotNext { .. } | Self::Thread(_) => Cure::None,
+            Self::NotNext { .. } | Self::Undecided { .. } | Self::Thread(_) => Cure::None,
         }
     }
 }
@@ -228,8 +239,17 @@ pub enum Prepared {
 pub struct SealRequest {
     /// Number of the seal.
     pub number: u64,
-    /// Where its partitions stand after it.
-    pub positions: Vec<Position>,
+    /// Its partitions.
+    pub asking: Vec<Asking>,
+}
+
+/// A partition of a seal. The group is asked only in the assignment in which it was prepared: after that it is judged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asking {
+    /// Where it stands after the seal.
+    pub position: Position,
+    /// The assignment; `None` where it is judged before one begins.
+    pub epoch: Option<Epoch>,
 }
 
 /// What decides that hidden files are published.

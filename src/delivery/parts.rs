@@ -17,7 +17,7 @@ use crate::config;
 use crate::msink::file::FileSink;
 use crate::msource::journal::{History, Journal, State};
 use crate::msource::store::Store;
-use crate::msource::tracker::Tracker;
+use crate::msource::tracker::{Left, Tracker};
 
 /// What the delivery is made of.
 #[expect(missing_debug_implementations, reason = "the store is a trait object")]
@@ -78,6 +78,10 @@ impl Delivery {
         let checkpoints = Arc::clone(&checkpointer)
             .spawn(received, parts.inbox_sender)
             .map_err(|error| Error::Thread(format!("cannot start the checkpoint thread: {error}")))?;
+        let ranges = parts.state.seals.values().flat_map(|seal| &seal.ranges);
+        for partition in ranges.filter_map(|range| range.partition()) {
+            parts.tracker.decided(partition, Left::Prepared);
+        }
         let now = Instant::now();
         Ok(Self {
             inbox: parts.inbox,

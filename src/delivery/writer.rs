@@ -405,6 +405,9 @@ impl Delivery {
                 match self.tracker.admit(&to.partition, *epoch, *from, to.next, append) {
                     Ok(appended) => appended,
                     Err(Refusal::Stale) => return Ok(None),
+                    Err(Refusal::Undecided) => {
+                        return Err(Error::Undecided { partition: to.partition.clone(), from: *from });
+                    }
                     Err(Refusal::NotNext { expected }) => {
                         return Err(Error::NotNext { partition: to.partition.clone(), from: *from, expected });
                     }

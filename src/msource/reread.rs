@@ -23,7 +23,7 @@ use super::consumer::{Unreadable, end_of_damage, now_millis};
 use super::journal::{Block, BlockSource, Position};
 use super::native::{Client, KafkaError, Message, OffsetSpec};
 use super::store::Store;
-use super::tracker::Tracker;
+use super::tracker::Epoch;
 use crate::block::{RawBlock, Records, Source};
 use crate::delivery::recovery::{RecoveryError, Regenerate, Regenerated};
 use crate::fault;
@@ -419,8 +419,8 @@ impl Rereader<'_> {
             BlockSource::Offsets { from, to } => {
                 let found = self.records(isolation, *from, to)?;
                 gone = found.gone;
-                // Nothing of this block is delivered through the tracker: any epoch does.
-                let epoch = Tracker::default().begin(to.partition.clone(), *from);
+                // Nothing of this block is delivered through the tracker.
+                let epoch = Epoch::NONE;
                 (Source::Partition { epoch, from: *from, to: to.clone() }, Records::Kafka(found.records))
             }
             // It has no lines, so none of it can be missing.

@@ -4,10 +4,14 @@
 //! where the partition stands. So the offsets of a partition are a contiguous prefix of what was read, whatever order the
 //! workers finished in, and work of an assignment that is over never moves an offset.
 //!
-//! The thread that reads begins and ends assignments; the thread that writes admits. Both go through one lock, and an
-//! admission holds it until its block is in the journal.
+//! A range that is prepared to be published and not decided yet bars its partition: no assignment of it begins, since what
+//! comes behind the range would have to be undone with it. A range is prepared only of a partition whose assignment lasts.
+//!
+//! The thread that reads begins and ends assignments; the thread that writes admits and prepares. Both go through one lock,
+//! and an admission, or a preparation, holds it until its frame is in the journal. So what the writing thread may do to a
+//! partition is over as soon as the reading thread has ended its assignment, and a barrier behind that shows all of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::TopicPartition;
@@ -15,6 +19,11 @@ use super::TopicPartition;
 /// Tells the assignments of a partition apart; never used twice in a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Epoch(u64);
+
+impl Epoch {
+    /// Of work that is not admitted by a tracker. No assignment has it.
+    pub const NONE: Self = Self(0);
+}
 
 /// Why a block was not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +35,36 @@ pub enum Refusal {
         /// Where the partition stands.
         expected: i64,
     },
+    /// A range before it is not decided, which a correct program never lets happen.
+    Undecided,
 }
 
 #[derive(Debug, Default)]
 struct Assignments {
     last_epoch: u64,
     current: HashMap<TopicPartition, (Epoch, i64)>,
+    /// Partitions of which a range is prepared and not decided.
+    undecided: HashSet<TopicPartition>,
+}
+
+/// The assignments that last, while nobody can begin or end one: see [`Tracker::prepare`].
+#[derive(Debug)]
+pub struct Lasting<'a>(&'a HashMap<TopicPartition, (Epoch, i64)>);
+
+impl Lasting<'_> {
+    /// The partition's assignment, if it has one.
+    pub fn epoch(&self, partition: &TopicPartition) -> Option<Epoch> {
+        self.0.get(partition).map(|(epoch, _)| *epoch)
+    }
+}
+
+/// What is left of a partition after one of its ranges was decided, or after a start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// No range that is not decided.
+    Nothing,
+    /// A range that is prepared.
+    Prepared,
 }
 
 /// See the module.
@@ -45,18 +78,31 @@ impl Tracker {
         self.assignments.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins an assignment of the partition that reads on from `next`. An earlier one is over.
-    pub fn begin(&self, partition: TopicPartition, next: i64) -> Epoch {
+    /// Begins an assignment of the partition that reads on from `next`. An earlier one is over. `None` while a range of the
+    /// partition is not decided: then it has no assignment.
+    pub fn begin(&self, partition: TopicPartition, next: i64) -> Option<Epoch> {
         let mut assignments = self.lock();
+        if assignments.undecided.contains(&partition) {
+            assignments.current.remove(&partition);
+            return None;
+        }
         assignments.last_epoch += 1;
         let epoch = Epoch(assignments.last_epoch);
         assignments.current.insert(partition, (epoch, next));
-        epoch
+        Some(epoch)
     }
 
     /// Ends the partition's assignment: blocks of it that come later are stale.
     pub fn end(&self, partition: &TopicPartition) {
         self.lock().current.remove(partition);
+    }
+
+    /// Ends this assignment of the partition, unless it is over already.
+    pub fn end_of(&self, partition: &TopicPartition, epoch: Epoch) {
+        let mut assignments = self.lock();
+        if assignments.current.get(partition).is_some_and(|(current, _)| *current == epoch) {
+            assignments.current.remove(partition);
+        }
     }
 
     /// Whether this assignment of the partition is the one that lasts.
@@ -75,17 +121,42 @@ impl Tracker {
         record: impl FnOnce() -> Result<T, E>,
     ) -> Result<Result<T, E>, Refusal> {
         let mut assignments = self.lock();
+        let assignments = &mut *assignments;
         let Some((_, next)) = assignments.current.get_mut(partition).filter(|(current, _)| *current == epoch) else {
             return Err(Refusal::Stale);
         };
         if *next != from {
             return Err(Refusal::NotNext { expected: *next });
         }
+        if assignments.undecided.contains(partition) {
+            return Err(Refusal::Undecided);
+        }
         let recorded = record();
         if recorded.is_ok() {
             *next = to;
         }
         Ok(recorded)
+    }
+
+    /// Prepares ranges: `record` sees which assignments last, before anyone can begin or end one, and returns what it has put
+    /// into the journal with the partitions of it. These are not begun again before they are [decided](Self::decided).
+    pub fn prepare<T, E>(
+        &self,
+        record: impl FnOnce(&Lasting<'_>) -> Result<(T, Vec<TopicPartition>), E>,
+    ) -> Result<T, E> {
+        let mut assignments = self.lock();
+        let (recorded, prepared) = record(&Lasting(&assignments.current))?;
+        assignments.undecided.extend(prepared);
+        Ok(recorded)
+    }
+
+    /// Whether a range of the partition is still not decided, as its journal says it.
+    pub fn decided(&self, partition: &TopicPartition, left: Left) {
+        let mut assignments = self.lock();
+        match left {
+            Left::Nothing => assignments.undecided.remove(partition),
+            Left::Prepared => assignments.undecided.insert(partition.clone()),
+        };
     }
 
     /// The partitions that are assigned now, in no order.
@@ -113,6 +184,8 @@ mod tests {
     enum Step {
         Begin(i32, i64),
         End(i32),
+        Prepare(i32),
+        Decide(i32),
         Admit { partition: i32, epoch_back: usize, from: i64, length: i64, fails: bool },
     }
 
@@ -120,6 +193,8 @@ mod tests {
         prop_oneof![
             (0..3, 0..5i64).prop_map(|(partition, next)| Step::Begin(partition, next)),
             (0..3).prop_map(Step::End),
+            (0..3).prop_map(Step::Prepare),
+            (0..3).prop_map(Step::Decide),
             (0..3, 0..3usize, 0..8i64, 0..4i64, any::<bool>()).prop_map(
                 |(partition, epoch_back, from, length, fails)| Step::Admit {
                     partition,
@@ -133,17 +208,38 @@ mod tests {
     }
 
     proptest! {
-        /// The model keeps, for each partition, every epoch it ever had and the one place where the current one stands.
+        /// The model keeps, for each partition, every epoch it ever had, the one place where the current one stands, and
+        /// whether a range of it is not decided.
         #[test]
         fn only_the_contiguous_prefix_of_the_current_assignment_is_admitted(steps in prop::collection::vec(step(), 0..80)) {
             let tracker = Tracker::default();
+            let mut undecided: HashSet<i32> = HashSet::new();
             let mut epochs: HashMap<i32, Vec<Epoch>> = HashMap::new();
             let mut standing: HashMap<i32, i64> = HashMap::new();
             for step in steps {
                 match step {
                     Step::Begin(number, next) => {
-                        epochs.entry(number).or_default().push(tracker.begin(partition(number), next));
-                        standing.insert(number, next);
+                        let begun = tracker.begin(partition(number), next);
+                        prop_assert_eq!(begun.is_none(), undecided.contains(&number));
+                        standing.remove(&number);
+                        if let Some(epoch) = begun {
+                            epochs.entry(number).or_default().push(epoch);
+                            standing.insert(number, next);
+                        }
+                    }
+                    Step::Prepare(number) => {
+                        let lasts = tracker.prepare(|lasting| {
+                            let lasts = lasting.epoch(&partition(number)).is_some();
+                            Ok::<_, ()>((lasts, lasts.then(|| partition(number)).into_iter().collect()))
+                        });
+                        prop_assert_eq!(lasts, Ok(standing.contains_key(&number)));
+                        if lasts == Ok(true) {
+                            undecided.insert(number);
+                        }
+                    }
+                    Step::Decide(number) => {
+                        tracker.decided(&partition(number), Left::Nothing);
+                        undecided.remove(&number);
                     }
                     Step::End(number) => {
                         tracker.end(&partition(number));
@@ -153,6 +249,9 @@ mod tests {
                         let Some(epoch) = epochs.get(&number).and_then(|all| all.iter().rev().nth(epoch_back)) else { continue };
                         let outcome = tracker.admit(&partition(number), *epoch, from, from + length, || if fails { Err(()) } else { Ok(()) });
                         let expected = match standing.get(&number) {
+                            Some(next) if epoch_back == 0 && *next == from && undecided.contains(&number) => {
+                                Err(Refusal::Undecided)
+                            }
                             Some(next) if epoch_back == 0 && *next == from => Ok(if fails { Err(()) } else { Ok(()) }),
                             Some(next) if epoch_back == 0 => Err(Refusal::NotNext { expected: *next }),
                             _ => Err(Refusal::Stale),

@@ -52,6 +52,9 @@ mod kafka;
 /// Groups whose members are killed, frozen and cut off at random, on slow disks.
 #[cfg(test)]
 mod loops;
+/// Memberships that end between any two steps, of instances that get their own partitions back.
+#[cfg(test)]
+mod membership;
 /// The memory bound, whatever producers send.
 #[cfg(test)]
 mod memory;

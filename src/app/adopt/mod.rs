@@ -170,7 +170,7 @@ fn settle_alone(config: &Config, theirs: &Pipeline, state: &State, progress: &dy
             None => {}
             // Only what is somebody's is published.
             Some(growth) if hides && state.is_whole(partition, growth) => {
-                theirs.tracker.begin(partition.clone(), here.next);
+                let _epoch = theirs.tracker.begin(partition.clone(), here.next);
             }
             Some(_) => offsets::refuse(theirs, partition, &|answered| theirs.wait(answered, progress))?,
         }

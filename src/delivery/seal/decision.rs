@@ -19,6 +19,7 @@ use crate::msink::manifest::{self, Manifest, Range, Source};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, Frame, Growth, Mark, SealedFile, SealedOffsets, SealedRange, Totals};
 use crate::msource::store::Walk;
+use crate::msource::tracker::Left;
 
 /// A decision that is to be carried out.
 #[derive(Debug)]
@@ -73,6 +74,13 @@ impl Delivery {
         }
     }
 
+    /// Lets a partition be begun again when nothing of it is left to be decided, and bars it while something is.
+    pub(super) fn show_undecided(&self, partition: Option<&TopicPartition>) {
+        let Some(partition) = partition else { return };
+        let is_left = self.state.prepared(partition).next().is_some();
+        self.tracker.decided(partition, if is_left { Left::Prepared } else { Left::Nothing });
+    }
+
     /// The range of a seal, while it is not done.
     fn range(&self, number: u64, group: &Group) -> Option<SealedRange> {
         let ranges = &self.state.seals.get(&number)?.ranges;
@@ -98,6 +106,7 @@ impl Delivery {
         }
         fault::point("publish.done");
         self.note_durably(&Frame::Published { number, partition: group.clone() })?;
+        self.show_undecided(group.as_ref());
         fault::point("publish.noted");
         let files = range.files.len();
         if let Some(SealedOffsets { growth, to }) = &range.offsets {
@@ -221,6 +230,7 @@ impl Delivery {
             }
         }
         self.note_durably(&Frame::Undecided { number, partition: partition.clone() })?;
+        self.show_undecided(Some(partition));
         if let Some(SealedOffsets { growth, to }) = &range.offsets {
             tracing::error!(%partition, from = growth.from, to = to.next, number, "undecided: if no other instance has published these offsets, publish the files by hand");
         }
@@ -248,6 +258,7 @@ impl Delivery {
         let keys: Vec<u64> = removed.iter().map(|(key, _)| *key).collect();
         let number = self.state.number + 1;
         self.note_durably(&Frame::Refused { number, seal, partition: partition.clone(), removed })?;
+        self.show_undecided(Some(partition));
         fault::point("refuse.noted");
         self.gauges.undone(&growth);
         if seal.is_none() {

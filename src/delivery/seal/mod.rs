@@ -12,6 +12,11 @@
 //! entries of the failure queue are taken back, and the files are removed. So an instance that was frozen or lost
 //! publishes nothing that the next owner publishes too.
 //!
+//! A range is prepared only of a partition whose assignment lasts, which is looked at under the lock of the
+//! [tracker](crate::msource::tracker) when `Prepared` is appended: it may have been lost, and even given to us again, since
+//! somebody wanted it published. What it has grown by then stays as it is, for whoever judges it. And a partition is not
+//! begun again while a range of it is not decided.
+//!
 //! Nothing else is taken from the inbox in order while a seal is decided: what came behind it would have to be undone with
 //! it. That is a sync and a round trip to the coordinator, once a rotation.
 //!
@@ -25,17 +30,19 @@ mod decision;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crossbeam_channel::Sender;
 
 use super::writer::{Delivery, answer};
-use super::{CommitPoint, Error, Prepared, SealRequest, Verdict};
+use super::{Asking, CommitPoint, Error, Prepared, SealRequest, Verdict};
 use crate::config::Visibility;
 use crate::fault;
 use crate::msink::file::{Group, HiddenGone, Now, RotateReason};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, Frame, Position, Seal, SealedFile, SealedOffsets, SealedRange};
+use crate::msource::tracker::Lasting;
 use decision::Step;
 
 /// What is at work, and what comes next.
@@ -64,6 +71,13 @@ enum Stage {
     Synced,
     /// Nothing further is taken: the rest is little.
     Ready,
+}
+
+/// A seal whose `Prepared` is in the journal.
+struct Appended {
+    seal: Seal,
+    /// What the group is to be asked.
+    asking: Vec<Asking>,
 }
 
 impl Sealing {
@@ -168,10 +182,14 @@ impl Delivery {
         if groups.is_empty() {
             return;
         }
-        // What is not ours now, and others decide about, waits until it is, or is refused.
+        self.retain_ours(&mut groups);
+        self.seal.wanted.extend(groups);
+    }
+
+    /// What is not ours now, and others decide about, waits until it is, or is refused.
+    fn retain_ours(&self, groups: &mut BTreeMap<Group, RotateReason>) {
         let ours = self.tracker.partitions();
         groups.retain(|group, _| self.decides(group) || group.as_ref().is_some_and(|of| ours.contains(of)));
-        self.seal.wanted.extend(groups);
     }
 
     /// The group's word on a range.
@@ -269,6 +287,9 @@ impl Delivery {
 
     /// First step: everything in the files of the wanted groups is complete and durable.
     fn prepare(&mut self) -> Result<(), Error> {
+        let mut wanted = std::mem::take(&mut self.seal.wanted);
+        self.retain_ours(&mut wanted);
+        self.seal.wanted = wanted;
         if let Err(error) = self.check_wanted() {
             let error = self.may_pass(error)?;
             self.stalled(&error);
@@ -282,28 +303,56 @@ impl Delivery {
         fault::point("seal.synced");
         let wanted = std::mem::take(&mut self.seal.wanted);
         self.seal.stage = Stage::Wanted;
-        let seal = self.seal_of(&wanted);
+        let tracker = Arc::clone(&self.tracker);
+        let appended = tracker.prepare(|lasting| {
+            let appended = self.append_prepared(wanted, lasting)?;
+            let partitions = appended.seal.ranges.iter().filter_map(|range| range.partition().cloned()).collect();
+            Ok::<_, Error>((appended, partitions))
+        })?;
+        let Appended { seal, asking } = appended;
         if seal.ranges.is_empty() {
             return Ok(());
         }
+        self.sync_journal()?;
         let number = seal.number;
-        self.note_durably(&Frame::Prepared(Box::new(seal.clone())))?;
+        self.state.apply(&Frame::Prepared(Box::new(seal.clone())));
+        self.dirty = true;
         fault::point("seal.prepared");
-        let mut positions = Vec::new();
         for range in &seal.ranges {
             let group = range.partition().cloned();
-            match &range.offsets {
-                Some(offsets) if !self.decides(&group) => positions.push(offsets.to.clone()),
-                _ => self.seal.steps.push_back((Step::Publish { number, group }, None)),
+            if range.offsets.is_none() || self.decides(&group) {
+                self.seal.steps.push_back((Step::Publish { number, group }, None));
             }
         }
-        if let (CommitPoint::Group(requests), false) = (&self.commit_point, positions.is_empty()) {
-            let open = positions.iter().map(|position| position.partition.clone()).collect();
+        if let (CommitPoint::Group(requests), false) = (&self.commit_point, asking.is_empty()) {
+            let open = asking.iter().map(|asking| asking.position.partition.clone()).collect();
             self.seal.asked = Some((number, open));
             // Without the thread that serves the group, the service is about to end: the next start decides.
-            drop(requests.send(SealRequest { number, positions }));
+            drop(requests.send(SealRequest { number, asking }));
         }
         Ok(())
+    }
+
+    /// Appends `Prepared` for those of the wanted groups that may be published, while no assignment can end. Without ranges
+    /// nothing is appended.
+    fn append_prepared(
+        &mut self,
+        mut wanted: BTreeMap<Group, RotateReason>,
+        lasting: &Lasting<'_>,
+    ) -> Result<Appended, Error> {
+        wanted.retain(|group, _| {
+            self.decides(group) || group.as_ref().is_some_and(|partition| lasting.epoch(partition).is_some())
+        });
+        let seal = self.seal_of(&wanted);
+        let offsets = seal.ranges.iter().filter_map(|range| range.offsets.as_ref());
+        let asked = offsets.filter(|offsets| !self.decides(&Some(offsets.to.partition.clone())));
+        let asking: Vec<_> = asked
+            .map(|SealedOffsets { to, .. }| Asking { position: to.clone(), epoch: lasting.epoch(&to.partition) })
+            .collect();
+        if !seal.ranges.is_empty() {
+            self.append(&Frame::Prepared(Box::new(seal.clone())))?;
+        }
+        Ok(Appended { seal, asking })
     }
 
     /// Looks whether the files of the wanted groups are still what was written: once their offsets are committed, it is too late

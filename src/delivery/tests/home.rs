@@ -174,9 +174,10 @@ impl Work {
         self.gauges.durable().state.clone()
     }
 
-    pub(super) fn begin(&mut self, number: i32, next: i64) {
-        let epoch = self.tracker.begin(partition(number), next);
-        self.slots.insert(number, (epoch, next));
+    /// Begins an assignment; false while a range of the partition is not decided.
+    pub(super) fn begin(&mut self, number: i32, next: i64) -> bool {
+        let begun = self.tracker.begin(partition(number), next);
+        begun.is_some_and(|epoch| self.slots.insert(number, (epoch, next)).is_none())
     }
 
     pub(super) fn take(&mut self) -> u64 {

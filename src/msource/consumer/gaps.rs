@@ -7,16 +7,16 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::TryRecvError;
 
 use super::blocked::{Unreadable, pause};
 use super::refusal::{Log, Place, Refusal, Remedy, remedy};
 use super::seals::{Rejoin, is_answer};
-use super::slot::{Fetch, Slot};
+use super::slot::{Fetch, Moving, Slot};
 use super::starts::offsets_at;
 use super::{Consumer, Error, InFlight, REQUEST_TIMEOUT, RETRY};
 use crate::config::{Assignment, OutOfRange, Start};
-use crate::delivery::{Finish, Inbox};
+use crate::delivery::Finish;
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Frame, MoveCause, Position};
 use crate::msource::native::{Client, KafkaError, Message};
@@ -203,16 +203,42 @@ impl Consumer {
         }
         let position =
             Position { partition: partition.clone(), topic_id: slot.topic_id.clone(), next: to, leader_epoch: -1 };
-        let (reply, answered) = bounded(1);
-        let ticket = self.parts.tickets.take();
-        let note = Inbox::Note { ticket, frame: Frame::Move { to: position, cause }, reply };
-        self.parts.inbox.send(note).map_err(|_| Error::Closed)?;
-        if self.until_stopped(&answered)?.is_none() {
-            return Ok(());
+        let noted = self.note(Frame::Move { to: position, cause })?;
+        if self.answered_soon(&noted)?.is_some() {
+            self.moved(number, to);
+        } else {
+            // A disk that is slow or fails must not keep the group waiting.
+            let slot = &mut self.slots[number];
+            (slot.fetch, slot.moving) = (Fetch::Moving, Some(Moving { to, noted }));
         }
+        Ok(())
+    }
+
+    /// Reads partitions on elsewhere for which that has become durable.
+    pub(super) fn finish_moves(&mut self) -> Result<(), Error> {
+        for number in 0..self.slots.len() {
+            let Some(Moving { to, noted }) = &self.slots[number].moving else { continue };
+            match noted.try_recv() {
+                Ok(()) => {
+                    let to = *to;
+                    self.moved(number, to);
+                }
+                Err(TryRecvError::Empty) => {}
+                Err(TryRecvError::Disconnected) => return Err(Error::Closed),
+            }
+        }
+        Ok(())
+    }
+
+    fn moved(&mut self, number: usize, to: i64) {
         crate::fault::point("gap.noted");
-        let epoch = self.parts.tracker.begin(partition, to);
         let slot = &mut self.slots[number];
+        slot.moving = None;
+        let Some(epoch) = self.parts.tracker.begin(slot.partition.clone(), to) else {
+            // A range of it is to be judged first, which is done when it is given to us.
+            self.rejoin = Rejoin::Due;
+            return;
+        };
         let is_back = to < slot.next;
         (slot.epoch, slot.next, slot.from, slot.leader_epoch) = (epoch, to, to, -1);
         if is_back && self.parts.config.assignment == Assignment::Group {
@@ -221,7 +247,6 @@ impl Consumer {
         } else {
             self.read_again_after(number, Duration::ZERO);
         }
-        Ok(())
     }
 
     /// Has the group know of partitions that went back, before they are read on.
@@ -250,7 +275,9 @@ impl Consumer {
             match answer {
                 Ok(()) => {
                     if self.hides() {
-                        self.note_base(partition, Some(self.mark(0)))?;
+                        // In its place before whatever is read of it from now on: nobody need wait for it.
+                        let mark = Some(self.mark(0));
+                        let _noted = self.note(Frame::Base { partition: partition.clone(), mark })?;
                     }
                     if let Some(slot) = self.slots.iter_mut().find(|slot| slot.partition == *partition) {
                         slot.committed = place.next;
@@ -258,6 +285,7 @@ impl Consumer {
                     }
                 }
                 Err(error) => {
+                    self.note_refusal(&error);
                     if self.hides() && !is_answer(&error) {
                         // It could arrive after the commit of a seal, and take that back.
                         self.rejoin = Rejoin::Due;

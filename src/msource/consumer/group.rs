@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 
-use super::seals::Rejoin;
+use super::seals::{Leaving, Rejoin};
 use super::slot::Slot;
 use super::watchdog::Old;
 use super::{Code, Consumer, Error, Failed, InFlight, Parts, REQUEST_TIMEOUT, RETRY, Reassigned, Said};
@@ -39,6 +39,7 @@ impl Consumer {
                 Ok(()) => self.unanswered_since = None,
                 Err(error) => {
                     tracing::debug!(%error, "the group refused a commit; it is sent again");
+                    self.note_refusal(&error);
                     for slot in &mut self.slots {
                         slot.committed = -1;
                     }
@@ -60,20 +61,18 @@ impl Consumer {
         Ok(())
     }
 
-    fn assigned(&mut self, partitions: Vec<TopicPartition>) {
+    pub(super) fn assigned(&mut self, partitions: Vec<TopicPartition>) {
         tracing::info!(count = partitions.len(), "the group assigned partitions");
         self.retry_pause = RETRY;
         let none = partitions.is_empty();
         self.pending.extend(partitions);
         self.retry_at = Instant::now();
+        // What was sent before now is part of what they stand for.
+        self.settling = None;
         if none {
-            let answer = match self.client.protocol() {
-                Protocol::Cooperative => self.client.incremental_assign(&[]),
-                Protocol::Eager => self.client.assign(&[]),
-            };
-            Self::log_answer(answer);
-            let kept = self.partitions();
-            self.rewind(&kept);
+            self.answer_without();
+        } else {
+            self.unanswered.told(Instant::now());
         }
         self.show_share();
     }
@@ -83,6 +82,7 @@ impl Consumer {
         let lost = self.client.assignment_lost() || self.reassigned == Reassigned::Yes;
         tracing::info!(count = partitions.len(), lost, "the group revoked partitions");
         self.pending.retain(|partition| !partitions.contains(partition));
+        self.unanswered.end();
         let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
         if !lost && !ours.is_empty() {
             fault::point("revoke.told");
@@ -118,9 +118,9 @@ impl Consumer {
         let most = self.parts.max_poll_interval;
         let patience = REVOKE_DEADLINE.min(most / 3);
         if self.hides() {
-            self.leaving = ours.to_vec();
+            self.leaving = Leaving::Yes;
             let published = self.barrier(Finish::Hidden(ours.to_vec()), patience)?;
-            self.leaving.clear();
+            self.leaving = Leaving::No;
             if !published {
                 tracing::warn!(
                     ?patience,
@@ -171,6 +171,7 @@ impl Consumer {
 
     /// Ends the assignment of partitions; what is open of them is dropped.
     pub(super) fn release(&mut self, partitions: &[TopicPartition]) {
+        self.settling = None;
         for partition in partitions {
             self.parts.tracker.end(partition);
         }
@@ -192,10 +193,16 @@ impl Consumer {
 
     /// Waits until everything sent so far is durable; returns whether it became so in time.
     pub(super) fn barrier(&mut self, finish: Finish, deadline: Duration) -> Result<bool, Error> {
+        let answered = self.send_barrier(finish)?;
+        Ok(self.answered(&answered, deadline)?.is_some())
+    }
+
+    /// Asks for everything sent so far to become durable.
+    pub(super) fn send_barrier(&self, finish: Finish) -> Result<Receiver<()>, Error> {
         let (reply, answered) = bounded(1);
         let before = self.parts.tickets.next();
         self.parts.inbox.send(Inbox::Checkpoint { before, finish, reply }).map_err(|_| Error::Closed)?;
-        Ok(self.answered(&answered, deadline)?.is_some())
+        Ok(answered)
     }
 
     /// Makes the client anew at once. What was taken from it and not sent on is dropped, and read again.
@@ -214,6 +221,7 @@ impl Consumer {
         self.commit_in_flight = InFlight::No;
         self.rejoin = Rejoin::No;
         self.reassigned = Reassigned::No;
+        self.unanswered.end();
         self.watchdog.excuse();
         self.check_left()?;
         let new = Client::new(&self.parts.properties).map_err(Error::Client)?;
@@ -236,6 +244,7 @@ impl Consumer {
         let ours = self.partitions();
         self.release(&ours);
         self.pending.clear();
+        self.unanswered.end();
         self.paused = false;
         self.parts.desk.without_share.store(false, Ordering::Relaxed);
         let name = &self.parts.config.instance_id;
@@ -393,7 +402,8 @@ impl Consumer {
     }
 }
 
-/// Whether the group may still take a commit after this answer.
+/// Whether the group may still take a commit after this answer, in the generation that this member knows.
 pub(super) fn is_member(error: &KafkaError) -> bool {
-    !matches!(error.code, Code::UnknownMemberId | Code::FencedInstanceId | Code::FencedMemberEpoch)
+    let over = [Code::UnknownMemberId, Code::FencedInstanceId, Code::FencedMemberEpoch, Code::IllegalGeneration];
+    !over.contains(&error.code)
 }

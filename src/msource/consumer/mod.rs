@@ -6,9 +6,12 @@
 //! finished, checkpointed and committed first; when it was lost, what was read of it is dropped.
 //!
 //! A record goes through `take`, into the open block of its `slot`, while there is `room`. `starts` finds out where a partition
-//! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more; `refusal` and `topic_ids` decide
-//! what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals` speak with the group, and the
-//! `watchdog` looks at all of it.
+//! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more;
+//! `refusal` and `topic_ids` decide what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals`
+//! speak with the group, `answer` sees to it that the group is answered in time, and the `watchdog` looks at all of it.
+//!
+//! **No wait without end.** Whoever needs an answer of the delivery waits for it some seconds at most, and looks again in a
+//! later pass: meanwhile the group is served.
 //!
 //! **Memory.** Records are counted against the `Budget` from the moment they are taken, compressed values also for what
 //! they become: when the first one of a block is compressed, each of its values is asked. Without room the thread takes
@@ -18,6 +21,7 @@
 //! error of the client, one that stands still, and a topic made anew get another client. Only `out_of_range: stop`, clients
 //! that do not end, and a broken delivery end the thread.
 
+mod answer;
 mod blocked;
 mod fetching;
 mod gaps;
@@ -50,6 +54,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crossbeam_channel::Receiver;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::TopicPartition;
@@ -59,6 +64,7 @@ use crate::config::Assignment;
 use crate::control;
 use crate::delivery::Finish;
 use crate::fault;
+use answer::Unanswered;
 use held::Held;
 use slot::Slot;
 use subscription::Subscription;
@@ -172,6 +178,10 @@ pub struct Consumer {
     pending: BTreeSet<TopicPartition>,
     held: Held,
     subscription: Subscription,
+    /// Whether librdkafka waits for an answer to the assignment of some of these.
+    unanswered: Unanswered,
+    /// Answered once everything is durable that was sent before the pending partitions were given to us.
+    settling: Option<Receiver<()>>,
     retry_at: Instant,
     discover_at: Instant,
     batch: Vec<Message>,
@@ -190,8 +200,8 @@ pub struct Consumer {
     asked: Option<seals::Asked>,
     rejoin: seals::Rejoin,
     reassigned: Reassigned,
-    /// Partitions that are being given up, for which the group is asked no longer than we are a member.
-    leaving: Vec<TopicPartition>,
+    /// Whether partitions are being given up: the group is asked no longer than we are a member then.
+    leaving: seals::Leaving,
     /// When to ask again about what is hidden of partitions that are not ours.
     look_at: Instant,
     /// Since when that is not answered, and whether that was told.
@@ -243,6 +253,8 @@ impl Consumer {
             index: HashMap::new(),
             pending: BTreeSet::new(),
             held: Held::default(),
+            unanswered: Unanswered::default(),
+            settling: None,
             retry_at: now,
             discover_at: now,
             batch: Vec::with_capacity(BATCH),
@@ -257,7 +269,7 @@ impl Consumer {
             asked: None,
             rejoin: seals::Rejoin::No,
             reassigned: Reassigned::No,
-            leaving: Vec::new(),
+            leaving: seals::Leaving::No,
             look_at: now,
             unknown_since: None,
             found: HashMap::new(),
@@ -284,6 +296,8 @@ impl Consumer {
                 return Err(Error::Closed);
             }
             self.events()?;
+            self.answer_late();
+            self.finish_moves()?;
             self.serve_seals()?;
             self.rejoin()?;
             self.look_at_hidden()?;
@@ -424,7 +438,7 @@ impl Consumer {
             self.cut(number)?;
         }
         let ours = self.partitions();
-        self.leaving.clone_from(&ours);
+        self.leaving = seals::Leaving::Yes;
         if self.barrier(Finish::Files, deadline)? {
             if !ours.is_empty() && !self.hides() {
                 self.commit_now(&ours, LAST_COMMIT);

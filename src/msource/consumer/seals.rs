@@ -16,13 +16,13 @@ use super::group::is_member;
 use super::starts::is_meant;
 use super::topics::Topics;
 use super::watchdog::Old;
-use super::{Code, Consumer, Error, IDLE_WAIT, REQUEST_TIMEOUT, RETRY, Said};
+use super::{Code, Consumer, Error, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Said};
 use crate::config::{Assignment, Visibility};
-use crate::delivery::{Inbox, Prepared, SealRequest, Verdict};
+use crate::delivery::{Asking, Inbox, Prepared, SealRequest, Verdict};
 use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Held, Hidden, settle};
-use crate::msource::journal::{Frame, Mark, PartitionState, Position, State};
+use crate::msource::journal::{Mark, PartitionState, Position, State};
 use crate::msource::native::{GroupOffset, KafkaError};
 
 /// Bound on one commit. An answer that takes longer is not known.
@@ -38,7 +38,7 @@ const TOO_LONG: Duration = Duration::from_mins(3);
 pub(super) struct Asked {
     number: u64,
     /// What it has not taken yet.
-    open: Vec<Position>,
+    open: Vec<Asking>,
     again: Instant,
 }
 
@@ -54,9 +54,9 @@ enum Outcome {
     Unknown,
 }
 
-/// Whether the partition of a seal is being given up.
+/// Whether partitions are being given up, be it those of the seal or others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leaving {
+pub(super) enum Leaving {
     No,
     Yes,
 }
@@ -80,6 +80,17 @@ pub fn is_answer(error: &KafkaError) -> bool {
     error.code as i32 > 0 || matches!(error.code, Code::WaitingForCoordinator | Code::NoOffset)
 }
 
+/// What became of the judgement of a partition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judged {
+    /// There is nothing to be done.
+    Same,
+    /// Something was taken back or published, so that where the partition stands is to be looked at again.
+    Changed,
+    /// It is not carried out yet: what comes next waits for that first.
+    Waits,
+}
+
 /// Whether the group is to be joined anew.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rejoin {
@@ -91,17 +102,18 @@ impl Consumer {
     /// Takes up a request and sends it, again if need be.
     pub(super) fn serve_seals(&mut self) -> Result<(), Error> {
         if self.asked.is_none() {
-            let Ok(SealRequest { number, positions }) = self.parts.seals.try_recv() else { return Ok(()) };
-            self.asked = Some(Asked { number, open: positions, again: Instant::now() });
+            let Ok(SealRequest { number, asking }) = self.parts.seals.try_recv() else { return Ok(()) };
+            self.asked = Some(Asked { number, open: asking, again: Instant::now() });
         }
         let Some(mut asked) = self.asked.take() else { return Ok(()) };
         let lost = self.rejoin == Rejoin::Due || self.client.assignment_lost();
-        let is_ours = |position: &Position| !lost && self.slots.iter().any(|slot| slot.partition == position.partition);
+        // Another assignment of the same partition does not count: what was prepared before it is judged before it begins.
+        let is_ours = |asking: &Asking| !lost && self.slots.iter().any(|slot| slot.is_of(asking));
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
-        for position in gone {
-            let is_gone = self.topics.is_gone(&position.topic_id);
+        for asking in gone {
+            let is_gone = self.topics.is_gone(&asking.position.topic_id);
             let verdict = if is_gone { Verdict::Undecided } else { Verdict::Open };
-            self.let_go(asked.number, position.partition, verdict)?;
+            self.let_go(asked.number, asking, verdict)?;
         }
         if ours.is_empty() {
             return Ok(());
@@ -122,34 +134,37 @@ impl Consumer {
     }
 
     /// Sends the commit; returns what the group has refused. When the answer is not known, the group is joined anew.
-    fn commit_seal(&mut self, number: u64, positions: Vec<Position>) -> Result<Vec<Position>, Error> {
-        let commits: Vec<_> = positions.iter().map(|position| self.commit_of(position, number)).collect();
+    fn commit_seal(&mut self, number: u64, open: Vec<Asking>) -> Result<Vec<Asking>, Error> {
+        let commits: Vec<_> = open.iter().map(|asking| self.commit_of(&asking.position, number)).collect();
         fault::point("seal.commit");
         let answers = self.client.commit(&commits, COMMIT_TIMEOUT);
         fault::point("seal.answered");
-        let answers = answers.unwrap_or_else(|error| vec![Err(error); positions.len()]);
+        let answers = answers.unwrap_or_else(|error| vec![Err(error); open.len()]);
+        // Who gives some partitions up, and is no member any more, has lost the others too: it learns that only when it has
+        // answered the revocation.
+        let leaving = self.leaving;
         let (mut refused, mut unknown) = (Vec::new(), None);
-        for (position, answer) in positions.into_iter().zip(answers) {
-            let leaving = if self.leaving.contains(&position.partition) { Leaving::Yes } else { Leaving::No };
+        for (asking, answer) in open.into_iter().zip(answers) {
             match (Outcome::of(answer.as_ref().copied(), leaving), answer) {
-                (Outcome::Taken, _) => self.tell(number, position.partition, Verdict::Committed)?,
+                (Outcome::Taken, _) => self.tell(number, asking.position.partition, Verdict::Committed)?,
                 (Outcome::Again, Err(error)) => {
-                    self.said_unanswered(&position.partition, number, &error);
-                    refused.push(position);
+                    self.note_refusal(&error);
+                    self.said_unanswered(&asking.position.partition, number, &error);
+                    refused.push(asking);
                 }
                 (outcome, answer) => {
                     if outcome == Outcome::Unknown {
                         unknown = answer.err();
                     }
                     // What came behind the seal ends with it.
-                    self.let_go(number, position.partition, Verdict::Open)?;
+                    self.let_go(number, asking, Verdict::Open)?;
                 }
             }
         }
         if let Some(error) = unknown {
             tracing::warn!(number, %error, "it is not known whether the group took these offsets: joining it anew to find out");
-            for position in refused.drain(..) {
-                self.let_go(number, position.partition, Verdict::Open)?;
+            for asking in refused.drain(..) {
+                self.let_go(number, asking, Verdict::Open)?;
             }
             self.rejoin = Rejoin::Due;
         }
@@ -178,11 +193,13 @@ impl Consumer {
     }
 
     /// Leaves a range prepared whose partition is not ours any more, or not for certain, or of whose topic nobody can
-    /// tell. Its assignment ends first: what came
-    /// behind the seal must not be written before the seal is decided.
-    fn let_go(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
-        self.parts.tracker.end(&partition);
-        self.tell(number, partition, verdict)
+    /// tell. Its assignment ends first: what came behind the seal must not be written before the seal is decided.
+    fn let_go(&self, number: u64, asking: Asking, verdict: Verdict) -> Result<(), Error> {
+        let Asking { position, epoch } = asking;
+        if let Some(epoch) = epoch {
+            self.parts.tracker.end_of(&position.partition, epoch);
+        }
+        self.tell(number, position.partition, verdict)
     }
 
     fn tell(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
@@ -202,8 +219,8 @@ impl Consumer {
             let requests = if self.asked.is_none() { self.parts.seals.clone() } else { crossbeam_channel::never() };
             select_biased! {
                 recv(answered) -> answer => return answer.map(Some).map_err(|_| Error::Closed),
-                recv(requests) -> request => if let Ok(SealRequest { number, positions }) = request {
-                    self.asked = Some(Asked { number, open: positions, again: Instant::now() });
+                recv(requests) -> request => if let Ok(SealRequest { number, asking }) = request {
+                    self.asked = Some(Asked { number, open: asking, again: Instant::now() });
                 },
                 default(left) => if Instant::now() >= deadline { return Ok(None) },
             }
@@ -225,14 +242,21 @@ impl Consumer {
         let offsets = match answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) {
             Ok(offsets) => offsets,
             Err(error) => {
+                self.note_refusal(&error);
                 self.in_trouble(format!("cannot find out what the group has taken: {error}"));
                 self.retry_at = Instant::now() + RETRY;
                 return Ok(true);
             }
         };
+        // Many partitions on a slow disk take long. The rest is judged in the next pass.
+        let until = Instant::now() + PATIENCE;
         let mut changed = false;
         for (partition, group) in partitions.into_iter().zip(offsets) {
-            changed |= self.judge_one(&state, &partition, group.as_ref(), Held::ByUs)?;
+            let judged = self.judge_one(&state, &partition, group.as_ref(), Held::ByUs)?;
+            changed |= judged != Judged::Same;
+            if judged == Judged::Waits || changed && Instant::now() >= until {
+                break;
+            }
         }
         Ok(changed)
     }
@@ -240,11 +264,15 @@ impl Consumer {
     /// The same where the journal decides: only what is not whole any more is taken back, or what another configuration hid.
     fn judge_alone(&mut self) -> Result<bool, Error> {
         let state = self.parts.gauges.durable().state.clone();
+        let until = Instant::now() + PATIENCE;
         let mut changed = false;
         for partition in self.pending.clone() {
             let growth = state.partitions.get(&partition).and_then(|state| state.growth.as_ref());
             if growth.is_some_and(|growth| !self.hides() || !state.is_whole(&partition, growth)) {
-                changed |= self.refuse(partition)?;
+                changed = true;
+                if self.refuse(partition)? == Judged::Waits || Instant::now() >= until {
+                    break;
+                }
             }
         }
         Ok(changed)
@@ -256,9 +284,9 @@ impl Consumer {
         partition: &TopicPartition,
         group: Option<&GroupOffset>,
         held: Held,
-    ) -> Result<bool, Error> {
+    ) -> Result<Judged, Error> {
         match settle(state, partition, group, held, self.parts.visibility) {
-            Hidden::Stays => Ok(false),
+            Hidden::Stays => Ok(Judged::Same),
             Hidden::Refused => {
                 said_unconfigured(partition, held);
                 self.refuse(partition.clone())
@@ -273,7 +301,7 @@ impl Consumer {
                 }
                 let (reply, answered) = bounded(1);
                 self.send(Inbox::Decided { number, partition: partition.clone(), verdict, reply: Some(reply) })?;
-                self.until_stopped(&answered).map(|_| true)
+                self.carried_out(&answered)
             }
             Hidden::Again(number, position) => self.ask_again(number, position, group),
         }
@@ -285,36 +313,47 @@ impl Consumer {
     }
 
     /// Takes back what a partition has grown by. Its assignment must be over.
-    pub(super) fn refuse(&mut self, partition: TopicPartition) -> Result<bool, Error> {
+    fn refuse(&mut self, partition: TopicPartition) -> Result<Judged, Error> {
         let (reply, answered) = bounded(1);
         self.send(Inbox::Refuse { partition, reply: Some(reply) })?;
-        self.until_stopped(&answered).map(|_| true)
+        self.carried_out(&answered)
+    }
+
+    /// Waits a while until a decision is carried out. When it takes longer, whoever judges the partition next comes behind it.
+    fn carried_out(&mut self, answered: &Receiver<()>) -> Result<Judged, Error> {
+        Ok(if self.answered_soon(answered)?.is_some() { Judged::Changed } else { Judged::Waits })
     }
 
     /// Has the group take what it was asked to take in an assignment before this one. Until it does, it is judged again.
-    fn ask_again(&mut self, number: u64, position: Position, group: Option<&GroupOffset>) -> Result<bool, Error> {
+    fn ask_again(&mut self, number: u64, position: Position, group: Option<&GroupOffset>) -> Result<Judged, Error> {
         let (reply, answered) = bounded(1);
         self.send(Inbox::Check { number, partition: position.partition.clone(), reply })?;
-        let prepared = self.until_stopped(&answered)?;
-        if prepared == Some(Prepared::Gone) {
+        let Some(prepared) = self.answered_soon(&answered)? else { return Ok(Judged::Waits) };
+        if prepared == Prepared::Gone {
             self.refused.insert(position.partition.clone());
         }
-        if prepared == Some(Prepared::Whole) && self.rejoin == Rejoin::No && !self.client.assignment_lost() {
+        if prepared == Prepared::Whole && self.rejoin == Rejoin::No && !self.client.assignment_lost() {
             let metadata = group.map_or("", |group| group.metadata.as_str());
             self.carry_on(&position.partition, metadata);
             tracing::info!(partition = %position.partition, number, "the group has not taken a prepared range yet: asking again");
-            if !self.commit_seal(number, vec![position])?.is_empty() {
+            if !self.commit_seal(number, vec![Asking { position, epoch: None }])?.is_empty() {
                 self.retry_at = Instant::now() + RETRY;
             }
         }
-        Ok(true)
+        Ok(Judged::Changed)
     }
 
-    /// Waits until it is answered; `None` when the service stops before.
-    pub(super) fn until_stopped<T>(&mut self, done: &Receiver<T>) -> Result<Option<T>, Error> {
+    /// Waits a while until it is answered; `None` when that takes longer, or the service stops before. A disk that is slow or
+    /// fails must not keep the group waiting.
+    pub(super) fn answered_soon<T>(&mut self, done: &Receiver<T>) -> Result<Option<T>, Error> {
+        self.answered_by(done, Instant::now() + PATIENCE)
+    }
+
+    /// The same until a deadline.
+    pub(super) fn answered_by<T>(&mut self, done: &Receiver<T>, deadline: Instant) -> Result<Option<T>, Error> {
         loop {
             let answer = self.answered(done, IDLE_WAIT)?;
-            if answer.is_some() || self.parts.desk.stopping() {
+            if answer.is_some() || self.parts.desk.stopping() || Instant::now() >= deadline {
                 return Ok(answer);
             }
         }
@@ -322,7 +361,8 @@ impl Consumer {
 
     /// Asks about what is hidden of partitions that are not ours, from time to time.
     pub(super) fn look_at_hidden(&mut self) -> Result<(), Error> {
-        if self.parts.config.assignment == Assignment::All || Instant::now() < self.look_at {
+        let can_wait = self.parts.config.assignment == Assignment::All || self.parts.gauges.stalled().is_some();
+        if can_wait || Instant::now() < self.look_at {
             return Ok(());
         }
         self.look_at = Instant::now() + LOOK;
@@ -344,11 +384,15 @@ impl Consumer {
         if !partitions.is_empty() {
             let answers = self.client.committed(&partitions, RETRY);
             let answers = answers.unwrap_or_else(|error| vec![Err(error); partitions.len()]);
+            let until = Instant::now() + PATIENCE;
             for (partition, group) in partitions.into_iter().zip(answers) {
                 match group {
                     Ok(group) => {
                         let held = self.held_elsewhere(&partition);
-                        self.judge_one(&state, &partition, group.as_ref(), held)?;
+                        let judged = self.judge_one(&state, &partition, group.as_ref(), held)?;
+                        if judged == Judged::Waits || Instant::now() >= until {
+                            return Ok(());
+                        }
                     }
                     Err(error) => unknown.push((partition, error)),
                 }
@@ -383,17 +427,11 @@ impl Consumer {
         }
     }
 
-    /// What stands beside the group's offset of a partition that is about to be read, where files are hidden.
-    pub(super) fn note_base(&mut self, partition: &TopicPartition, mark: Option<Mark>) -> Result<(), Error> {
-        let known = |here: &PartitionState| here.growth.is_some() || here.mark == mark;
-        if self.parts.gauges.durable().state.partitions.get(partition).is_some_and(known) {
-            return Ok(());
-        }
-        let (reply, answered) = bounded(1);
-        let ticket = self.parts.tickets.take();
-        let frame = Frame::Base { partition: partition.clone(), mark };
-        self.send(Inbox::Note { ticket, frame, reply })?;
-        self.until_stopped(&answered).map(drop)
+    /// Whether it is known already what stands beside the group's offset of a partition that is about to be read, where files
+    /// are hidden.
+    pub(super) fn has_base(&self, partition: &TopicPartition, mark: Option<&Mark>) -> bool {
+        let known = |here: &PartitionState| here.growth.is_some() || here.mark.as_ref() == mark;
+        self.parts.gauges.durable().state.partitions.get(partition).is_some_and(known)
     }
 }
 
@@ -414,7 +452,7 @@ mod tests {
         // In the middle of an assignment, and while the partition is given up.
         let table = [
             // The assignment is over, or about to be: librdkafka tells when.
-            (Code::IllegalGeneration, Again, Again),
+            (Code::IllegalGeneration, Again, LetGo),
             (Code::RebalanceInProgress, Again, Again),
             (Code::StaleMemberEpoch, Again, Again),
             (Code::UnknownMemberId, Again, LetGo),

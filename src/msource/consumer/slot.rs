@@ -7,6 +7,9 @@
 
 use std::time::Instant;
 
+use crossbeam_channel::Receiver;
+
+use crate::delivery::Asking;
 use crate::msource::TopicPartition;
 use crate::msource::journal::Position;
 use crate::msource::native::Message;
@@ -38,6 +41,15 @@ pub(super) struct Slot {
     pub(super) told: Told,
     /// Where it could not be read on.
     pub(super) attempts: Option<Attempts>,
+    /// Where it goes on once that is durable, while it is [`Fetch::Moving`].
+    pub(super) moving: Option<Moving>,
+}
+
+/// A move that is noted, and not known to be durable.
+pub(super) struct Moving {
+    pub(super) to: i64,
+    /// Answered when it is.
+    pub(super) noted: Receiver<()>,
 }
 
 /// Attempts to read on from one place.
@@ -60,6 +72,8 @@ pub(super) enum Fetch {
     /// The same, and the broker is to say first whether it still has the record before that place. Until then the partition
     /// is assigned at this offset.
     Check(Instant, i64),
+    /// Not before it is durable that the partition stands elsewhere.
+    Moving,
     /// Not before the group was told, at this time or later, that the partition has gone back.
     Tell(Instant),
     /// Not at all: it may be of another topic of the same name.
@@ -83,6 +97,11 @@ impl Slot {
     /// picture, and then reading once more from where we stand gives the same again.
     pub(super) fn skips(&self, offset: i64) -> bool {
         self.told == Told::End && offset > self.next
+    }
+
+    /// Whether the group is asked to take something of this assignment.
+    pub(super) fn is_of(&self, asking: &Asking) -> bool {
+        self.partition == asking.position.partition && asking.epoch == Some(self.epoch)
     }
 
     /// What librdkafka is told when it is given the partition.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, bounded};
 
 use super::seals::{Rejoin, is_answer};
 use super::slot::{Fetch, Slot, Told};
@@ -25,6 +25,22 @@ pub(super) struct Begin {
     pub(super) at: Position,
     /// What is to be noted, if anything is new.
     frame: Option<Frame>,
+    /// Whether the group is to be told.
+    tells: Tells,
+}
+
+/// Whether the group is told where a partition begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Tells {
+    No,
+    Yes,
+}
+
+impl Begin {
+    /// Noted here, and told to the group.
+    fn anew(at: Position, frame: Frame) -> Self {
+        Self { at, frame: Some(frame), tells: Tells::Yes }
+    }
 }
 
 /// Where assigned partitions begin, as far as brokers and group have answered.
@@ -111,8 +127,8 @@ impl Consumer {
         }
         self.parts.desk.set_pending(&self.pending);
         // Where a partition goes on is read from the last checkpoint. What an assignment before this one wrote must be in it, or
-        // it would be written again.
-        if !self.settled()? {
+        // it would be written again. After it, nothing but what is asked for here moves a partition that is not begun.
+        if !self.settle()? {
             return Ok(());
         }
         fault::point("assign.settled");
@@ -134,17 +150,23 @@ impl Consumer {
         let starts = match self.starts(&pending) {
             Ok(starts) => starts,
             Err(error) => {
+                self.note_refusal(&error);
                 self.retry_at = Instant::now() + RETRY;
                 self.in_trouble_by(error.code, format!("cannot find out where to start: {error}"));
                 return Ok(());
             }
         };
         let holds_back = !starts.unknown.is_empty();
+        for (_, error) in &starts.unknown {
+            self.note_refusal(error);
+        }
         self.held.note_partitions(&starts.unknown);
         if !starts.known.is_empty() {
             let started = self.pin(starts.known)?;
-            // The commits that follow come from the checkpoint too: one from before the starts would take them back.
-            if self.settled()? {
+            // The commits that follow come from the checkpoint too: one from before the starts would take them back. And what was
+            // lost since is not begun: the revocation is on its way.
+            let is_known = self.settling.is_none() || self.settle()?;
+            if is_known && !self.client.assignment_lost() {
                 fault::point("assign.known");
                 self.begin(started);
                 fault::point("assign.begun");
@@ -155,6 +177,24 @@ impl Consumer {
             self.retry_at = Instant::now() + if self.slots.is_empty() { RETRY } else { RETRY * 5 };
         }
         Ok(())
+    }
+
+    /// Makes everything durable that was sent before the pending partitions were given to us, and all that was noted of them
+    /// since. When that takes long, the next pass waits on: a disk may need longer for one checkpoint than the group may wait.
+    pub(super) fn settle(&mut self) -> Result<bool, Error> {
+        if self.parts.gauges.stalled().is_some() {
+            self.retry_at = Instant::now() + RETRY;
+            return Ok(false);
+        }
+        let settling = match self.settling.take() {
+            Some(settling) => settling,
+            None => self.send_barrier(Finish::No)?,
+        };
+        let settled = self.answered_soon(&settling)?.is_some();
+        if !settled {
+            self.settling = Some(settling);
+        }
+        Ok(settled)
     }
 
     /// Makes everything durable that was sent so far; if that takes long, it is tried again later.
@@ -215,20 +255,18 @@ impl Consumer {
                     if let Some(None) = group.get(partition) {
                         tracing::warn!(%partition, offset = next, "the group has no offset of this partition: going on where this instance stood; what another one has read since is repeated");
                     }
-                    // Noted once more, it changes nothing here and is committed.
-                    let position = at(next, leader_epoch);
                     let tells = self.is_unknown(here, group.get(partition)) || self.refused.contains(partition);
-                    let frame = tells.then(|| Frame::Start(position.clone()));
-                    starts.known.push(Begin { at: position, frame });
+                    let tells = if tells { Tells::Yes } else { Tells::No };
+                    starts.known.push(Begin { at: at(next, leader_epoch), frame: None, tells });
                 }
                 Decision::Move { to, cause } => {
                     say_moved(partition, local.get(partition), theirs, to);
                     let position = at(to, epoch);
-                    starts.known.push(Begin { at: position.clone(), frame: Some(Frame::Move { to: position, cause }) });
+                    starts.known.push(Begin::anew(position.clone(), Frame::Move { to: position, cause }));
                 }
                 Decision::Adopt { at: next } => {
                     let position = at(next, epoch);
-                    starts.known.push(Begin { at: position.clone(), frame: Some(Frame::Start(position)) });
+                    starts.known.push(Begin::anew(position.clone(), Frame::Start(position)));
                 }
                 Decision::Added => open.push(Open { at: at(0, -1), start: Start::Earliest, cause: None }),
                 Decision::Recreated => {
@@ -335,7 +373,7 @@ impl Consumer {
                         Some(cause) => Frame::Move { to: at.clone(), cause },
                         None => Frame::Start(at.clone()),
                     };
-                    starts.known.push(Begin { at, frame: Some(frame) });
+                    starts.known.push(Begin::anew(at, frame));
                 }
                 Err(error) => starts.unknown.push((at.partition, error)),
             }
@@ -350,43 +388,44 @@ impl Consumer {
                 let differs = if self.hides() { group.offset != local.next } else { group.offset > local.next };
                 local.growth.is_none() && differs
             }
+            (Some(local), _) if local.growth.is_some() => false,
             (_, group) => matches!(group, Some(None)),
         }
     }
 
-    /// Makes starts durable here and known to the group; returns those that are.
+    /// Makes starts durable here and known to the group; returns those that are, and lets [`Self::settle`] wait for what is
+    /// noted of them.
     pub(super) fn pin(&mut self, starts: Vec<Begin>) -> Result<Vec<Position>, Error> {
-        let mut answers = Vec::new();
-        let mut fresh = Vec::new();
-        for Begin { at, frame } in &starts {
-            let Some(frame) = frame else { continue };
-            if let Frame::Move { to, cause: MoveCause::Recreated } = frame {
+        let (mut notes, mut fresh) = (Vec::new(), Vec::new());
+        for Begin { at, frame, tells } in &starts {
+            if let Some(Frame::Move { to, cause: MoveCause::Recreated }) = frame {
                 tracing::error!(partition = %to.partition, at = to.next, "the topic was deleted and created anew: starting at its first record");
             }
-            let (reply, answered) = bounded(1);
-            let ticket = self.parts.tickets.take();
-            let note = Inbox::Note { ticket, frame: frame.clone(), reply };
-            self.parts.inbox.send(note).map_err(|_| Error::Closed)?;
-            answers.push(answered);
+            if let Some(frame) = frame {
+                notes.push(self.note(frame.clone())?);
+            }
             // Where files are hidden, a commit that says nothing new would only push older owners out of what it carries.
             let is_new = self.found_at(&at.partition) != Some(at.next) || self.refused.contains(&at.partition);
-            if !self.hides() || is_new {
+            if *tells == Tells::Yes && (!self.hides() || is_new) {
                 fresh.push(self.commit_of(at, 0));
             }
         }
-        for answered in answers {
-            if self.until_stopped(&answered)?.is_none() {
-                return Ok(Vec::new());
-            }
+        let mut noted = !notes.is_empty();
+        if !self.all_noted(notes)? {
+            return Ok(Vec::new());
         }
         fault::point("assign.noted");
         if self.parts.config.assignment == Assignment::Group && !fresh.is_empty() {
+            if self.client.assignment_lost() {
+                return Ok(Vec::new());
+            }
             // Unless the group knows the start, the next owner would resolve it once more and might find another one.
             let acknowledged = self
                 .client
                 .commit(&fresh, REQUEST_TIMEOUT)
                 .and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
             if let Err(error) = acknowledged {
+                self.note_refusal(&error);
                 if self.hides() && !is_answer(&error) {
                     // It could arrive after the commit of a seal, and take that back.
                     self.rejoin = Rejoin::Due;
@@ -398,14 +437,44 @@ impl Consumer {
         }
         fault::point("assign.pinned");
         if self.hides() && self.parts.config.assignment == Assignment::Group {
-            for Begin { at, .. } in &starts {
+            let mut bases = Vec::new();
+            for Begin { at, frame, .. } in &starts {
                 let ours = fresh.iter().any(|commit| commit.partition == at.partition);
                 let mark = if ours { Some(self.mark(0)) } else { self.found_mark(&at.partition) };
-                self.note_base(&at.partition, mark)?;
+                // Whatever stood beside the place is forgotten when the partition stands elsewhere.
+                if frame.is_some() || !self.has_base(&at.partition, mark.as_ref()) {
+                    bases.push(self.note(Frame::Base { partition: at.partition.clone(), mark })?);
+                }
                 self.refused.remove(&at.partition);
             }
+            noted |= !bases.is_empty();
+            if !self.all_noted(bases)? {
+                return Ok(Vec::new());
+            }
+        }
+        if noted {
+            self.settling = Some(self.send_barrier(Finish::No)?);
         }
         Ok(starts.into_iter().map(|start| start.at).collect())
+    }
+
+    /// Has something noted in the journal, in its place among the blocks; the answer comes when it is durable.
+    pub(super) fn note(&self, frame: Frame) -> Result<Receiver<()>, Error> {
+        let (reply, answered) = bounded(1);
+        let ticket = self.parts.tickets.take();
+        self.parts.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(|_| Error::Closed)?;
+        Ok(answered)
+    }
+
+    /// Waits a while until all of it is noted. When that takes longer, the next pass comes behind it, and finds it there.
+    fn all_noted(&mut self, notes: Vec<Receiver<()>>) -> Result<bool, Error> {
+        let deadline = Instant::now() + PATIENCE;
+        for noted in notes {
+            if self.answered_by(&noted, deadline)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The offset that the group had when it was asked last.
@@ -430,13 +499,18 @@ impl Consumer {
         if started.is_empty() {
             return;
         }
+        self.unanswered.end();
         let now = Instant::now();
         let kept = self.partitions();
         let begun = self.slots.len();
         for position in started {
+            let Some(epoch) = self.parts.tracker.begin(position.partition.clone(), position.next) else {
+                tracing::warn!(partition = %position.partition, "a range of the partition is not decided: judging it again");
+                self.retry_at = now + RETRY;
+                continue;
+            };
             self.pending.remove(&position.partition);
             self.watchdog.forget(&position.partition);
-            let epoch = self.parts.tracker.begin(position.partition.clone(), position.next);
             self.slots.push(Slot {
                 partition: position.partition,
                 topic_id: position.topic_id,
@@ -454,6 +528,7 @@ impl Consumer {
                 fetch: if position.leader_epoch < 0 { Fetch::On } else { Fetch::Check(now, position.next) },
                 told: Told::Record,
                 attempts: None,
+                moving: None,
             });
         }
         self.index.clear();

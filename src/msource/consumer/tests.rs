@@ -15,7 +15,7 @@ use super::watchdog::{MOST_LEFT, Old};
 use super::*;
 use crate::block::{RawBlock, Source};
 use crate::config::{Kafka, OutOfRange, Payload, Start, TimeZone, Validation, Visibility, WhenFull};
-use crate::delivery::{Budget, Gauges, Inbox, Prepared, SealRequest, Verdict};
+use crate::delivery::{Asking, Budget, Gauges, Inbox, Prepared, SealRequest, Verdict};
 use crate::msource::journal::{
     Frame, Growth, MoveCause, PartitionState, Position, Seal, SealedOffsets, SealedRange, State,
 };
@@ -135,9 +135,9 @@ impl Bench {
 
     /// The delivery has prepared what the partition has.
     fn seal(&self) -> SealRequest {
-        let next = self.consumer.slots[0].next;
-        let to = Position { partition: partition(), topic_id: String::new(), next, leader_epoch: -1 };
-        SealRequest { number: 7, positions: vec![to] }
+        let slot = &self.consumer.slots[0];
+        let position = Position { partition: partition(), topic_id: String::new(), next: slot.next, leader_epoch: -1 };
+        SealRequest { number: 7, asking: vec![Asking { position, epoch: Some(slot.epoch) }] }
     }
 
     fn is_ours(&self) -> bool {
@@ -376,7 +376,8 @@ fn the_group_is_told_once_more_where_a_partition_stands_of_which_it_did_not_take
                     continue;
                 }
                 Inbox::Decided { verdict, reply: Some(reply), .. } => (reply, format!("{verdict:?}")),
-                Inbox::Note { frame: Frame::Start(at), reply, .. } => (reply, format!("start {}", at.next)),
+                // Nobody waits for it here.
+                Inbox::Checkpoint { .. } => continue,
                 Inbox::Note { frame: Frame::Base { mark, .. }, reply, .. } => (reply, format!("base {mark:?}")),
                 other => panic!("not to be expected: {other:?}"),
             };
@@ -393,13 +394,55 @@ fn the_group_is_told_once_more_where_a_partition_stands_of_which_it_did_not_take
     for _ in 0..2 {
         let starts = bench.consumer.starts(&[partition()]).expect("the brokers answer").known;
         assert_eq!(bench.consumer.pin(starts).expect("it goes on").len(), 1);
+        assert!(bench.consumer.refused.is_empty(), "once is enough");
     }
     let offsets = bench.consumer.client.committed(&[partition()], SOON).expect("an answer").remove(0);
     assert_eq!(offsets.expect("it tells").expect("it has one").metadata, "me/1/0/ x/1/4");
     drop(bench.consumer);
     let told = delivery.join().expect("no panic");
-    assert_eq!(told[0], "start 0", "{told:?}");
-    assert_eq!(told.iter().filter(|what| what.starts_with("start")).count(), 1, "once is enough: {told:?}");
+    assert!(told[0].starts_with("base"), "what stands beside the offset now is noted: {told:?}");
+}
+
+#[test]
+fn a_barrier_that_takes_longer_than_it_may_be_waited_for_is_waited_for_in_the_next_pass() {
+    let mut bench = Bench::new(0, 0);
+    assert!(!bench.consumer.settle().expect("it goes on"), "nobody answers");
+    let Ok(Inbox::Checkpoint { reply, finish: Finish::No, .. }) = bench.inbox.try_recv() else { panic!("a barrier") };
+    reply.send(()).expect("it is waited for");
+    assert!(bench.consumer.settle().expect("it goes on"), "it is answered");
+    assert!(bench.inbox.is_empty(), "one was enough");
+    // What is given to us later stands for more than that.
+    bench.consumer.settling = Some(bounded(1).1);
+    bench.consumer.assigned(vec![partition()]);
+    assert!(bench.consumer.settling.is_none());
+}
+
+#[test]
+fn a_move_that_takes_longer_than_it_may_be_waited_for_takes_effect_when_it_is_durable() {
+    let mut bench = Bench::new(5, 0);
+    bench.consumer.parts.visibility = Visibility::Live;
+    bench.consumer.go_on_at(0, 3, MoveCause::Gap { from: 0 }).expect("it goes on");
+    let Ok(Inbox::Note { reply, .. }) = bench.inbox.try_recv() else { panic!("a note") };
+    bench.consumer.finish_moves().expect("it goes on");
+    bench.consumer.read_again();
+    let slot = &bench.consumer.slots[0];
+    assert!(slot.fetch == Fetch::Moving && slot.next == 0, "nothing is taken before that");
+    let epoch = slot.epoch;
+    reply.send(()).expect("it is waited for");
+    bench.consumer.finish_moves().expect("it goes on");
+    let slot = &bench.consumer.slots[0];
+    assert!(slot.fetch != Fetch::Moving && slot.next == 3 && slot.epoch != epoch, "it stands there");
+}
+
+#[test]
+fn an_assignment_that_waits_is_answered_when_the_group_knows_the_member_no_more() {
+    let mut bench = Bench::new(0, 0);
+    let refused = |code| KafkaError { code, text: String::new() };
+    bench.consumer.unanswered.told(Instant::now());
+    bench.consumer.note_refusal(&refused(Code::CoordinatorLoadInProgress));
+    assert!(bench.consumer.unanswered.is_waiting(), "that passes");
+    bench.consumer.note_refusal(&refused(Code::UnknownMemberId));
+    assert!(!bench.consumer.unanswered.is_waiting());
 }
 
 #[test]

@@ -172,8 +172,13 @@ impl Consumer {
             let decided = Inbox::Decided { number, partition, verdict: Verdict::Undecided, reply: None };
             self.parts.inbox.send(decided).map_err(|_| Error::Closed)?;
         }
+        if !self.barrier(Finish::No, REQUEST_TIMEOUT)? {
+            return Ok(());
+        }
         let next = state.partitions.get(partition).map_or(0, |here| here.next);
-        self.parts.tracker.begin(partition.clone(), next);
+        if self.parts.tracker.begin(partition.clone(), next).is_none() {
+            return Ok(());
+        }
         let done = self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT);
         self.parts.tracker.end(partition);
         done.map(drop)

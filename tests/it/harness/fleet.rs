@@ -226,6 +226,26 @@ impl Fleet {
         serde_json::from_value(reply["result"].take()).map_err(|error| format!("{error}: {reply}"))
     }
 
+    /// Waits until the group has forgotten every member: a guest, who may have a property of its own, gets every partition, and
+    /// leaves.
+    pub(crate) fn wait_forgotten(&self, own: &[(&str, &str)]) {
+        let ours = |key: &'static str| Some((key, self.properties.get(key)?.as_str()?));
+        let mut properties = own.to_vec();
+        match ours("group.protocol") {
+            Some(protocol) => properties.push(protocol),
+            None => properties.push(
+                ours("partition.assignment.strategy")
+                    .unwrap_or(("partition.assignment.strategy", "cooperative-sticky")),
+            ),
+        }
+        Group::visit(&self.topic.brokers, &format!("g_{}", self.topic.name), &self.topic, &properties);
+    }
+
+    /// Removes every member from the group, as an administrator does.
+    pub(crate) fn remove_members(&self) {
+        Group::remove_members(&self.topic.brokers, &format!("g_{}", self.topic.name));
+    }
+
     /// What the group has, by partition.
     pub(crate) fn committed(&self) -> BTreeMap<i32, i64> {
         self.group.committed(&self.topic).into_iter().collect()

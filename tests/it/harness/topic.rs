@@ -1,6 +1,8 @@
 //! Topics and producers: librdkafka's own, with nothing of the program in between.
 
 use std::collections::HashMap;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -382,6 +384,9 @@ pub(crate) fn committed(group: &str, topic: &Topic) -> HashMap<i32, i64> {
 /// A group, asked from outside.
 pub(crate) struct Group(BaseConsumer);
 
+/// `LeaveGroup`, and a version of it that brokers of today take.
+const LEAVE_GROUP: [i16; 2] = [13, 3];
+
 impl Group {
     pub(crate) fn new(name: &str) -> Self {
         Self::at(broker::address(), name)
@@ -392,6 +397,51 @@ impl Group {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", brokers).set("group.id", name);
         Self(config.create().expect("the consumer's configuration is sound"))
+    }
+
+    /// Has a guest join it, waits until that has every partition of a topic, and has it leave: nobody else is a member any
+    /// more then, unless it has joined again. The guest commits nothing.
+    pub(crate) fn visit(brokers: &str, name: &str, topic: &Topic, properties: &[(&str, &str)]) {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", brokers).set("group.id", name).set("enable.auto.commit", "false");
+        for (key, value) in properties {
+            config.set(*key, *value);
+        }
+        let guest: BaseConsumer = config.create().expect("the consumer's configuration is sound");
+        guest.subscribe(&[&topic.name]).expect("a subscription");
+        wait_until("a guest has every partition", SOON, || {
+            // What it reads goes nowhere.
+            drop(guest.poll(Duration::from_millis(50)));
+            let count = guest.assignment().map_err(|error| error.to_string())?.count();
+            holds(count == topic.partitions as usize, count)
+        });
+    }
+
+    /// Removes every member, as an administrator does. Only of a group of the classic protocol.
+    pub(crate) fn remove_members(brokers: &str, name: &str) {
+        let asker: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a consumer");
+        let groups = asker.fetch_group_list(Some(name), SOON).expect("the group");
+        let members: Vec<_> = groups.groups().iter().flat_map(rdkafka::groups::GroupInfo::members).collect();
+        assert!(!members.is_empty(), "the group {name} has a member");
+        let text = |text: &str| [&(text.len() as u16).to_be_bytes()[..], text.as_bytes()].concat();
+        let mut request: Vec<u8> = LEAVE_GROUP.iter().flat_map(|number| number.to_be_bytes()).collect();
+        request.extend(7_u32.to_be_bytes());
+        request.extend(text("test"));
+        request.extend(text(name));
+        request.extend((members.len() as u32).to_be_bytes());
+        for member in members {
+            request.extend(text(member.id()));
+            // No instance id.
+            request.extend((-1_i16).to_be_bytes());
+        }
+        let mut stream = TcpStream::connect(brokers).expect("the broker is there");
+        stream.set_read_timeout(Some(SOON)).expect("a socket");
+        stream.write_all(&(request.len() as u32).to_be_bytes()).expect("it takes the request");
+        stream.write_all(&request).expect("it takes the request");
+        // Length, id, throttle time, error.
+        let mut answer = [0; 14];
+        stream.read_exact(&mut answer).expect("it answers");
+        assert_eq!(answer[12..], [0, 0], "the members are removed");
     }
 
     /// Its committed offsets, by partition.

@@ -153,6 +153,57 @@ fn a_commit_whose_answer_was_lost_is_published_after_others_have_committed() {
     ]);
 }
 
+#[test]
+fn what_is_lost_and_given_back_while_it_is_synced_for_its_publication_goes_on_and_loses_nothing() {
+    let mut world = grown();
+    let store = Arc::clone(&world.homes[0].store);
+    {
+        let _busy = store.0.lock().unwrap();
+        world.block(0, 0, 5);
+        let _unanswered = world.run(0).work.checkpoint(Finish::Hidden(vec![partition(0)]));
+        world.run(0).work.looked();
+        assert_eq!(world.run(0).work.gauges.counts().in_flight, 0, "it is written, and being synced");
+        world.regain(0);
+    }
+    drop(store);
+    world.resolve(0);
+    let run = world.run(0);
+    assert_eq!((run.work.state().seals.len(), run.seals.len()), (0, 0), "nothing was prepared of what was not ours");
+    world.block(0, 0, 5);
+    world.settled(0);
+    let state = world.run(0).work.state();
+    assert_eq!((state.partitions[&partition(0)].next, state.totals.consumed), (30, 30), "nothing is read again");
+    world.check();
+}
+
+#[test]
+fn what_was_prepared_for_one_assignment_is_not_committed_in_another_and_bars_it_until_it_is_judged() {
+    let mut world = grown();
+    let answered = world.run(0).work.checkpoint(Finish::Hidden(vec![partition(0)]));
+    let run = world.run(0);
+    wait_until("the group is to be asked", || !run.seals.is_empty());
+    run.release(0);
+    world.give(0, 0);
+    // As if it had been found where it stood before the seal.
+    let run = world.run(0);
+    assert!(!run.work.begin(0, 20), "it is barred");
+    world.resolve(0);
+    drop(answered);
+    world.settled(0);
+    let state = world.run(0).work.state();
+    assert_eq!(
+        (state.partitions[&partition(0)].next, state.seals.len()),
+        (20, 0),
+        "it is judged, and nothing read again"
+    );
+    let left = world.run(0).seals.len();
+    world.block(0, 0, 5);
+    world.serve(0);
+    world.settled(0);
+    assert_eq!(world.run(0).work.state().partitions[&partition(0)].next, 25, "{left} old requests do no harm");
+    world.check();
+}
+
 /// A home whose range was prepared, and refused by the group once before it was killed; with the number of its seal.
 fn prepared() -> (World, u64) {
     let mut world = grown();

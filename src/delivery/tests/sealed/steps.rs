@@ -23,6 +23,11 @@ pub(super) enum Step {
         to: usize,
         commits: u32,
     },
+    /// Its owner learns that it has lost it, and is given it again, perhaps while it is to be published.
+    Regain {
+        number: i32,
+        wanted: bool,
+    },
     /// Its session is over, and it does not know.
     Evict {
         home: usize,
@@ -39,6 +44,8 @@ pub(super) enum Act {
     Send(u64),
     Full(u64),
     Barrier,
+    /// Publication is due, and nobody waits for it.
+    Want,
     Seal(u32),
     Stop,
     Retry(usize),
@@ -60,6 +67,7 @@ fn act() -> impl Strategy<Value = Act> {
         4 => any::<u64>().prop_map(Act::Send),
         1 => (0..600u64).prop_map(Act::Full),
         1 => Just(Act::Barrier),
+        2 => Just(Act::Want),
         4 => prop_oneof![0..4u32, Just(u32::MAX)].prop_map(Act::Seal),
         1 => Just(Act::Stop),
         2 => (1..6usize).prop_map(Act::Retry),
@@ -83,6 +91,7 @@ pub(super) fn step() -> impl Strategy<Value = Step> {
         16 => (homes(), act()).prop_map(|(home, act)| Step::On(home, act)),
         1 => (0..PARTITIONS, 0..5u32).prop_map(|(number, commits)| Step::Revoke { number, commits }),
         3 => (0..PARTITIONS, homes(), 0..5u32).prop_map(|(number, to, commits)| Step::Move { number, to, commits }),
+        3 => (0..PARTITIONS, any::<bool>()).prop_map(|(number, wanted)| Step::Regain { number, wanted }),
         2 => (homes(), homes()).prop_map(|(home, to)| Step::Evict { home, to }),
         1 => Just(Step::Deliver),
         3 => prop::collection::vec(answer(), 1..5).prop_map(Step::Answers),
@@ -190,6 +199,22 @@ impl World {
         self.given(number, home);
     }
 
+    /// Its owner learns that it has lost a partition, and is given it again.
+    pub(super) fn regain(&mut self, number: i32) {
+        let owner = self.group.at(number).owner;
+        self.group.assign(number, owner);
+        self.learn(owner);
+        self.given(number, owner);
+    }
+
+    /// Publication is due, and begun; nobody waits for it.
+    fn want(&mut self, home: usize) {
+        let work = &mut self.run(home).work;
+        let ours = work.slots.keys().map(|number| partition(*number)).collect();
+        let _unanswered = work.checkpoint(Finish::Hidden(ours));
+        work.looked();
+    }
+
     fn kill(&mut self, home: usize, crash: &Crash) {
         if self.is_running(home) {
             self.end(home);
@@ -218,6 +243,18 @@ impl World {
                     }
                 }
             }
+            Step::Regain { number, wanted } => {
+                let owner = self.group.at(*number).owner;
+                if self.is_running(owner) {
+                    if *wanted {
+                        // What is to be synced first leaves time for the rest.
+                        self.block(owner, *number, 5);
+                        self.want(owner);
+                    }
+                    self.regain(*number);
+                    self.resolve(owner);
+                }
+            }
             Step::Deliver => self.group.deliver(),
             Step::Answers(answers) => self.group.answers.extend(answers),
             Step::Crash(home, crash) => self.kill(*home, crash),
@@ -232,6 +269,7 @@ impl World {
             Act::Send(random) => self.run(home).work.send(random),
             Act::Full(room) => self.run(home).work.fill_disk(room),
             Act::Barrier => self.settled(home),
+            Act::Want => self.want(home),
             Act::Seal(commits) => {
                 let ours = self.run(home).work.slots.keys().map(|number| partition(*number)).collect();
                 self.barrier(home, Finish::Hidden(ours), commits);

@@ -7,7 +7,7 @@ use crossbeam_channel::{Receiver, bounded, unbounded};
 
 use super::group::{FENCED, Group, Sent, Told};
 use super::*;
-use crate::delivery::{CommitPoint, Finish, Inbox, Prepared, SealRequest, Verdict};
+use crate::delivery::{Asking, CommitPoint, Finish, Inbox, Prepared, SealRequest, Verdict};
 use crate::msource::assignment::{Decision, Held, Hidden, Known, Owner, decide, settle};
 use crate::msource::journal::Mark;
 use crate::msource::native::GroupOffset;
@@ -15,7 +15,7 @@ use crate::msource::native::GroupOffset;
 /// A seal that the group was asked to take.
 struct Asked {
     number: u64,
-    open: Vec<Position>,
+    open: Vec<Asking>,
 }
 
 /// What became of the judgement of a partition.
@@ -53,10 +53,10 @@ impl Run {
     }
 
     /// Tells the delivery what became of a range. That of an assignment which is over ends first.
-    fn tell(&self, seal: u64, position: &Position, verdict: Verdict) {
-        let partition = position.partition.clone();
-        if verdict != Verdict::Committed {
-            self.work.tracker.end(&partition);
+    fn tell(&self, seal: u64, asking: &Asking, verdict: Verdict) {
+        let partition = asking.position.partition.clone();
+        if let (true, Some(epoch)) = (verdict != Verdict::Committed, asking.epoch) {
+            self.work.tracker.end_of(&partition, epoch);
         }
         self.work.inbox.send(Inbox::Decided { number: seal, partition, verdict, reply: None }).unwrap();
     }
@@ -167,16 +167,20 @@ impl World {
     pub(super) fn serve(&mut self, home: usize) {
         let run = self.run(home);
         if run.asked.is_none() {
-            let Ok(SealRequest { number, positions }) = run.seals.try_recv() else { return };
-            run.asked = Some(Asked { number, open: positions });
+            let Ok(SealRequest { number, asking }) = run.seals.try_recv() else { return };
+            run.asked = Some(Asked { number, open: asking });
         }
         let Some(mut asked) = run.asked.take() else { return };
-        let (number, partition_of) = (asked.number, |position: &Position| position.partition.partition);
+        let number = asked.number;
         let lost = run.lost || run.rejoin;
-        let is_ours = |position: &Position| !lost && run.work.slots.contains_key(&partition_of(position));
+        let slots = &run.work.slots;
+        let is_ours = |asking: &Asking| {
+            let slot = slots.get(&asking.position.partition.partition);
+            !lost && slot.is_some_and(|(epoch, _)| asking.epoch == Some(*epoch))
+        };
         let (ours, gone): (Vec<_>, Vec<_>) = asked.open.drain(..).partition(is_ours);
-        for position in gone {
-            run.tell(number, &position, Verdict::Open);
+        for asking in gone {
+            run.tell(number, &asking, Verdict::Open);
         }
         if ours.is_empty() {
             return;
@@ -186,16 +190,17 @@ impl World {
     }
 
     /// Commits; returns what was refused.
-    fn commit_seal(&mut self, home: usize, number: u64, positions: Vec<Position>) -> Vec<Position> {
+    fn commit_seal(&mut self, home: usize, number: u64, open: Vec<Asking>) -> Vec<Asking> {
+        let positions: Vec<_> = open.iter().map(|asking| asking.position.clone()).collect();
         let answers = self.commit(home, &positions, number);
         let run = self.run(home);
         run.rejoin |= answers.contains(&Told::Unknown);
         let mut refused = Vec::new();
-        for (position, answer) in positions.into_iter().zip(answers) {
+        for (asking, answer) in open.into_iter().zip(answers) {
             match answer {
-                Told::Taken => run.tell(number, &position, Verdict::Committed),
-                Told::Refused if !run.rejoin => refused.push(position),
-                Told::Refused | Told::Unknown => run.tell(number, &position, Verdict::Open),
+                Told::Taken => run.tell(number, &asking, Verdict::Committed),
+                Told::Refused if !run.rejoin => refused.push(asking),
+                Told::Refused | Told::Unknown => run.tell(number, &asking, Verdict::Open),
             }
         }
         refused
@@ -259,7 +264,7 @@ impl World {
             return Judged::Waits;
         }
         self.carry_on(home, position.partition.partition);
-        let refused = self.commit_seal(home, seal, vec![position]);
+        let refused = self.commit_seal(home, seal, vec![Asking { position, epoch: None }]);
         if refused.is_empty() && !self.run(home).rejoin { Judged::Changed } else { Judged::Waits }
     }
 
@@ -325,36 +330,36 @@ impl World {
         });
         let here = |next| position(number, next);
         let found_at = found.as_ref().map(|found| found.offset);
-        let (at, frame) = match decision {
+        let (at, frame, tells) = match decision {
             Decision::Continue => {
                 let local = local.expect("a local position");
-                let at = here(local.next);
-                let unknown = found_at.is_none() || local.growth.is_none() && found_at != Some(local.next);
-                (at.clone(), unknown.then_some(Frame::Start(at)))
+                let unknown = local.growth.is_none() && found_at != Some(local.next);
+                (here(local.next), None, unknown)
             }
-            Decision::Move { to, cause } => (here(to), Some(Frame::Move { to: here(to), cause })),
-            Decision::Adopt { at } => (here(at), Some(Frame::Start(here(at)))),
-            Decision::New | Decision::Added | Decision::Recreated => (here(0), Some(Frame::Start(here(0)))),
+            Decision::Move { to, cause } => (here(to), Some(Frame::Move { to: here(to), cause }), true),
+            Decision::Adopt { at } => (here(at), Some(Frame::Start(here(at))), true),
+            Decision::New | Decision::Added | Decision::Recreated => (here(0), Some(Frame::Start(here(0))), true),
         };
         let mut mark = owner.map(|owner| owner.mark);
+        let moved = frame.is_some();
         if let Some(frame) = frame {
             self.note(home, frame);
-            if found_at != Some(at.next) {
-                let told = self.commit(home, std::slice::from_ref(&at), 0)[0];
-                self.run(home).rejoin |= told == Told::Unknown;
-                if told != Told::Taken {
-                    return false;
-                }
-                mark = Some(Mark { home: name, incarnation: 1, number: 0 });
-            }
         }
-        if !local.is_some_and(|here| here.growth.is_some() || here.mark == mark) {
+        if tells && found_at != Some(at.next) {
+            let told = self.commit(home, std::slice::from_ref(&at), 0)[0];
+            self.run(home).rejoin |= told == Told::Unknown;
+            if told != Told::Taken {
+                return false;
+            }
+            mark = Some(Mark { home: name, incarnation: 1, number: 0 });
+        }
+        if moved || !local.is_some_and(|here| here.growth.is_some() || here.mark == mark) {
             self.note(home, Frame::Base { partition: partition(number), mark });
         }
         self.settled(home);
         let run = self.run(home);
         run.pending.remove(&number);
-        run.work.begin(number, at.next);
+        assert!(run.work.begin(number, at.next), "what was prepared of {number} is decided before it is begun");
         true
     }
 

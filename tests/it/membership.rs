@@ -1,0 +1,284 @@
+//! Memberships that end between any two steps, of instances that get their own partitions back: frozen, behind a network that
+//! carries nothing, removed by an administrator, replaced by another of the same name; on slow disks, where every race with a
+//! checkpoint is likely. Nothing is lost or repeated, and the instance joins again by itself.
+
+use std::time::Duration;
+
+use mtga::msource::journal;
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::fleet::{Fleet, Membership, Protocol};
+use crate::harness::{Codec, Mix, Proxy, Record, SOON, Topic, broker, holds, wait_until};
+use crate::sealed_group;
+
+/// How soon the group forgets a member of the classic protocol here.
+const SESSION: &str = "1500";
+
+/// The steps in which a partition is taken, in their order.
+const ASSIGN: [&str; 6] =
+    ["assign.settled", "assign.judged", "assign.noted", "assign.pinned", "assign.known", "assign.begun"];
+
+/// An instance without others, and what was produced for it.
+struct Lone {
+    fleet: Fleet,
+    produced: Vec<Record>,
+}
+
+impl Lone {
+    fn of(mut fleet: Fleet, protocol: Protocol) -> Self {
+        if protocol != Protocol::Consumer {
+            fleet.property("session.timeout.ms", SESSION);
+        }
+        Self { fleet, produced: Vec::new() }
+    }
+
+    fn live(protocol: Protocol) -> Self {
+        let topic = Topic::create("lonelive", 1);
+        Self::of(Fleet::new(&topic, 1, protocol, Membership::Dynamic), protocol)
+    }
+
+    fn sealed(protocol: Protocol) -> Self {
+        let topic = Topic::create("lonesealed", 1);
+        Self::of(sealed_group::sealed(&topic, 1, protocol), protocol)
+    }
+
+    /// A partition that is added has a start of its own, which is noted and told to the group before it is read.
+    fn add_partition(&mut self) {
+        let partitions = self.fleet.topic.partitions + 1;
+        self.fleet.topic.grow(partitions);
+    }
+
+    fn fill(&mut self, count: u64) {
+        let first = self.produced.len() as u64;
+        self.produced.extend(self.fleet.topic.fill(Codec::Snappy, Mix::Clean, first, count));
+    }
+
+    /// Waits until it has its partitions back, and has read everything.
+    fn wait_back(&self) {
+        self.fleet.wait_shared(&[0]);
+        self.fleet.wait_done(&self.produced);
+    }
+}
+
+/// Ends everything, and demands that every record is there once.
+fn assert_exactly_once(mut live: Lone, mut sealed: Lone) {
+    live.fleet.stop_all();
+    live.fleet.assert_exactly(&live.produced);
+    sealed_group::assert_exactly_once(&mut sealed.fleet, &sealed.produced);
+}
+
+/// At each step of an assignment the instance is frozen until the group has forgotten it. One that hides its files is so, too,
+/// before it asks the group once more to take what was prepared.
+fn assert_a_membership_that_ends_within_an_assignment_begins_again(protocol: Protocol) {
+    let mut both = [Lone::live(protocol), Lone::sealed(protocol)];
+    for point in ASSIGN.into_iter().chain(["seal.commit"]) {
+        for lone in &mut both {
+            lone.add_partition();
+            lone.fill(60);
+        }
+        let [_, sealed] = &mut both;
+        if point == "seal.commit" {
+            sealed.fleet.start_to_fail(0, "seal.prepared");
+            sealed.fleet.wait_killed(0);
+        }
+        let places = if point == "seal.commit" { 1.. } else { 0.. };
+        let frozen = &mut both[places];
+        for lone in &mut *frozen {
+            lone.fleet.start_to_fail(0, &format!("{point}:1:stop"));
+        }
+        for lone in &*frozen {
+            lone.fleet.wait_frozen(0);
+        }
+        for lone in &*frozen {
+            lone.fleet.wait_forgotten(&[]);
+            lone.fleet.signal(0, Signal::SIGCONT);
+        }
+        for lone in &mut *frozen {
+            lone.wait_back();
+            lone.fleet.stop(0);
+        }
+    }
+    let [mut live, sealed] = both;
+    live.fleet.start(0);
+    live.wait_back();
+    assert_exactly_once(live, sealed);
+}
+
+#[test]
+fn a_membership_that_ends_within_an_assignment_begins_again() {
+    assert_a_membership_that_ends_within_an_assignment_begins_again(Protocol::Cooperative);
+}
+
+#[test]
+fn a_membership_that_ends_within_an_assignment_of_an_eager_group_begins_again() {
+    assert_a_membership_that_ends_within_an_assignment_begins_again(Protocol::Eager);
+}
+
+#[test]
+fn a_membership_that_ends_within_an_assignment_of_the_new_protocol_begins_again() {
+    assert_a_membership_that_ends_within_an_assignment_begins_again(Protocol::Consumer);
+}
+
+#[test]
+fn a_network_that_carries_nothing_past_the_session_while_the_first_start_is_told_is_waited_for() {
+    for protocol in [Protocol::Cooperative, Protocol::Eager, Protocol::Consumer] {
+        let mut both = [Lone::live(protocol), Lone::sealed(protocol)];
+        let proxies = [(); 2].map(|()| Proxy::new(broker::address()));
+        for (lone, proxy) in both.iter_mut().zip(&proxies) {
+            lone.fill(60);
+            lone.fleet.homes[0].set("kafka.brokers", proxy.address());
+            lone.fleet.start_to_fail(0, "assign.noted:1:stop");
+        }
+        for (lone, proxy) in both.iter_mut().zip(&proxies) {
+            lone.fleet.wait_frozen(0);
+            proxy.stall();
+            lone.fleet.signal(0, Signal::SIGCONT);
+        }
+        for (lone, proxy) in both.iter_mut().zip(&proxies) {
+            lone.fleet.wait_forgotten(&[]);
+            proxy.heal();
+        }
+        both.iter().for_each(Lone::wait_back);
+        let [live, sealed] = both;
+        assert_exactly_once(live, sealed);
+    }
+}
+
+/// A slow disk below an instance that hides its files for a second.
+fn slow(topic: &Topic, protocol: Protocol, millis: [u64; 2]) -> Fleet {
+    let mut fleet = Lone::of(sealed_group::sealed(topic, 1, protocol), protocol).fleet;
+    let [from, to] = millis.map(Duration::from_millis);
+    fleet.put_on_slow_disks(&(from..to));
+    fleet.patience = 3 * SOON;
+    fleet
+}
+
+/// Waits until the only instance was given both partitions so many times, and goes on with them.
+fn wait_given_back(fleet: &Fleet, times: usize) {
+    wait_until("it is given its partitions", fleet.patience, || {
+        let found = fleet.homes[0].log().matches("the group assigned partitions count=2").count();
+        holds(found >= times, found)
+    });
+    fleet.wait_shared(&[0]);
+    fleet.wait_progress(0, 100);
+}
+
+#[test]
+fn an_instance_that_is_removed_from_its_group_while_files_are_synced_publishes_every_record_once() {
+    let topic = Topic::create("removed", 2);
+    let mut fleet = slow(&topic, Protocol::Cooperative, [300, 700]);
+    let load = topic.load_every(Duration::from_millis(50), Codec::Snappy, Mix::Dirty);
+    fleet.start(0);
+    for time in 1..=8 {
+        wait_given_back(&fleet, time);
+        fleet.remove_members();
+    }
+    wait_given_back(&fleet, 9);
+    let produced = load.stop();
+    fleet.heal_disks();
+    sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
+#[test]
+fn an_instance_frozen_past_its_session_at_each_step_of_a_seal_on_a_slow_disk_publishes_every_record_once() {
+    let points = ["checkpoint.synced:3", "seal.synced:2", "seal.prepared:2", "seal.commit:3", "seal.answered:4"];
+    let points: Vec<_> = points.into_iter().chain(["publish.begin:5", "publish.noted:6"]).collect();
+    let topic = Topic::create("frozenseal", 2);
+    let mut fleet = slow(&topic, Protocol::Cooperative, [50, 300]);
+    let load = topic.load_every(Duration::from_millis(100), Codec::Snappy, Mix::Dirty);
+    fleet.start_to_fail(0, &points.iter().map(|point| format!("{point}:stop")).collect::<Vec<_>>().join(","));
+    for _ in points {
+        fleet.wait_frozen(0);
+        fleet.wait_forgotten(&[]);
+        fleet.signal(0, Signal::SIGCONT);
+    }
+    fleet.wait_shared(&[0]);
+    let produced = load.stop();
+    fleet.heal_disks();
+    sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
+#[test]
+fn an_instance_frozen_past_its_session_at_each_step_of_a_revocation_gets_back_what_it_had() {
+    let points = ["revoke.told", "revoke.cut", "revoke.committed", "revoke.released", "revoke.answered"];
+    let numbered = points.iter().zip(1..).map(|(point, time)| format!("{point}:{time}:stop"));
+    let topic = Topic::create("frozenrevoke", 2);
+    let mut fleet = slow(&topic, Protocol::Cooperative, [50, 300]);
+    let load = topic.load_every(Duration::from_millis(100), Codec::Snappy, Mix::Dirty);
+    fleet.start_to_fail(0, &numbered.collect::<Vec<_>>().join(","));
+    for time in 1..=points.len() {
+        wait_given_back(&fleet, time);
+        // The guest's coming is what makes it give partitions up.
+        fleet.wait_forgotten(&[]);
+        fleet.wait_frozen(0);
+        fleet.signal(0, Signal::SIGCONT);
+    }
+    wait_given_back(&fleet, points.len() + 1);
+    let produced = load.stop();
+    fleet.heal_disks();
+    sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
+#[test]
+fn an_instance_whose_name_another_process_had_for_a_while_gets_back_what_it_had() {
+    let topic = Topic::create("nameback", 2);
+    let mut fleet = slow(&topic, Protocol::Cooperative, [50, 300]);
+    fleet.set("kafka.instance_id", &"both");
+    let load = topic.load_every(Duration::from_millis(100), Codec::Snappy, Mix::Dirty);
+    fleet.start(0);
+    for time in 1..=2 {
+        wait_given_back(&fleet, time);
+        fleet.wait_forgotten(&[("group.instance.id", "both"), ("session.timeout.ms", SESSION)]);
+    }
+    wait_given_back(&fleet, 3);
+    let produced = load.stop();
+    fleet.heal_disks();
+    sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
+#[test]
+fn an_instance_whose_disk_fails_while_it_takes_partitions_keeps_nobody_from_theirs() {
+    let topic = Topic::create("failstaking", 2);
+    let mut fleet = sealed_group::sealed(&topic, 2, Protocol::Cooperative);
+    // Nothing is published before it stops.
+    fleet.set("sink.rotate", &json!({"age": "1h", "idle": "1h"}));
+    fleet.set("store.checkpoint", &"100ms");
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 200);
+    fleet.put_on_layer(0);
+    fleet.start(0);
+    wait_until("what it has hidden is durable", SOON, || {
+        let state = journal::read(&fleet.homes[0].path("tmp/store/journal")).map_err(|error| error.to_string())?.state;
+        let consumed = state.map_or(0, |state| state.totals.consumed);
+        holds(consumed == 200, consumed)
+    });
+    fleet.kill(0);
+    // Another one has read what it had hidden: that is to be removed, which fails.
+    fleet.start(1);
+    fleet.wait_answers(1);
+    fleet.wait_progress(1, 200);
+    fleet.stop(1);
+    fleet.start_to_fail(0, "refuse.noted:1:stop");
+    fleet.wait_frozen(0);
+    fleet.put_on_layer(0).fail_writes("data/.", Errno::EIO);
+    fleet.signal(0, Signal::SIGCONT);
+    wait_until("it pauses because of its disk", SOON, || {
+        let status = fleet.ask(0)?;
+        holds(status.reason.as_ref().is_some_and(|reason| reason.contains("cannot write")), status)
+    });
+    fleet.start(1);
+    wait_until("the other one has its share", SOON, || {
+        let status = fleet.ask(1)?;
+        holds(status.partitions >= 1, status)
+    });
+    fleet.heal_disks();
+    fleet.wait_shared(&[0, 1]);
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 200, 200));
+    fleet.set("sink.rotate", &json!({"age": "1s", "idle": "500ms"}));
+    for number in 0..2 {
+        fleet.stop(number);
+        fleet.start(number);
+    }
+    sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
