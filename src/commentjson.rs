@@ -367,7 +367,7 @@ mod tests {
 
     #[test]
     fn places_are_those_that_counting_from_the_beginning_gives() {
-        let text = "\u{feff}{ /* \u{feff} */ \"日本\": [1, 2,\n\u{feff} 3], # x\n  \"b\":\n{\"c\": null}}\n";
+        let text = "\u{feff}{ /* \u{feff} */ \"日本\": [1, 2,\n 3], # x\n  \"b\":\n{\"c\": null}}\n";
         check_places(text, &parse(text).unwrap());
         let Value::Object(members) = parse(text).unwrap().value else { panic!("an object") };
         let found: Vec<_> = members.iter().map(|member| (member.place, member.node.place)).collect();

@@ -4,7 +4,7 @@
 //! while hundreds of others are connected; what one client started is finished although that client goes away, but what
 //! would change something is not started for a client that has gone already.
 //! How: one current-thread runtime on the thread `control` does all the socket's I/O and never blocks; calls of the service
-//! run on threads beside it, in a [`Lane`] for each kind and there in order of arrival, so that no kind keeps another one
+//! run on threads beside it, in a `Lane` for each kind and there in order of arrival, so that no kind keeps another one
 //! waiting; a connection has one request at a time, is closed after
 //! `rpc.timeout` without a complete request and when it does not take its reply in that time; of more than its share of
 //! the descriptors ([`Shares`]) the one that has been idle longest makes room. `Spare` descriptors are given up for a
