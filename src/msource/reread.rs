@@ -20,6 +20,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::TopicPartition;
 use super::consumer::{Unreadable, end_of_damage, now_millis};
+use super::doubt::Doubt;
 use super::journal::{Block, BlockSource, Position};
 use super::native::{Client, KafkaError, Message, OffsetSpec};
 use super::store::Store;
@@ -56,8 +57,8 @@ pub struct Rereader<'a> {
     store: &'a dyn Store,
     wait: &'a mut dyn Wait,
     patience: Duration,
-    /// Since when there is doubt about what brokers say of a partition.
-    doubts: HashMap<TopicPartition, Instant>,
+    /// What brokers say of a partition that is in doubt.
+    doubts: HashMap<TopicPartition, Doubt<Said>>,
     client: Option<(Isolation, Client)>,
     engines: HashMap<String, Arc<Engine>>,
     worker: Worker,
@@ -160,9 +161,10 @@ impl<'a> Rereader<'a> {
                         }
                     }
                 }
-                End::Doubtful(why) => {
-                    let since = *self.doubts.entry(to.partition.clone()).or_insert_with(Instant::now);
-                    if since.elapsed() >= self.patience {
+                End::Doubtful(said, why) => {
+                    let now = Instant::now();
+                    let doubt = self.doubts.entry(to.partition.clone()).or_insert_with(|| Doubt::new(said, now));
+                    if doubt.lasts(said, now, self.patience) {
                         return Ok(found.without(why));
                     }
                     why
@@ -235,6 +237,21 @@ fn pause(wait: &mut dyn Wait, reason: &str) -> Result<(), RecoveryError> {
     Ok(())
 }
 
+/// What brokers say that would mean that records are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    /// The topic is another one.
+    OtherTopic,
+    /// There is no such topic.
+    NoTopic,
+    /// There is no such partition.
+    NoPartition,
+    /// The log ends here.
+    End(i64),
+    /// The offset is refused, for no reason that shows.
+    Refused,
+}
+
 /// How reading a range again ended.
 #[derive(Debug)]
 enum End {
@@ -247,7 +264,7 @@ enum End {
     /// What comes next cannot be read; another try may find it whole.
     Damaged(String),
     /// The brokers say what would mean that the rest is gone, which only time can tell.
-    Doubtful(String),
+    Doubtful(Said, String),
     /// Nobody can tell yet.
     NotNow(String),
 }
@@ -258,7 +275,7 @@ fn topic(client: &Client, configured: &[String], to: &Position) -> Option<End> {
     let found = client.describe_topics(std::slice::from_ref(&name), RETRY * 5).map(|mut infos| infos.pop());
     Some(match found {
         Ok(Some(Ok(info))) if !info.id.is_empty() && !to.topic_id.is_empty() && info.id != to.topic_id => {
-            End::Doubtful("the topic was deleted and created anew".into())
+            End::Doubtful(Said::OtherTopic, "the topic was deleted and created anew".into())
         }
         Ok(Some(Ok(_))) => return None,
         Ok(Some(Err(error))) if error.code == Code::UnknownTopicOrPartition => {
@@ -266,7 +283,7 @@ fn topic(client: &Client, configured: &[String], to: &Position) -> Option<End> {
                 let way_out = "take it out of `kafka.topics` to go on without what was cut short of it";
                 End::NotNow(format!("the brokers have no topic {name}: if it was deleted, {way_out}"))
             } else {
-                End::Doubtful(format!("the topic {name} was deleted"))
+                End::Doubtful(Said::NoTopic, format!("the topic {name} was deleted"))
             }
         }
         Ok(Some(Err(error))) | Err(error) => End::NotNow(error.to_string()),
@@ -317,7 +334,8 @@ fn take(
                     if message.offset() >= to.next {
                         return Ok(End::Whole);
                     }
-                    return Ok(End::Doubtful(format!("the broker's log ends at {}", message.offset())));
+                    let end = message.offset();
+                    return Ok(End::Doubtful(Said::End(end), format!("the broker's log ends at {end}")));
                 }
                 Some(error) if matches!(error.code, Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
                     return Ok(out_of_range(client, from, &to.partition, &error));
@@ -337,7 +355,7 @@ fn take(
                         Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition
                     ) =>
                 {
-                    return Ok(End::Doubtful(error.to_string()));
+                    return Ok(End::Doubtful(Said::NoPartition, error.to_string()));
                 }
                 Some(error) => {
                     if !wait.go_on(Some(&error.to_string())) {
@@ -361,7 +379,10 @@ fn out_of_range(client: &Client, from: i64, partition: &TopicPartition, error: &
         Ok(lows) if lows.iter().any(|low| *low > from) => {
             End::GoneBelow(lows.into_iter().fold(from, i64::max), "retention took the records".into())
         }
-        Ok(_) => End::Doubtful(format!("the broker refuses offset {from}, which retention has not reached: {error}")),
+        Ok(_) => End::Doubtful(
+            Said::Refused,
+            format!("the broker refuses offset {from}, which retention has not reached: {error}"),
+        ),
         Err(error) => End::NotNow(error.to_string()),
     }
 }

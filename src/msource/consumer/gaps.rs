@@ -72,7 +72,16 @@ impl Consumer {
             Remedy::Check => {
                 // A fetch from where nothing is would end the asking, so the partition waits within the log meanwhile.
                 let at = offset.max(low).min(high);
-                self.slots[number].fetch = Fetch::Check(Instant::now() + FIRST_PAUSE, at);
+                let is_new = attempts.since.elapsed() < RETRY * 2;
+                self.slots[number].fetch = Fetch::Check(Instant::now() + if is_new { FIRST_PAUSE } else { RETRY }, at);
+                // Another client would be told the same, and the doubt would begin again with it.
+                self.watchdog.forget(&partition);
+                if !is_new {
+                    self.in_trouble(format!(
+                        "{partition}: the broker does not know the leader epoch {} that is stored beside the offset {offset}: waiting whether that lasts",
+                        place.leader_epoch
+                    ));
+                }
                 Ok(())
             }
             Remedy::WithoutEpoch => {

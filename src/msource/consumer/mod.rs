@@ -338,7 +338,8 @@ impl Consumer {
 
     /// Subscribes to the topics that patterns mean now, if those are others than before.
     fn subscribe_by_name(&mut self) {
-        self.discover_at = Instant::now() + self.parts.discovery;
+        let asked = Instant::now();
+        self.discover_at = asked + self.parts.discovery;
         let meant = topic_names(&self.client, &self.parts.config.topics, REQUEST_TIMEOUT);
         let subscribed = match meant {
             Ok(meant) if meant.names.is_empty() => Err((Code::Unknown, unmatched_text(&meant.unmatched))),
@@ -353,7 +354,7 @@ impl Consumer {
             }
         };
         if let Err((code, text)) = subscribed {
-            self.discover_at = Instant::now() + RETRY;
+            self.discover_at = self.resolve_again(asked, RETRY);
             self.in_trouble_by(code, text);
         }
     }
@@ -449,6 +450,13 @@ impl Consumer {
         self.release(&ours);
         Ok(())
     }
+}
+
+/// When brokers are asked again about what could not be answered at once: each question holds up what is read meanwhile, so most
+/// of the time between two of them is left to records, however long the last one, which began at `asked`, has taken.
+fn next_question(asked: Instant, least: Duration) -> Instant {
+    let now = Instant::now();
+    now + least.max(now.duration_since(asked) * 4)
 }
 
 /// Wall clock, milliseconds since 1970 UTC.

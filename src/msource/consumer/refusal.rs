@@ -71,13 +71,20 @@ pub(super) fn remedy(place: &Place, log: &Log, refusal: &Refusal, policy: OutOfR
         OutOfRange::Latest => stable.max(low),
         OutOfRange::Earliest | OutOfRange::Stop => low,
     };
-    match refusal.cut {
+    // A cut at or behind the place is none, and no reason to leave the place.
+    let cut =
+        refusal.cut.map(|cut| if matches!(cut, CutOff::At(end) if end >= offset) { CutOff::Somewhere } else { cut });
+    let is_new = refusal.tries <= CHECKS;
+    match cut {
         // What stood between the cut and the first offset that is left was never read.
         Some(CutOff::At(end)) if end < low => {
             Remedy::Gap { from: end, to: if offset < low { after_retention() } else { low } }
         }
         Some(CutOff::At(end)) => Remedy::Back { to: end.min(high) },
-        Some(CutOff::Somewhere) if refusal.tries <= CHECKS => Remedy::Check,
+        Some(CutOff::Somewhere) if is_new => Remedy::Check,
+        // A broker that was cut off from the others may still take itself for the leader: it knows neither the newest epochs nor
+        // the newest records.
+        Some(CutOff::Somewhere) if refusal.lasts < patience && (!has_id || offset > high) => Remedy::Check,
         // Epochs only rise within one log, and the broker knows none as high. Where topics have ids, this one is the same, and
         // whoever left the epoch was wrong.
         Some(CutOff::Somewhere) if !has_id => Remedy::Recreated { to: low },
@@ -85,7 +92,7 @@ pub(super) fn remedy(place: &Place, log: &Log, refusal: &Refusal, policy: OutOfR
         Some(CutOff::Somewhere) if offset <= high => Remedy::WithoutEpoch,
         None if offset <= high => Remedy::Again,
         // The broker knows where its log was cut off, once it is asked with the epoch.
-        None if leader_epoch >= 0 && refusal.tries <= CHECKS => Remedy::Check,
+        None if leader_epoch >= 0 && is_new => Remedy::Check,
         None if refusal.lasts < patience => Remedy::Wait,
         Some(CutOff::Somewhere) | None => Remedy::Back { to: high },
     }
@@ -120,16 +127,21 @@ mod tests {
             minutes in 0..3_u64,
             policy in policy(),
         ) {
-            // librdkafka tells of a cut at or behind the place that it is none.
-            let cut = cut.filter(|cut| !matches!(cut, CutOff::At(end) if *end >= offset));
             let place = Place { offset, leader_epoch, has_id };
             let log = Log { low, stable: low + more, high: low + more + open };
             let refusal = Refusal { cut, tries, lasts: Duration::from_mins(minutes) };
             let is_there = (log.low..=log.high).contains(&offset);
+            let is_cut_nowhere = match cut {
+                Some(CutOff::Somewhere) => true,
+                Some(CutOff::At(end)) => end >= offset,
+                None => false,
+            };
             match remedy(&place, &log, &refusal, policy, PATIENCE) {
                 Remedy::Again | Remedy::WithoutEpoch => prop_assert!(is_there),
                 Remedy::Wait => prop_assert!(offset > log.high && minutes < 1),
-                Remedy::Check => prop_assert!(tries <= CHECKS),
+                Remedy::Check => {
+                    prop_assert!(tries <= CHECKS || minutes < 1 && is_cut_nowhere && (!has_id || offset > log.high));
+                }
                 Remedy::Gap { from, to } => {
                     prop_assert!(from <= offset && from < to, "[{from}, {to})");
                     prop_assert!(from == offset && offset < low || cut == Some(CutOff::At(from)) && from < low);
@@ -138,9 +150,11 @@ mod tests {
                 Remedy::Back { to } => {
                     prop_assert!(to < offset, "{to}");
                     prop_assert!((log.low..=log.high).contains(&to));
+                    prop_assert!(minutes >= 1 || cut.is_some() && !is_cut_nowhere, "believed at once");
                 }
                 Remedy::Recreated { to } => {
-                    prop_assert_eq!((to, has_id, cut), (low, false, Some(CutOff::Somewhere)));
+                    prop_assert_eq!((to, has_id), (low, false));
+                    prop_assert!(is_cut_nowhere && minutes >= 1, "believed at once");
                 }
             }
         }
@@ -150,11 +164,32 @@ mod tests {
     fn an_epoch_that_the_broker_does_not_know_skips_nothing() {
         let log = Log { low: 0, stable: 5000, high: 5000 };
         let place = Place { offset: 1000, leader_epoch: 50, has_id: true };
-        let said = |tries| Refusal { cut: Some(CutOff::Somewhere), tries, lasts: Duration::ZERO };
-        let decide = |place: &Place, tries| remedy(place, &log, &said(tries), OutOfRange::Earliest, PATIENCE);
-        assert_eq!(decide(&place, 1), Remedy::Check, "it may say something else a moment later");
-        assert_eq!(decide(&place, 6), Remedy::WithoutEpoch, "a tool wrote the epoch");
+        let said = |tries, lasts| Refusal { cut: Some(CutOff::Somewhere), tries, lasts };
+        let decide =
+            |place: &Place, tries, lasts| remedy(place, &log, &said(tries, lasts), OutOfRange::Earliest, PATIENCE);
+        let now = Duration::ZERO;
+        assert_eq!(decide(&place, 1, now), Remedy::Check, "it may say something else a moment later");
+        assert_eq!(decide(&place, 6, now), Remedy::WithoutEpoch, "a tool wrote the epoch");
         let place = Place { has_id: false, ..place };
-        assert_eq!(decide(&place, 6), Remedy::Recreated { to: 0 }, "epochs began again, and so did the records");
+        assert_eq!(
+            decide(&place, 6, now),
+            Remedy::Check,
+            "a leader that is none any more knows neither epoch nor records"
+        );
+        let anew = Remedy::Recreated { to: 0 };
+        assert_eq!(decide(&place, 6, PATIENCE), anew, "epochs began again, and so did the records");
+        let ahead = Place { offset: 5001, has_id: true, ..place };
+        assert_eq!(decide(&ahead, 6, now), Remedy::Check, "the same of the end of its log");
+        assert_eq!(decide(&ahead, 6, PATIENCE), Remedy::Back { to: 5000 });
+    }
+
+    #[test]
+    fn a_cut_at_or_behind_the_place_skips_nothing() {
+        let log = Log { low: 0, stable: 5000, high: 5000 };
+        let place = Place { offset: 1000, leader_epoch: 3, has_id: true };
+        for (end, remedied) in [(999, Remedy::Back { to: 999 }), (1000, Remedy::Check), (4000, Remedy::Check)] {
+            let refusal = Refusal { cut: Some(CutOff::At(end)), tries: 1, lasts: Duration::ZERO };
+            assert_eq!(remedy(&place, &log, &refusal, OutOfRange::Earliest, PATIENCE), remedied, "cut at {end}");
+        }
     }
 }

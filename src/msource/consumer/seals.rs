@@ -16,7 +16,7 @@ use super::group::is_member;
 use super::starts::is_meant;
 use super::topics::Topics;
 use super::watchdog::Old;
-use super::{Code, Consumer, Error, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Said};
+use super::{Code, Consumer, Error, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Said, next_question};
 use crate::config::{Assignment, Visibility};
 use crate::delivery::{Asking, Inbox, Prepared, SealRequest, Verdict};
 use crate::fault;
@@ -238,13 +238,14 @@ impl Consumer {
         if partitions.is_empty() {
             return Ok(false);
         }
+        let asked = Instant::now();
         let answers = self.client.committed(&partitions, REQUEST_TIMEOUT);
         let offsets = match answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) {
             Ok(offsets) => offsets,
             Err(error) => {
                 self.note_refusal(&error);
                 self.in_trouble(format!("cannot find out what the group has taken: {error}"));
-                self.retry_at = Instant::now() + RETRY;
+                self.retry_at = self.resolve_again(asked, RETRY);
                 return Ok(true);
             }
         };
@@ -365,7 +366,13 @@ impl Consumer {
         if can_wait || Instant::now() < self.look_at {
             return Ok(());
         }
-        self.look_at = Instant::now() + LOOK;
+        let asked = Instant::now();
+        let looked = self.decide_hidden_elsewhere();
+        self.look_at = next_question(asked, LOOK);
+        looked
+    }
+
+    fn decide_hidden_elsewhere(&mut self) -> Result<(), Error> {
         let state = self.parts.gauges.durable().state.clone();
         let mut partitions: Vec<_> = state
             .partitions

@@ -11,6 +11,7 @@ use crossbeam_channel::Receiver;
 
 use crate::delivery::Asking;
 use crate::msource::TopicPartition;
+use crate::msource::doubt::SILENCE;
 use crate::msource::journal::Position;
 use crate::msource::native::Message;
 use crate::msource::tracker::Epoch;
@@ -58,8 +59,10 @@ pub(super) struct Attempts {
     at: i64,
     /// How many there were.
     pub(super) tries: u32,
-    /// When the first one failed.
+    /// When the first one failed of those that followed each other without a long silence.
     pub(super) since: Instant,
+    /// When the last one did.
+    last: Instant,
 }
 
 /// Whether what librdkafka hands out of a partition is taken.
@@ -134,9 +137,12 @@ impl Slot {
     /// Counts one more attempt to read on from where it stands.
     pub(super) fn attempt(&mut self, now: Instant) -> Attempts {
         let last = self.attempts.filter(|last| last.at == self.next);
-        let attempts = last.map_or(Attempts { at: self.next, tries: 1, since: now }, |last| Attempts {
-            tries: last.tries + 1,
-            ..last
+        let first = Attempts { at: self.next, tries: 1, since: now, last: now };
+        let attempts = last.map_or(first, |before| {
+            // While brokers are away nothing lasts.
+            let is_silent = now.duration_since(before.last) > SILENCE;
+            let since = if is_silent { now } else { before.since };
+            Attempts { tries: before.tries.saturating_add(1), since, ..first }
         });
         self.attempts = Some(attempts);
         attempts

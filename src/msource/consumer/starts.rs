@@ -10,7 +10,7 @@ use super::seals::{Rejoin, is_answer};
 use super::slot::{Fetch, Slot, Told};
 use super::topic_ids::{Meaning, Said};
 use super::topics::{Topics, is_other};
-use super::{Code, Consumer, Error, PATIENCE, REQUEST_TIMEOUT, RETRY};
+use super::{Code, Consumer, Error, PATIENCE, REQUEST_TIMEOUT, RETRY, Reassigned, next_question};
 use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
@@ -77,11 +77,12 @@ struct Discovered {
 impl Consumer {
     /// Finds the partitions of the topics without the help of a group.
     pub(super) fn discover(&mut self) {
-        self.discover_at = Instant::now() + self.parts.discovery;
+        let asked = Instant::now();
+        self.discover_at = asked + self.parts.discovery;
         let Discovered { partitions, unknown } = match self.all_partitions() {
             Ok(answers) => answers,
             Err(error) => {
-                self.discover_at = Instant::now() + RETRY;
+                self.discover_at = self.resolve_again(asked, RETRY);
                 self.in_trouble_by(
                     error.code,
                     format!("cannot ask {} for the topics: {error}", self.parts.config.brokers),
@@ -92,7 +93,7 @@ impl Consumer {
         self.held.note_topics(&unknown);
         if !unknown.is_empty() {
             let pause = if partitions.is_empty() { RETRY } else { RETRY * 5 };
-            self.discover_at = Instant::now() + pause.min(self.parts.discovery);
+            self.discover_at = self.resolve_again(asked, pause.min(self.parts.discovery));
         }
         for partition in partitions {
             if !self.slots.iter().any(|slot| slot.partition == partition) {
@@ -132,6 +133,7 @@ impl Consumer {
             return Ok(());
         }
         fault::point("assign.settled");
+        let asked = Instant::now();
         let pending: Vec<_> = self.pending.iter().cloned().collect();
         let topics = self.set_aside_of_gone_topics(&pending)?;
         if let Topics::Unknown(unknown) = &topics
@@ -140,7 +142,7 @@ impl Consumer {
             self.in_trouble(format!("cannot find out whether the topic of {partition} is still there: {error}"));
         }
         if topics != Topics::There {
-            self.retry_at = Instant::now() + RETRY;
+            self.retry_at = self.resolve_again(asked, RETRY);
             return Ok(());
         }
         if self.judge_pending()? {
@@ -151,7 +153,7 @@ impl Consumer {
             Ok(starts) => starts,
             Err(error) => {
                 self.note_refusal(&error);
-                self.retry_at = Instant::now() + RETRY;
+                self.retry_at = self.resolve_again(asked, RETRY);
                 self.in_trouble_by(error.code, format!("cannot find out where to start: {error}"));
                 return Ok(());
             }
@@ -173,10 +175,14 @@ impl Consumer {
             }
         }
         if holds_back {
-            // What is read already is held up by each question.
-            self.retry_at = Instant::now() + if self.slots.is_empty() { RETRY } else { RETRY * 5 };
+            self.retry_at = self.resolve_again(asked, RETRY * 5);
         }
         Ok(())
+    }
+
+    /// When brokers are asked again about what is not read yet: soon while nothing is read that the question would hold up.
+    pub(super) fn resolve_again(&self, asked: Instant, least: Duration) -> Instant {
+        if self.slots.is_empty() { Instant::now() + least.min(RETRY) } else { next_question(asked, least) }
     }
 
     /// Makes everything durable that was sent before the pending partitions were given to us, and all that was noted of them
@@ -498,6 +504,9 @@ impl Consumer {
         }
         if started.is_empty() {
             return;
+        }
+        if !self.unanswered.is_waiting() {
+            self.reassigned = Reassigned::Yes;
         }
         self.unanswered.end();
         let now = Instant::now();

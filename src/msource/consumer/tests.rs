@@ -458,3 +458,48 @@ fn clients_that_do_not_end_are_counted_and_not_made_without_bound() {
     wait_until("one of them has ended", || bench.consumer.check_left().is_ok());
     bench.consumer.make_anew("a test", Old::Abandoned).expect("there is room for it");
 }
+
+#[test]
+fn attempts_last_only_while_they_follow_each_other() {
+    let mut bench = Bench::new(0, 0);
+    let begun = Instant::now();
+    let mut lasts = |at: u64| {
+        let now = begun + Duration::from_secs(at);
+        let attempts = bench.consumer.slots[0].attempt(now);
+        (attempts.tries, now.duration_since(attempts.since).as_secs())
+    };
+    assert_eq!([0, 20, 40, 600, 620].map(&mut lasts), [(1, 0), (2, 20), (3, 40), (4, 0), (5, 20)]);
+}
+
+#[test]
+fn questions_that_are_not_answered_leave_most_of_the_time_to_what_is_read() {
+    let mut bench = Bench::new(5, 3);
+    bench.consumer.slots[0].fetch = Fetch::Seek(Instant::now() + 10 * SOON);
+    bench.consumer.watchdog.patience = Duration::from_millis(50);
+    bench.brokers.broker_round_trip_time(1, SOON).expect("a broker");
+    let mut took = Duration::ZERO;
+    wait_until("the watchdog has asked a broker that does not answer", || {
+        let asked = Instant::now();
+        bench.consumer.watch().expect("it goes on");
+        took = asked.elapsed();
+        took > Duration::from_secs(1)
+    });
+    assert!(bench.consumer.watchdog.look_at > Instant::now() + took, "it took {took:?}");
+    assert_eq!(bench.consumer.parts.desk.client_restarts.load(Ordering::Relaxed), 0, "nobody says that there is lag");
+}
+
+#[test]
+fn a_revocation_behind_an_assignment_of_our_own_accord_counts_as_a_loss_until_the_queue_is_empty() {
+    let mut bench = Bench::new(0, 0);
+    let ended = [partition()];
+    let at = || vec![Position { partition: partition(), topic_id: String::new(), next: 0, leader_epoch: -1 }];
+    for (is_waiting, expected) in [(true, false), (false, true)] {
+        bench.consumer.release(&ended);
+        bench.consumer.reassigned = Reassigned::No;
+        if is_waiting {
+            bench.consumer.assigned(ended.to_vec());
+        }
+        bench.consumer.begin(at());
+        assert_eq!(bench.consumer.reassigned == Reassigned::Yes, expected, "librdkafka waits: {is_waiting}");
+    }
+}

@@ -10,6 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use crate::msource::TopicPartition;
+use crate::msource::doubt::Doubt;
 use crate::msource::native::KafkaError;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -37,8 +38,8 @@ pub(super) enum Meaning {
 #[derive(Debug)]
 pub(super) struct TopicIds {
     patience: Duration,
-    /// What was said last that we do not know, and since when.
-    doubts: HashMap<TopicPartition, (Said, Instant)>,
+    /// What was said last that we do not know.
+    doubts: HashMap<TopicPartition, Doubt<Said>>,
     /// Ids in whose place there is another one.
     replaced: BTreeSet<String>,
     /// Ids of topics that are no more and of which something was hidden: nobody can decide about that.
@@ -67,11 +68,8 @@ impl TopicIds {
             }
             Said::Id(_) | Said::NoTopic => {}
         }
-        let doubt = self.doubts.entry(partition.clone()).or_insert_with(|| (said.clone(), now));
-        if doubt.0 != said {
-            *doubt = (said.clone(), now);
-        }
-        if doubt.1 < now && now - doubt.1 >= self.patience {
+        let doubt = self.doubts.entry(partition.clone()).or_insert_with(|| Doubt::new(said.clone(), now));
+        if doubt.lasts(said.clone(), now, self.patience) {
             return Meaning::Lasting;
         }
         let (topic, seconds) = (&partition.topic, self.patience.as_secs());
@@ -135,13 +133,17 @@ mod tests {
     #[test]
     fn an_answer_that_passes_means_nothing_and_one_that_lasts_does() {
         for other in [id("new"), id(""), Said::NoTopic] {
-            assert_means(&[(0, other.clone(), false), (59, other.clone(), false), (60, other.clone(), true)]);
+            let lasts = [(0, false), (30, false), (59, false), (60, true)];
+            assert_means(&lasts.map(|(at, is_believed)| (at, other.clone(), is_believed)));
+            // The brokers were away in between.
+            assert_means(&[(0, other.clone(), false), (90, other.clone(), false), (119, other.clone(), false)]);
             assert_means(&[(0, other.clone(), false), (59, id("old"), false), (61, other.clone(), false)]);
         }
         assert_means(&[
             (0, id("new"), false),
             (59, Said::NoTopic, false),
             (61, id("new"), false),
+            (91, id("new"), false),
             (121, id("new"), true),
         ]);
     }

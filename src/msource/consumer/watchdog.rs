@@ -14,7 +14,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::slot::Fetch;
-use super::{Consumer, Error};
+use super::{Consumer, Error, next_question};
 use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::native::{Client, KafkaError, OffsetSpec, Remains};
@@ -32,7 +32,7 @@ pub(super) const MOST_LEFT: usize = 4;
 /// What was seen of each partition.
 pub(super) struct Watchdog {
     pub(super) patience: Duration,
-    look_at: Instant,
+    pub(super) look_at: Instant,
     /// Where it stood, and since when.
     seen: HashMap<TopicPartition, (i64, Instant)>,
 }
@@ -92,6 +92,7 @@ impl Consumer {
             return Ok(());
         }
         let ends = self.ends(&still);
+        self.watchdog.look_at = next_question(now, patience / 12);
         // Of a partition whose end is not known, nothing is said: it is asked for again.
         let known = still.into_iter().zip(ends).filter_map(|(place, end)| Some((place, end.ok()?)));
         let known: Vec<((TopicPartition, i64), i64)> = known.collect();

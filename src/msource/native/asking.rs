@@ -98,8 +98,11 @@ impl Client {
         if !again || left().is_zero() {
             return answers;
         }
-        self.metadata(MetadataOf::Everything, left(), |_| ())?;
-        self.list_once(queries, committed_only, left())
+        let asked_again = self
+            .metadata(MetadataOf::Everything, left(), |_| ())
+            .and_then(|()| self.list_once(queries, committed_only, left()));
+        // What was answered the first time counts: it is not lost with the rest.
+        if answers.is_ok() { asked_again.or(answers) } else { asked_again }
     }
 
     fn list_once(
