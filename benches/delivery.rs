@@ -63,7 +63,7 @@ fn tracker(criterion: &mut Criterion) {
         let mut heads: Vec<_> = (0..count)
             .map(|number| {
                 let partition = partition(number);
-                let epoch = tracker.begin(partition.clone(), 0);
+                let epoch = tracker.begin(partition.clone(), 0).expect("nothing is prepared");
                 (partition, epoch, 0_i64)
             })
             .collect();

@@ -88,10 +88,10 @@ impl Asker {
     /// That a question was not answered, and why: a request only times out where a handshake failed or an address is dead.
     fn unavailable(&self, error: &KafkaError) -> Failure {
         let mut message = format!("Kafka does not answer: {error}");
-        if Weight::of(error.code) < Weight::Cause {
+        if Weight::of(error.code, &error.text) < Weight::Cause {
             let errors = self.client.connection_errors();
-            let best = errors.iter().map(|error| Weight::of(error.code)).max();
-            if let Some(cause) = errors.iter().rfind(|error| Some(Weight::of(error.code)) == best)
+            let best = errors.iter().map(|error| Weight::of(error.code, &error.text)).max();
+            if let Some(cause) = errors.iter().rfind(|error| Some(Weight::of(error.code, &error.text)) == best)
                 && best > Some(Weight::Consequence)
             {
                 message = format!("{message}: {cause}");

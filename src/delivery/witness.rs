@@ -12,11 +12,9 @@
 //! **Format.** A file in the private directory of the event directory: `home/incarnation/number`, a blank, CRC-32C of that in
 //! hexadecimal, blanks up to a fixed length, and a line feed. Written in place after each checkpoint, without a sync.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt as _;
 
-use crate::msink::dir::EventDir;
+use crate::msink::dir::{EventDir, Note};
 use crate::msource::journal::Mark;
 
 /// Bytes of a note. It fits into a sector, so a disk has the old one or the new one.
@@ -25,7 +23,7 @@ const LENGTH: usize = 256;
 /// Where checkpoints are noted.
 #[derive(Debug)]
 pub struct Witness {
-    file: File,
+    note: Note,
     home: String,
     incarnation: u64,
 }
@@ -33,24 +31,23 @@ pub struct Witness {
 impl Witness {
     /// Begins to note the checkpoints of a home, with the last one, durably.
     pub fn begin(dir: &EventDir, mark: &Mark) -> io::Result<Self> {
-        let file = dir.note(true)?;
-        let witness = Self { file, home: mark.home.clone(), incarnation: mark.incarnation };
+        let witness = Self { note: dir.note(true)?, home: mark.home.clone(), incarnation: mark.incarnation };
         witness.note(mark.number)?;
-        witness.file.sync_all()?;
+        witness.note.sync()?;
         Ok(witness)
     }
 
     /// Notes that everything up to a number is durable in the journal.
     pub fn note(&self, number: u64) -> io::Result<()> {
         let mark = Mark { home: self.home.clone(), incarnation: self.incarnation, number };
-        self.file.write_all_at(&encode(&mark), 0)
+        self.note.write(&encode(&mark))
     }
 }
 
 /// The mark that was noted last, if there is one.
 pub fn read(dir: &EventDir) -> Option<Mark> {
     let mut bytes = [0; LENGTH];
-    dir.note(false).ok()?.read_exact_at(&mut bytes, 0).ok()?;
+    dir.note(false).ok()?.read(&mut bytes).ok()?;
     decode(&bytes)
 }
 

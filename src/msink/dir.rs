@@ -19,7 +19,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -54,6 +54,34 @@ pub struct EventDir {
 enum Missing {
     Make,
     Fail,
+}
+
+/// The file in [`PRIVATE`] where the progress of the directory's owner is noted. It is open only while it is read or written,
+/// so that it keeps no disk from being made read-only.
+#[derive(Debug)]
+pub struct Note {
+    dir: File,
+}
+
+impl Note {
+    fn open(&self, flags: OFlag) -> io::Result<File> {
+        Ok(File::from(openat(&self.dir, "checkpoint", EVENT_FILE | flags, Mode::from_bits_truncate(0o600))?))
+    }
+
+    /// Writes the note in place, without a sync.
+    pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
+        self.open(OFlag::O_CREAT)?.write_all_at(bytes, 0)
+    }
+
+    /// Makes what was written durable.
+    pub fn sync(&self) -> io::Result<()> {
+        self.open(OFlag::empty())?.sync_all()
+    }
+
+    /// Reads the note; an error when it is shorter.
+    pub fn read(&self, bytes: &mut [u8]) -> io::Result<()> {
+        self.open(OFlag::empty())?.read_exact_at(bytes, 0)
+    }
 }
 
 impl EventDir {
@@ -97,16 +125,18 @@ impl EventDir {
         ))
     }
 
-    /// Opens the file in [`PRIVATE`] where the progress of its owner is noted; makes it if it is to be written.
-    pub fn note(&self, write: bool) -> io::Result<File> {
+    /// Where the progress of the directory's owner is noted; makes the note if it is to be written.
+    pub fn note(&self, write: bool) -> io::Result<Note> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        let flags = EVENT_FILE | if write { OFlag::O_CREAT } else { OFlag::empty() };
-        let file = File::from(openat(held.file(), "checkpoint", flags, Mode::from_bits_truncate(0o600))?);
+        // Opened apart from the lock, which a copy of its descriptor would share.
+        let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let note = Note { dir: File::from(openat(held.file(), ".", flags, Mode::empty())?) };
         if write {
+            note.open(OFlag::O_CREAT)?;
             fsync(held.file())?;
             fsync(&self.root)?;
         }
-        Ok(file)
+        Ok(note)
     }
 
     /// Locks again where another process removed what was locked.

@@ -386,7 +386,8 @@ impl Consumer {
         let now = Instant::now();
         // Such an answer comes again and again, while the broker answers everything else.
         let until_records = code == Code::BadMessage;
-        if self.trouble.tell(text, Weight::of(code), until_records, now) {
+        let weight = Weight::of(code, &text);
+        if self.trouble.tell(text, weight, until_records, now) {
             tracing::warn!(reason = self.trouble.reason(), "Kafka gives no records");
             self.probe_at = now + RETRY;
         }

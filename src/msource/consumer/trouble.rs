@@ -22,9 +22,11 @@ pub enum Weight {
 }
 
 impl Weight {
-    /// How much an error of this code says.
-    pub fn of(code: Code) -> Self {
+    /// How much an error says. A broker that ends a TLS handshake gives an error of the handshake, or of the connection in
+    /// that state, as its answer and its end happen to arrive.
+    pub fn of(code: Code, text: &str) -> Self {
         match code {
+            Code::BrokerTransportFailure if text.contains("SSL_HANDSHAKE") => Self::Cause,
             Code::AllBrokersDown | Code::OperationTimedOut | Code::RequestTimedOut | Code::BrokerDestroy => {
                 Self::Consequence
             }
@@ -86,13 +88,14 @@ mod tests {
     #[test]
     fn a_cause_is_not_hidden_by_what_follows_from_it() {
         let (mut trouble, start) = (Trouble::default(), Instant::now());
-        let mut tell = |text: &str, code, at| trouble.tell(text.to_owned(), Weight::of(code), false, start + at);
+        let mut tell = |text: &str, code, at| trouble.tell(text.to_owned(), Weight::of(code, text), false, start + at);
         assert!(tell("down", Code::AllBrokersDown, Duration::ZERO));
         assert!(tell("127.0.0.1:9: refused", Code::BrokerTransportFailure, Duration::ZERO));
         assert!(tell("handshake failed", Code::SSL, Duration::ZERO));
         assert!(!tell("127.0.0.1:9: closed", Code::BrokerTransportFailure, STANDS / 2));
         assert!(!tell("handshake failed", Code::SSL, STANDS / 2));
         assert!(!tell("down", Code::AllBrokersDown, STANDS), "it was told again meanwhile");
+        assert!(tell("closed in state SSL_HANDSHAKE", Code::BrokerTransportFailure, STANDS / 2));
         assert!(tell("wrong password", Code::Authentication, STANDS));
         assert!(tell("down", Code::AllBrokersDown, STANDS * 3), "what was mended is forgotten");
         assert_eq!(trouble.reason(), Some("down"));
