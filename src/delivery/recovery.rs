@@ -34,6 +34,7 @@ use crate::config::Visibility;
 use crate::fault::point;
 use crate::msink::FileKey;
 use crate::msink::dir::{EventDir, blames_name};
+use crate::msink::file::leftover;
 use crate::msink::name::hidden;
 use crate::msource::journal::{Block, BlockSource, Contents, FileState, Frame, Piece, QueueEntry, State};
 use crate::msource::store::{StoreChange, StoreError};
@@ -138,7 +139,7 @@ pub fn recover(
         names: BTreeMap::new(),
         ends: BTreeMap::new(),
         overflow: BTreeMap::new(),
-        refused: Vec::new(),
+        leftovers: Vec::new(),
         state,
         repaired: 0,
     };
@@ -150,7 +151,7 @@ pub fn recover(
                 work.block(block)?;
             }
             frame => {
-                work.note_refused(frame);
+                work.note_leftovers(frame);
                 work.state.apply(frame);
             }
         }
@@ -159,7 +160,7 @@ pub fn recover(
     work.cut_ends()?;
     point("recovery.unsynced");
     work.sync()?;
-    work.remove_refused()?;
+    work.remove_leftovers()?;
     Ok(Some(Recovered { blocks, repaired: work.repaired, state: work.state }))
 }
 
@@ -209,8 +210,8 @@ struct Work<'a> {
     ends: BTreeMap<u64, u64>,
     /// Lines that go behind that, since they are longer than those in whose place they should be.
     overflow: BTreeMap<u64, Vec<u8>>,
-    /// Hidden files that were given up, and may be there still.
-    refused: Vec<String>,
+    /// Hidden files that were given up, and temporary names of manifests: they may be there still.
+    leftovers: Vec<String>,
     state: State,
     repaired: u64,
 }
@@ -498,25 +499,30 @@ impl Work<'_> {
         self.state.files.get(&id).is_some_and(|file| file.visibility == Visibility::Sealed)
     }
 
-    /// Remembers the files of what is refused, since a crash may have come before they were removed.
-    fn note_refused(&mut self, frame: &Frame) {
-        let Frame::Refused { seal, partition, .. } = frame else { return };
-        match seal {
-            None => {
+    /// Remembers what a decision left to be removed, since a crash may have come before it was.
+    fn note_leftovers(&mut self, frame: &Frame) {
+        let ranges = |number| self.state.seals.get(number).into_iter().flat_map(|seal| &seal.ranges);
+        match frame {
+            Frame::Refused { seal: None, partition, .. } => {
                 let files = self.state.files.values().filter(|file| file.partition().as_ref() == Some(partition));
-                self.refused.extend(files.map(FileState::path));
+                self.leftovers.extend(files.map(FileState::path));
             }
-            Some(number) => {
-                let ranges = self.state.seals.get(number).into_iter().flat_map(|seal| &seal.ranges);
-                let files = ranges.filter(|range| range.partition() == Some(partition)).flat_map(|range| &range.files);
-                self.refused.extend(files.map(|file| hidden(&file.name)));
+            Frame::Refused { seal: Some(number), partition, .. } => {
+                let files =
+                    ranges(number).filter(|range| range.partition() == Some(partition)).flat_map(|range| &range.files);
+                self.leftovers.extend(files.flat_map(|file| [hidden(&file.name), leftover(&file.name)]));
             }
+            Frame::Published { number, partition } => {
+                let files = ranges(number).filter(|range| range.partition() == partition.as_ref());
+                self.leftovers.extend(files.flat_map(|range| &range.files).map(|file| leftover(&file.name)));
+            }
+            _ => {}
         }
     }
 
-    fn remove_refused(&self) -> Result<(), RecoveryError> {
+    fn remove_leftovers(&self) -> Result<(), RecoveryError> {
         let remove = |path: &String| self.dir.remove(path).map_err(|error| RecoveryError::File(path.clone(), error));
-        self.refused.iter().try_for_each(remove)
+        self.leftovers.iter().try_for_each(remove)
     }
 
     fn sync(&self) -> Result<(), RecoveryError> {

@@ -26,7 +26,7 @@ use std::sync::{Mutex, PoisonError};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
 use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, fsync, geteuid, unlinkat};
+use nix::unistd::{UnlinkatFlags, fsync, geteuid, linkat, unlinkat};
 
 use crate::durable::create_dirs;
 use crate::flock::{self, Flock};
@@ -220,6 +220,19 @@ impl EventDir {
         let parent = self.innermost(&parents);
         let new = to.rsplit('/').next().unwrap_or(to);
         renameat2(parent, old, parent, new, RenameFlags::RENAME_NOREPLACE)?;
+        self.sync_all(&parents)
+    }
+
+    /// Gives a file a second name in the same directory, durably. A name that is taken is an error. A file system without such
+    /// names gives it the name instead of its own.
+    pub fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        let (parents, old) = self.walk(from, Missing::Fail)?;
+        let parent = self.innermost(&parents);
+        let new = to.rsplit('/').next().unwrap_or(to);
+        match linkat(parent, old, parent, new, AtFlags::empty()) {
+            Err(Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS | Errno::EMLINK) => return self.rename(from, to),
+            linked => linked?,
+        }
         self.sync_all(&parents)
     }
 

@@ -1,6 +1,7 @@
 //! The file sink: names, rotation, files that are closed and opened again, and what others do to its files.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use tempfile::TempDir;
 
 use super::FileKey;
 use super::dir::{EventDir, blames_name};
-use super::file::{FileSink, Ledger, Now, Remains, RotateReason};
+use super::file::{FileSink, Ledger, Now, Remains, RotateReason, leftover};
 use super::manifest::{Manifest, Source};
 use super::name::NameTemplate;
 use crate::config;
@@ -378,6 +379,7 @@ fn a_file_is_not_published_beside_the_manifest_of_another() {
     fs::write(&path, String::from_utf8(told).unwrap().replacen('{', more, 1)).unwrap();
     world.sink.publish(&file, &manifest).unwrap();
     assert!(fs::read_to_string(&path).unwrap().starts_with(more));
+    world.sink.remove_hidden(&leftover("a.00.0")).unwrap();
     assert_eq!(names(&world), ["a.00.0", "a.00.0.manifest.json"]);
 }
 
@@ -396,6 +398,16 @@ fn what_is_left_of_a_hidden_file_is_told_before_it_is_published() {
     assert_eq!(remains(), Remains::Gone);
     fs::write(path(&temporary), manifest.to_json()).unwrap();
     assert_eq!(remains(), Remains::Named);
-    world.sink.publish(&file, &manifest).unwrap();
-    assert_eq!((names(&world), remains()), (vec!["a.00.0.manifest.json".to_owned()], Remains::Named));
+    // It is all that tells that the file was published: it is never removed to be written again, also when a reader has taken
+    // the file with its manifest.
+    let inode = |name: &str| fs::metadata(path(name)).unwrap().ino();
+    let before = inode(&temporary);
+    for _ in 0..2 {
+        world.sink.publish(&file, &manifest).unwrap();
+        assert_eq!((inode(&temporary), inode("a.00.0.manifest.json"), remains()), (before, before, Remains::Named));
+        fs::remove_file(path("a.00.0.manifest.json")).unwrap();
+        assert_eq!(remains(), Remains::Named);
+    }
+    world.sink.remove_hidden(&leftover("a.00.0")).unwrap();
+    assert_eq!((names(&world), remains()), (Vec::new(), Remains::Gone));
 }

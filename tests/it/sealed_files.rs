@@ -141,6 +141,26 @@ fn a_prepared_range_whose_hidden_file_is_gone_is_read_again_unless_a_reader_took
         }
         assert_published(&home, &produced);
     }
+
+    // A reader may take the manifest with it, also before the journal has that it was published.
+    produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, produced.len() as u64, 100));
+    let visible =
+        || -> BTreeSet<_> { events::paths(&data(&home)).into_iter().chain(events::manifests(&data(&home))).collect() };
+    let before = visible();
+    home.killed_at("publish.done");
+    let taken = home.path("taken");
+    let new = &visible() - &before;
+    for path in &new {
+        fs::rename(path, taken.join(path.file_name().expect("a name"))).expect("a file");
+    }
+    let service = home.foreground();
+    home.wait_done(&produced);
+    wait_decided(&home);
+    service.terminate();
+    for path in &new {
+        fs::rename(taken.join(path.file_name().expect("a name")), path).expect("a file");
+    }
+    assert_published(&home, &produced);
 }
 
 #[test]

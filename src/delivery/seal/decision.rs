@@ -1,7 +1,8 @@
 //! What is decided about a range, carried out: published, set aside, refused.
 //!
 //! **Promise.** Each step may be repeated after any interruption, and done twice, it is done once. Files get their names before
-//! `Published` is in the journal; they are removed only after `Refused` is, and before a checkpoint covers that.
+//! `Published` is in the journal; they are removed only after `Refused` is, and before a checkpoint covers that. So are the
+//! temporary names of manifests after `Published`.
 //!
 //! **How it fails.** A disk that fails stalls the step. What cannot be noted in the journal ends the pipeline. A prepared range
 //! whose files are not whole any more is refused.
@@ -14,8 +15,9 @@ use crate::config::Visibility;
 use crate::delivery::writer::Delivery;
 use crate::delivery::{Error, Prepared};
 use crate::fault;
-use crate::msink::file::{Group, HiddenGone, Remains};
+use crate::msink::file::{Group, HiddenGone, Remains, leftover};
 use crate::msink::manifest::{self, Manifest, Range, Source};
+use crate::msink::name::hidden;
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, Frame, Growth, Mark, SealedFile, SealedOffsets, SealedRange, Totals};
 use crate::msource::store::Walk;
@@ -43,7 +45,7 @@ pub(super) enum Step {
         seal: Option<u64>,
         partition: TopicPartition,
     },
-    /// Names of hidden files.
+    /// Paths of files that no reader takes.
     Remove(Vec<String>),
 }
 
@@ -108,6 +110,8 @@ impl Delivery {
         self.note_durably(&Frame::Published { number, partition: group.clone() })?;
         self.show_undecided(group.as_ref());
         fault::point("publish.noted");
+        let leftovers = range.files.iter().map(|file| leftover(&file.name)).collect();
+        self.seal.steps.push_front((Step::Remove(leftovers), None));
         let files = range.files.len();
         if let Some(SealedOffsets { growth, to }) = &range.offsets {
             tracing::info!(partition = %to.partition, from = growth.from, to = to.next, number, files, "published");
@@ -271,7 +275,8 @@ impl Delivery {
         if records > 0 {
             tracing::warn!(%partition, from = growth.from, records, "what was hidden of these records goes: they are read again, here or by their next owner, as far as the topic still has them");
         }
-        self.seal.steps.push_front((Step::Remove(files), None));
+        let paths = files.iter().flat_map(|name| [hidden(name), leftover(name)]).collect();
+        self.seal.steps.push_front((Step::Remove(paths), None));
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 //! **Not here.** When they are published and who decides that is the delivery's business.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::unix::fs::FileExt;
 
@@ -40,6 +41,11 @@ pub enum Remains {
 
 /// Whose hidden files are published together: a partition's, or (`None`) those of retries.
 pub type Group = Option<TopicPartition>;
+
+/// What the publication of a file leaves behind, to be removed once the journal has what became of it.
+pub fn leftover(name: &str) -> String {
+    temporary(&manifest::name_for(name))
+}
 
 impl FileSink {
     /// The groups with a hidden file that is due. That it got no line lately is no reason: others of its group may have.
@@ -102,8 +108,10 @@ impl FileSink {
 
     /// Gives a hidden file its name, durably, and puts its manifest beside it. May be repeated after any interruption.
     ///
-    /// The manifest is written before the file has its name, under a temporary one: so a file that is neither hidden nor
-    /// published any more was taken by a reader if a manifest of it is there, and was removed before if there is none.
+    /// The manifest is written before the file has its name, under a temporary one, and keeps that until the journal has that
+    /// the range is published (see [`leftover`]): so a file that is neither hidden nor published any more was taken
+    /// by a reader if a manifest of it is there, and was removed before if there is none. A reader may take the manifest under
+    /// the other name with the file.
     pub fn publish(&self, file: &SealedFile, manifest: &Manifest) -> io::Result<()> {
         let name = manifest::name_for(&file.name);
         let path = hidden(&file.name);
@@ -118,7 +126,7 @@ impl FileSink {
             })?;
         }
         fault::point("publish.renamed");
-        self.dir.rename(&temporary(&name), &name)
+        self.dir.link(&temporary(&name), &name)
     }
 
     /// Writes a manifest under its own name, whole or not at all.
@@ -141,9 +149,16 @@ impl FileSink {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, text));
         }
         let path = temporary(name);
-        self.dir.remove(&path)?;
-        let (file, _) = self.dir.create(&path, self.permissions)?;
-        file.write_all_at(&manifest.to_json(), 0)?;
+        let file = if let Some((file, bytes)) = self.manifest(&path, manifest)? {
+            // It may be all that tells that the file was published. A sync that failed may have lost it to the disk.
+            file.write_all_at(&bytes, 0)?;
+            file
+        } else {
+            self.dir.remove(&path)?;
+            let (file, _) = self.dir.create(&path, self.permissions)?;
+            file.write_all_at(&manifest.to_json(), 0)?;
+            file
+        };
         file.sync_all().map_err(|error| SyncFailed::io("a manifest", error))?;
         fault::point("publish.manifest");
         Ok(true)
@@ -151,13 +166,18 @@ impl FileSink {
 
     /// Whether a file is a manifest that says the same as this one.
     fn has_manifest(&self, path: &str, manifest: &Manifest) -> io::Result<bool> {
+        Ok(self.manifest(path, manifest)?.is_some())
+    }
+
+    /// A file and what is in it, if that is a manifest that says the same as this one.
+    fn manifest(&self, path: &str, manifest: &Manifest) -> io::Result<Option<(File, Vec<u8>)>> {
         let (file, _) = match self.dir.open_existing(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound || blames_name(&error) => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound || blames_name(&error) => return Ok(None),
             opened => opened?,
         };
         let mut bytes = Vec::new();
-        file.take(manifest::MAX_SIZE as u64 + 1).read_to_end(&mut bytes)?;
-        Ok(Manifest::parse(&bytes).is_ok_and(|found| found.is_of(manifest)))
+        (&file).take(manifest::MAX_SIZE as u64 + 1).read_to_end(&mut bytes)?;
+        Ok(Manifest::parse(&bytes).is_ok_and(|found| found.is_of(manifest)).then_some((file, bytes)))
     }
 
     /// Sets a hidden file aside that nobody can decide about; returns its new name.
@@ -186,9 +206,9 @@ impl FileSink {
         }
     }
 
-    /// Removes a hidden file.
-    pub fn remove_hidden(&self, name: &str) -> io::Result<()> {
-        self.dir.remove(&hidden(name))
+    /// Removes a file that no reader takes: a hidden one, or one under a temporary name.
+    pub fn remove_hidden(&self, path: &str) -> io::Result<()> {
+        self.dir.remove(path)
     }
 
     /// A live file that is gone costs its lines. A hidden one was promised to be published as a whole.

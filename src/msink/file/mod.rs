@@ -32,7 +32,7 @@ mod hidden;
 mod open_limit;
 mod rotate;
 
-pub use hidden::{Group, HiddenGone, Remains};
+pub use hidden::{Group, HiddenGone, Remains, leftover};
 use open_limit::OpenLimit;
 pub use rotate::RotateReason;
 
