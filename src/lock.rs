@@ -36,6 +36,9 @@ const COMMAND_PATIENCE: Duration = Duration::from_secs(5);
 /// The same for a starting service: a monitor may ask again and again, on a machine that is busy.
 const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a holder is given to write who it is.
+const NOTE_PATIENCE: Duration = Duration::from_millis(500);
+
 const FILE_MODE: u32 = 0o600;
 
 /// What a process does with a home.
@@ -82,10 +85,17 @@ pub fn holder(store: &Path) -> Result<Holder, Failure> {
         }
         opened => opened.map_err(trouble)?,
     };
-    // Shared, and for a moment: those who only look do not see each other.
-    match Flock::shared(&file).map_err(trouble)? {
-        Some(_) => Ok(Holder::Nobody),
-        None => Ok(read_holder(&file)),
+    let deadline = Instant::now() + NOTE_PATIENCE;
+    loop {
+        // Shared, and for a moment: those who only look do not see each other.
+        if Flock::shared(&file).map_err(trouble)?.is_some() {
+            return Ok(Holder::Nobody);
+        }
+        match read_holder(&file) {
+            Some(holder) => return Ok(holder),
+            None if Instant::now() >= deadline => return Ok(Holder::Service(None)),
+            None => std::thread::sleep(flock::PACE),
+        }
     }
 }
 
@@ -115,16 +125,15 @@ pub fn wait_gone(store: &Path, deadline: Instant) -> Result<bool, Failure> {
     }
 }
 
-/// What an exclusive holder has written.
-fn read_holder(file: &File) -> Holder {
+/// What an exclusive holder has written; `None` when there is nothing: it has locked the file just now, is about to give it
+/// up, or could not write.
+fn read_holder(file: &File) -> Option<Holder> {
     let mut bytes = [0; 32];
     let length = file.read_at(&mut bytes, 0).unwrap_or(0);
     let text = String::from_utf8_lossy(&bytes[..length]);
     let (pid, purpose) = text.trim().split_once(' ').unwrap_or((text.trim(), ""));
-    match pid.parse().ok().filter(|pid| *pid != 0) {
-        Some(pid) if purpose == Purpose::Command.name() => Holder::Command(pid),
-        pid => Holder::Service(pid),
-    }
+    let pid = pid.parse().ok().filter(|pid| *pid != 0)?;
+    Some(if purpose == Purpose::Command.name() { Holder::Command(pid) } else { Holder::Service(Some(pid)) })
 }
 
 /// Whether a process is dead, ends, or has SIGKILL on its way.
@@ -182,6 +191,7 @@ impl HomeLock {
     /// longer than it is waited for.
     pub fn acquire(store: &Path, purpose: Purpose) -> Result<Self, Failure> {
         let since = Instant::now();
+        let mut known = since;
         let path = path(store);
         let trouble =
             |e: io::Error| Failure::new(FailureKind::CannotCreate, format!("cannot lock {}: {e}", path.display()));
@@ -199,7 +209,16 @@ impl HomeLock {
             }
             // Held by readers alone, the file says who held it before.
             let readers = Flock::shared(&file).map_err(trouble)?.is_some();
-            let holder = if readers { Holder::Nobody } else { read_holder(&file) };
+            let holder = match read_holder(&file) {
+                _ if readers => Holder::Nobody,
+                Some(holder) => holder,
+                None if known.elapsed() < NOTE_PATIENCE => {
+                    std::thread::sleep(flock::PACE);
+                    continue;
+                }
+                None => Holder::Service(None),
+            };
+            known = Instant::now();
             let patience = match (holder, purpose) {
                 (Holder::Service(Some(pid)) | Holder::Command(pid), Purpose::Command) if is_dying(pid) => {
                     DEATH_PATIENCE
@@ -273,7 +292,7 @@ impl ReadLock {
                 Some(held) if is_at(&file, &path) => return Ok(Self { _held: held }),
                 Some(_) => {}
                 None if Instant::now() >= deadline => {
-                    let refused = refusal(read_holder(&file), store);
+                    let refused = refusal(read_holder(&file).unwrap_or(Holder::Service(None)), store);
                     return Err(Failure::new(FailureKind::Unavailable, refused.message));
                 }
                 None => std::thread::sleep(flock::PACE),
@@ -352,6 +371,24 @@ mod tests {
         assert_eq!(holder(&store).unwrap(), Holder::Command(std::process::id()));
         assert!(wait_gone(&store, Instant::now()).unwrap(), "a command is no service");
         drop(ours);
+    }
+
+    #[test]
+    fn a_command_that_begins_or_ends_is_taken_for_no_service() {
+        let (_scratch, store) = store();
+        let commands = std::thread::spawn({
+            let store = store.clone();
+            move || {
+                for _ in 0..2000 {
+                    drop(HomeLock::acquire(&store, Purpose::Command).unwrap());
+                }
+            }
+        });
+        while !commands.is_finished() {
+            let found = holder(&store).unwrap();
+            assert!(!matches!(found, Holder::Service(_)), "{found:?}");
+        }
+        commands.join().unwrap();
     }
 
     #[test]
