@@ -263,7 +263,7 @@ fn refuse_bare_dir(dir: &Path, contents: &Contents) -> Result<(), Broken> {
         return Ok(());
     }
     Err(Broken::Passing(failed(format!(
-        "the event directory {} is empty, and should have unfinished files: mount it; if they are gone for good, make any file in it",
+        "the event directory {} is empty, and should have unfinished files: mount it; if sink.dir was changed, start and stop once with the old one; if they are gone for good, make any file in it",
         dir.display()
     ))))
 }

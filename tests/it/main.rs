@@ -97,6 +97,9 @@ mod sealed_files;
 /// Hidden files of several instances: rebalances, lost sessions, lost answers, kills and freezes at every step.
 #[cfg(test)]
 mod sealed_group;
+/// Configurations that change after a crash, and commands that are interrupted and repeated.
+#[cfg(test)]
+mod sequences;
 /// The control socket: both protocols, limits, and clients that mean no good.
 #[cfg(test)]
 mod socket;
