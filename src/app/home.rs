@@ -154,12 +154,18 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
             STORE_PATIENCE
         }
     };
-    let mut contents = rebuild::read_journal(places)?;
-    if opening == Opening::Again && contents.state.is_none() {
-        let text = format!("the journal {} is gone; bring it back", places.journal.display());
-        return Err(Broken::Passing(failed(text)));
-    }
-    let mut checked = rebuild::open_store(places, &contents, opening, patience)?;
+    let (mut contents, mut checked) = loop {
+        let contents = rebuild::read_journal(places)?;
+        if opening == Opening::Again && contents.state.is_none() {
+            let text = format!("the journal {} is gone; bring it back", places.journal.display());
+            return Err(Broken::Passing(failed(text)));
+        }
+        let checked = rebuild::open_store(places, &contents, opening, patience)?;
+        // An earlier program, which knows no lock of the home, may have had the store until now, and gone on meanwhile.
+        if rebuild::read_journal(places)?.end == contents.end {
+            break (contents, checked);
+        }
+    };
     make_room(places, &checked, &contents, history)?;
     let damage = rebuild::reunite(&mut contents, checked.state.clone());
     let mut state = contents.state.take().unwrap_or_else(first_state);
@@ -355,6 +361,28 @@ mod tests {
             filtered: [0; 3],
             rejects: vec![(key, entry)],
         }))
+    }
+
+    #[test]
+    fn what_the_store_was_waited_for_is_not_missing_in_the_journal() {
+        let scratch = tempfile::TempDir::new().unwrap();
+        let root = scratch.path().to_owned();
+        let places =
+            Places { sled: root.join("sled"), journal: root.join("journal"), recipes: root.join("recipes"), root };
+        let partition = TopicPartition { topic: "t".into(), partition: 0 };
+        let mut journal = Journal::begin(&places.journal, &Contents::default(), &State::default()).unwrap();
+        // A program of before the lock of the home, which has the store alone.
+        let other = SledStore::open(&places.sled, Duration::ZERO).unwrap();
+        let keep = History { age: Duration::MAX, bytes: u64::MAX };
+        let opening = std::thread::spawn({
+            let places = places.clone();
+            move || open(&places, Opening::First, keep).map(|opened| opened.contents.tail.len())
+        });
+        // Time to read the journal; without it this shows nothing, and does not fail.
+        std::thread::park_timeout(Duration::from_millis(200));
+        journal.append(&reject(1, 0, &partition)).unwrap();
+        drop(other);
+        assert!(matches!(opening.join().unwrap(), Ok(1)));
     }
 
     #[test]
