@@ -53,7 +53,7 @@ impl Consumer {
             // taken before a seek has worked, which alone drops what was fetched before it.
             let again: Vec<_> = self.slots.iter().filter(|slot| due(slot)).map(Slot::assignment).collect();
             self.assign_again(&again);
-            self.reassigned = Reassigned::Yes;
+            self.reassigned = Reassigned::Yes { queued: self.client.queued() };
             sought = self.client.seek(&places, REQUEST_TIMEOUT);
         }
         let again = match &sought {

@@ -79,7 +79,7 @@ impl Consumer {
 
     /// Gives partitions back: finished, checkpointed and committed, unless they were lost already.
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        let lost = self.client.assignment_lost() || self.reassigned == Reassigned::Yes;
+        let lost = self.client.assignment_lost() || self.reassigned != Reassigned::No;
         tracing::info!(count = partitions.len(), lost, "the group revoked partitions");
         self.pending.retain(|partition| !partitions.contains(partition));
         self.unanswered.end();

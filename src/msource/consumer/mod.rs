@@ -146,10 +146,25 @@ enum InFlight {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reassigned {
     No,
-    /// Since the queue was last seen empty. A revocation that comes now may be older than that: librdkafka takes the
-    /// assignment for our answer to it, forgets that the old one is lost, and joins the next generation. What we
-    /// commit may carry that one then, in which the partitions are another's.
-    Yes,
+    /// A revocation that comes now may be older than that: librdkafka takes the assignment for our answer to it, forgets that
+    /// the old one is lost, and joins the next generation. What we commit may carry that one then, in which the partitions
+    /// are another's. It is so until the queue was empty, or as many messages were taken as it had then: one that comes
+    /// later is younger.
+    Yes {
+        queued: usize,
+    },
+}
+
+impl Reassigned {
+    /// So many messages were taken, after which the queue was empty or not. An event among them is answered first.
+    fn taken(&mut self, count: usize, is_empty: bool, has_event: bool) {
+        if let Self::Yes { queued } = self {
+            *queued = queued.saturating_sub(count);
+            if !has_event && (is_empty || *queued == 0) {
+                *self = Self::No;
+            }
+        }
+    }
 }
 
 /// Whether a warning was given.

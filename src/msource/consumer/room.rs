@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::slot::Fetch;
-use super::{Consumer, Error, IDLE_WAIT, PATIENCE, Reassigned};
+use super::{Consumer, Error, IDLE_WAIT, PATIENCE};
 use crate::config::WhenFull;
 
 impl Consumer {
@@ -60,9 +60,7 @@ impl Consumer {
         }
         let mut batch = std::mem::take(&mut self.batch);
         self.client.consume(&mut batch, 1, IDLE_WAIT);
-        if batch.is_empty() && !self.client.has_event() {
-            self.reassigned = Reassigned::No;
-        }
+        self.reassigned.taken(batch.len(), batch.is_empty(), self.client.has_event());
         let routed = self.route(&mut batch);
         self.batch = batch;
         routed

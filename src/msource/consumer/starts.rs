@@ -505,9 +505,7 @@ impl Consumer {
         if started.is_empty() {
             return;
         }
-        if !self.unanswered.is_waiting() {
-            self.reassigned = Reassigned::Yes;
-        }
+        let of_our_own_accord = !self.unanswered.is_waiting();
         self.unanswered.end();
         let now = Instant::now();
         let kept = self.partitions();
@@ -547,6 +545,9 @@ impl Consumer {
             Protocol::Eager => self.assign_all(),
         };
         Self::log_answer(answer);
+        if of_our_own_accord {
+            self.reassigned = Reassigned::Yes { queued: self.client.queued() };
+        }
         self.rewind(&kept);
         self.pause_new();
         self.trouble.over();

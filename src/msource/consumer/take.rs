@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::blocked::Unreadable;
 use super::slot::{Fetch, Told};
-use super::{BATCH, Code, Consumer, Error, IDLE_WAIT, Reassigned, now_millis};
+use super::{BATCH, Code, Consumer, Error, IDLE_WAIT, now_millis};
 use crate::block::{RawBlock, Records, Source};
 use crate::fault;
 use crate::msource::native::Message;
@@ -30,9 +30,7 @@ impl Consumer {
                 self.client.consume(&mut batch, BATCH - 1, Duration::ZERO);
             }
         }
-        if batch.len() < BATCH && !self.client.has_event() {
-            self.reassigned = Reassigned::No;
-        }
+        self.reassigned.taken(batch.len(), batch.len() < BATCH, self.client.has_event());
         let routed = self.route(&mut batch);
         self.batch = batch;
         routed

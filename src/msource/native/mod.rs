@@ -238,6 +238,12 @@ impl Client {
         unsafe { consume(self.queue, into, most, wait) }
     }
 
+    /// How many messages and callbacks wait to be taken.
+    pub fn queued(&self) -> usize {
+        // SAFETY: the queue is live.
+        unsafe { rd::rd_kafka_queue_length(self.queue) }
+    }
+
     /// The next event, if any.
     pub fn next_event(&self) -> Option<Event> {
         self.shared.events.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
