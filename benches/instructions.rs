@@ -35,6 +35,12 @@ pub mod durable;
 #[path = "../src/fault.rs"]
 pub mod fault;
 #[cfg(guard)]
+#[path = "../src/flock.rs"]
+pub mod flock;
+#[cfg(guard)]
+#[path = "../src/limits.rs"]
+pub mod limits;
+#[cfg(guard)]
 #[path = "../src/msink/mod.rs"]
 pub mod msink;
 #[cfg(guard)]
@@ -44,8 +50,14 @@ pub mod msource;
 #[path = "../src/record.rs"]
 pub mod record;
 #[cfg(guard)]
+#[path = "../src/regular.rs"]
+pub mod regular;
+#[cfg(guard)]
 #[path = "../src/settings/mod.rs"]
 pub mod settings;
+#[cfg(guard)]
+#[path = "../src/terminal.rs"]
+pub mod terminal;
 #[cfg(guard)]
 #[path = "../src/transform/mod.rs"]
 pub mod transform;
