@@ -259,7 +259,7 @@ impl HomeLock {
     }
 }
 
-/// Says who we are. Without that, others know only that there is somebody.
+/// Says who we are. Without that, others know only that a process has it.
 fn write_holder(file: &File, purpose: Purpose) {
     let text = format!("{} {}\n", std::process::id(), purpose.name());
     drop(file.set_len(0).and_then(|()| file.write_all_at(text.as_bytes(), 0)));

@@ -145,7 +145,7 @@ impl Walk<'_> {
                             return Err(WRONG.to_owned());
                         }
                         self.rest = &self.rest[2..];
-                        // What follows a range begins anew: `a-c-e` is read in several ways.
+                        // What follows a range begins again: `a-c-e` is read in several ways.
                         if self.rest.first() == Some(&b'-') && self.rest.get(1) != Some(&b']') {
                             return Err(WRONG.to_owned());
                         }

@@ -227,7 +227,7 @@ pub struct ListQuery {
 pub enum Peer {
     /// The service's own user, or root: could do by himself whatever the service can.
     Owner,
-    /// Somebody whom `rpc.permissions` lets ask.
+    /// Any other user whom `rpc.permissions` lets ask.
     #[default]
     Member,
 }

@@ -374,7 +374,7 @@ impl Work<'_> {
         } else {
             tracing::error!(
                 block = block.number,
-                "lines that a crash cut short are different now: whole ones were kept, the rest was written anew"
+                "lines that a crash cut short are different now: whole ones were kept, the rest was written again"
             );
         }
         Ok(())

@@ -57,7 +57,7 @@ fn without_descriptors_event_files_are_closed_and_the_socket_still_answers() {
     let raised = raised.lines().find(|line| line.starts_with("Max open files")).expect("a limit");
     assert_eq!(raised.split_whitespace().nth(3), Some("4096"), "{raised}");
 
-    // Somebody else has taken what the configuration counts on.
+    // Another process has taken what the configuration counts on.
     let open = fs::read_dir(format!("/proc/{}/fd", service.pid())).expect("the descriptors of a process").count();
     limit(service.pid(), &format!("--nofile={}:4096", open + 20));
     let produced = of_many_names(NAMES);

@@ -243,7 +243,7 @@ pub(in crate::app) fn refuse_adopted(places: &Places) -> Result<(), Failure> {
     match marker(places)? {
         None => Ok(()),
         Some(adopted) => {
-            let text = format!("{adopted}; to begin anew, take a new store.path and sink.dir");
+            let text = format!("{adopted}; to begin from scratch, take a new store.path and sink.dir");
             Err(Failure::new(FailureKind::Config, text))
         }
     }

@@ -14,7 +14,7 @@
 //!
 //! A range is prepared only of a partition whose assignment lasts, which is looked at under the lock of the
 //! [tracker](crate::msource::tracker) when `Prepared` is appended: it may have been lost, and even given to us again, since
-//! somebody wanted it published. What it has grown by then stays as it is, for whoever judges it. And a partition is not
+//! its publication was requested. What it has grown by then stays as it is, for whoever judges it. And a partition is not
 //! begun again while a range of it is not decided.
 //!
 //! Nothing else is taken from the inbox in order while a seal is decided: what came behind it would have to be undone with

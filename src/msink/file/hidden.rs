@@ -35,7 +35,7 @@ pub enum Remains {
     Named,
     /// It is hidden, and shorter than it was left.
     Short,
-    /// Nothing: somebody removed it while it was hidden.
+    /// Nothing: another process removed it while it was hidden.
     Gone,
 }
 

@@ -176,8 +176,8 @@ mod tests {
             Remedy::Check,
             "a leader that is none any more knows neither epoch nor records"
         );
-        let anew = Remedy::Recreated { to: 0 };
-        assert_eq!(decide(&place, 6, PATIENCE), anew, "epochs began again, and so did the records");
+        let recreated = Remedy::Recreated { to: 0 };
+        assert_eq!(decide(&place, 6, PATIENCE), recreated, "epochs began again, and so did the records");
         let ahead = Place { offset: 5001, has_id: true, ..place };
         assert_eq!(decide(&ahead, 6, now), Remedy::Check, "the same of the end of its log");
         assert_eq!(decide(&ahead, 6, PATIENCE), Remedy::Back { to: 5000 });

@@ -38,7 +38,7 @@ enum Tells {
 
 impl Begin {
     /// Noted here, and told to the group.
-    fn anew(at: Position, frame: Frame) -> Self {
+    fn noted(at: Position, frame: Frame) -> Self {
         Self { at, frame: Some(frame), tells: Tells::Yes }
     }
 }
@@ -268,11 +268,11 @@ impl Consumer {
                 Decision::Move { to, cause } => {
                     say_moved(partition, local.get(partition), theirs, to);
                     let position = at(to, epoch);
-                    starts.known.push(Begin::anew(position.clone(), Frame::Move { to: position, cause }));
+                    starts.known.push(Begin::noted(position.clone(), Frame::Move { to: position, cause }));
                 }
                 Decision::Adopt { at: next } => {
                     let position = at(next, epoch);
-                    starts.known.push(Begin::anew(position.clone(), Frame::Start(position)));
+                    starts.known.push(Begin::noted(position.clone(), Frame::Start(position)));
                 }
                 Decision::Added => open.push(Open { at: at(0, -1), start: Start::Earliest, cause: None }),
                 Decision::Recreated => {
@@ -379,7 +379,7 @@ impl Consumer {
                         Some(cause) => Frame::Move { to: at.clone(), cause },
                         None => Frame::Start(at.clone()),
                     };
-                    starts.known.push(Begin::anew(at, frame));
+                    starts.known.push(Begin::noted(at, frame));
                 }
                 Err(error) => starts.unknown.push((at.partition, error)),
             }
