@@ -5,9 +5,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::kafka::{Port, check_address, check_name, check_properties, check_topics, parse_brokers};
-use super::layer::{Fault, Values};
+use super::layer::Fault;
 use super::read::{Reader, parse_number};
 use super::units::{parse_duration, parse_permissions, parse_size, parse_start, parse_time_zone};
+use super::values::Values;
 use super::{
     Batch, Compression, Config, FailureQueue, Http, Kafka, Log, Reporter, Rotate, Rpc, Sink, Start, Store, TimeZone,
     Visibility,

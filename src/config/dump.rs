@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat};
 
-use super::layer::escaped;
 use super::read::Choice;
 use super::secret::{shown_property, shown_token, shown_url};
 use super::units::{format_duration, format_permissions, format_size};
+use super::values::escaped;
 use super::{Config, Sink, Start, TimeZone};
 
 impl Config {

@@ -1,8 +1,9 @@
 //! The rules for what is told to librdkafka: brokers, topics, names, and the properties that are not the operator's.
 
-use super::layer::{Fault, Values};
+use super::layer::Fault;
 use super::pattern::check_pattern;
 use super::read::parse_number;
+use super::values::Values;
 
 /// Longest name of a topic, as the broker checks it.
 const LONGEST_NAME: usize = 249;

@@ -7,7 +7,8 @@ use std::io;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::layer::{Fault, Layer, Origin, Values};
+use super::layer::{Fault, Layer, Origin};
+use super::values::Values;
 use super::{Config, build};
 use crate::terminal;
 

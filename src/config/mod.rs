@@ -26,6 +26,7 @@ mod secret;
 #[cfg(test)]
 mod tests;
 mod units;
+mod values;
 mod yaml;
 
 pub use kafka::property_running_code;

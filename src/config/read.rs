@@ -4,8 +4,9 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::layer::{Fault, Layer, Origin, Text, Values};
+use super::layer::{Fault, Layer, Origin};
 use super::units::{format_duration, format_size, parse_duration, parse_size};
+use super::values::{Text, Values};
 use super::{Assignment, Compression, Level, Mode, OutOfRange, Payload, Rotation, Validation, Visibility, WhenFull};
 
 /// A value that is one of a few words.

@@ -448,7 +448,7 @@ proptest! {
         any::<String>(),
         "(kafka|sink|topics|memory|librdkafka|mode|batch|[\\[\\]{}:,\"' \n$x1-]){0,24}",
     ]) {
-        let mut values = layer::Values::built_in();
+        let mut values = values::Values::built_in();
         values.lay_file(layer::Layer::Local, &text);
         values.lay_flags(&[("memory".to_owned(), text.clone()), ("kafka.topics".to_owned(), text.clone()), (text.clone(), text)]);
         values.expand(&BTreeMap::new());

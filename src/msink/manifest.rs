@@ -51,7 +51,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::name::sanitised;
+use super::name::value::sanitised;
 use crate::config::Compression;
 
 /// What a manifest's name ends with. The name of an event file must leave room for it.

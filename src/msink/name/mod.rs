@@ -21,8 +21,7 @@
 //! reject of the record ([`Reason::Sink`]).
 
 mod seq;
-
-use std::fmt::Write as _;
+pub(super) mod value;
 
 use chrono::format::{Item, StrftimeItems};
 use chrono::{DateTime, Utc};
@@ -30,6 +29,7 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use self::seq::{MARK, SeqReader};
+use self::value::{push_display, push_sanitised, sanitised};
 use super::manifest;
 use crate::config::TimeZone;
 use crate::msource::TopicPartition;
@@ -345,41 +345,6 @@ fn push_rendered(name: &mut String, items: &[Item<'static>], now_seconds: i64, z
         TimeZone::Fixed(offset) => push_display(name, now.with_timezone(&offset).format_with_items(items.iter())),
         TimeZone::Named(zone) => push_display(name, now.with_timezone(&zone).format_with_items(items.iter())),
     }
-}
-
-fn push_display(name: &mut String, value: impl std::fmt::Display) {
-    // Writing into a string fails only when the value itself refuses, which numbers and checked formats do not.
-    let written = write!(name, "{value}");
-    debug_assert!(written.is_ok());
-}
-
-pub(super) fn sanitised(value: &str) -> String {
-    let mut text = String::new();
-    push_sanitised(&mut text, Some(value));
-    text
-}
-
-fn push_sanitised(name: &mut String, value: Option<&str>) {
-    let value = match value {
-        None | Some("") => return name.push('_'),
-        Some("_") => return name.push_str("%5F"),
-        Some(value) => value,
-    };
-    for (at, char) in value.char_indices() {
-        if is_plain(char) && !(at == 0 && char == '.') {
-            name.push(char);
-        } else {
-            for byte in char.encode_utf8(&mut [0; 4]).bytes() {
-                push_display(name, format_args!("%{byte:02X}"));
-            }
-        }
-    }
-}
-
-/// Whether a character of a value is harmless in a file name, in a glob and in a shell. Of the scripts beyond ASCII
-/// letters and digits pass; invisible characters and those that turn the direction of writing are neither.
-fn is_plain(char: char) -> bool {
-    char.is_alphanumeric() || matches!(char, '-' | '_' | '.')
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@
 use chrono::format::{Item, Numeric, Pad};
 use regex_lite::Regex;
 
-use super::{Part, push_display, rendered};
+use super::value::push_display;
+use super::{Part, rendered};
 
 /// What stands around a number that could be read in two ways otherwise. No value of a record has it.
 pub(super) const MARK: char = '~';
