@@ -1,6 +1,7 @@
 //! Faults of Kafka: brokers that die, connections that are cut, logs that are cut off, damaged or made anew, and a client that
 //! stands still. Each test counts every record at the end.
 
+use std::collections::HashMap;
 use std::os::unix::fs::FileExt as _;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -107,12 +108,14 @@ fn commits_whose_answers_are_lost_are_made_again() {
     let produced = load.stop();
     home.wait_done(&produced);
     home.assert_exactly(&produced);
+    // While it runs: on a busy machine the lost answers cost the session, and it commits as a member that came back.
+    let expected: HashMap<_, _> =
+        (0..topic.partitions).map(|partition| (partition, of_partition(&produced, partition).len() as i64)).collect();
+    wait_until("the group has all of them", SOON, || {
+        let committed = crate::harness::topic::committed(&format!("g_{}_Group", topic.name), &topic);
+        holds(committed == expected, committed)
+    });
     service.terminate();
-    let committed = crate::harness::topic::committed(&format!("g_{}_Group", topic.name), &topic);
-    for partition in 0..topic.partitions {
-        let count = of_partition(&produced, partition).len() as i64;
-        assert_eq!(committed.get(&partition), Some(&count), "partition {partition}");
-    }
 }
 
 #[test]

@@ -9,8 +9,9 @@ use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 
+use super::borrowed::{slice, text};
 use super::code::{self, raw};
-use super::list::{NOT_ANSWERED, c_string, millis, slice, text};
+use super::list::{NOT_ANSWERED, c_string, millis};
 use super::{Client, KafkaError, OffsetSpec, TopicInfo};
 use crate::msource::TopicPartition;
 

@@ -10,7 +10,7 @@ use rdkafka::bindings as rd;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
 use super::KafkaError;
-use super::list::text;
+use super::borrowed::text;
 
 /// What is told of a commit.
 pub(super) type OnCommit =

@@ -1,12 +1,13 @@
-//! Between our types and librdkafka's lists and strings.
+//! Between our types and librdkafka's lists.
 
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_int};
 use std::time::Duration;
 
 use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 
+use super::borrowed::slice;
 use super::code::raw;
 use super::{Commit, KafkaError};
 use crate::msource::TopicPartition;
@@ -86,18 +87,6 @@ pub(super) fn c_string(text: &str) -> Result<CString, KafkaError> {
     })
 }
 
-/// What plain metadata say of a topic: no id.
-///
-/// # Safety
-/// `data` points to `count` values that outlive the slice, or `count` is not positive.
-pub(super) unsafe fn slice<'a, T>(data: *const T, count: c_int) -> &'a [T] {
-    match usize::try_from(count) {
-        // SAFETY: by the contract above.
-        Ok(count) if count > 0 => unsafe { std::slice::from_raw_parts(data, count) },
-        _ => &[],
-    }
-}
-
 /// # Safety
 /// `list` is null or a live list, which outlives the slice.
 pub(super) unsafe fn elements<'a>(
@@ -105,24 +94,4 @@ pub(super) unsafe fn elements<'a>(
 ) -> &'a [rd::rd_kafka_topic_partition_t] {
     // SAFETY: by the contract above.
     unsafe { if list.is_null() { &[] } else { slice((*list).elems, (*list).cnt) } }
-}
-
-/// # Safety
-/// `data` is null or points to `size` bytes that outlive the slice.
-pub(super) unsafe fn bytes<'a>(data: *const c_void, size: usize) -> &'a [u8] {
-    if data.is_null() || size == 0 {
-        return &[];
-    }
-    // SAFETY: by the contract above.
-    unsafe { std::slice::from_raw_parts(data.cast(), size) }
-}
-
-/// # Safety
-/// `string` is null or a NUL-terminated string.
-pub(super) unsafe fn text(string: *const c_char) -> String {
-    if string.is_null() {
-        return String::new();
-    }
-    // SAFETY: by the contract above.
-    unsafe { CStr::from_ptr(string) }.to_string_lossy().into_owned()
 }

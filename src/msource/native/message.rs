@@ -6,8 +6,8 @@ use std::ptr;
 use rdkafka::bindings as rd;
 
 use super::KafkaError;
+use super::borrowed::{bytes, text};
 use super::code::raw;
-use super::list::{bytes, text};
 
 /// Where a broker's log was cut off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -11,6 +11,7 @@
 #![expect(unsafe_code, reason = "calls librdkafka's C interface; each block says why it is sound")]
 
 mod asking;
+mod borrowed;
 mod close;
 mod code;
 mod list;
@@ -35,10 +36,9 @@ use rdkafka::types::{RDKafkaErrorCode, RDKafkaRespErr};
 use rdkafka::{ClientConfig, TopicPartitionList};
 
 use super::TopicPartition;
+use borrowed::{bytes, text};
 use code::raw;
-use list::{
-    NOT_ANSWERED, bytes, commit_list, elements, first_error, millis, names, places_list, positions, text, unanswered,
-};
+use list::{NOT_ANSWERED, commit_list, elements, first_error, millis, names, places_list, positions, unanswered};
 
 /// What librdkafka logs for us to read.
 const LISTENED: &str = "metadata,cgrp";
