@@ -4,10 +4,10 @@ use std::path::Path;
 
 use nix::unistd::{AccessFlags, access};
 
-use super::adopt::refuse_adopted;
-use super::home::Places;
+use super::adopt::other::refuse_adopted;
 use super::offsets::Asker;
 use super::pipeline::instance;
+use super::places::Places;
 use crate::cli::Scope;
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};

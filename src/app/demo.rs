@@ -16,9 +16,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use indicatif::HumanCount;
 
-use super::home::{Opening, chain, failed};
+use super::broken::{chain, failed};
 use super::offsets::Asker;
-use super::pipeline::{Feed, Pipeline, engine};
+use super::pipeline::{Pipeline, engine};
+use super::places::Opening;
+use super::ready::Feed;
 use super::{TICK, load};
 use crate::cli::{DemoOptions, Format, Place, table};
 use crate::config::Config;

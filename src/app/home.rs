@@ -3,45 +3,31 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use nix::unistd::geteuid;
 use uuid::Uuid;
 
-use super::rebuild::{self, Checked, Damage, Lies};
+use super::broken::{Broken, chain, failed};
+use super::identity::{self, Damage, Lies};
+use super::places::{Opening, Places};
+use super::rebuild::{self, Checked};
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};
-use crate::delivery::Cure;
 use crate::delivery::recovery::queue_changes;
 use crate::durable::create_private_dirs;
 use crate::lock::{HomeLock, ReadLock};
 use crate::msource::journal::{self, Contents, Frame, History, Mark, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk};
 use crate::privileges;
-use crate::transform::recipe::Recipe;
+use crate::transform::recipe::{Engine, Recipe};
 
 /// How long another process is waited for that holds the store: a command that reads it is done sooner.
 const STORE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The same for the service: a monitor may ask again and again, on a machine that is busy.
 const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
-
-/// Where things are below `store.path`.
-#[derive(Clone, Debug)]
-pub(super) struct Places {
-    pub(super) root: PathBuf,
-    pub(super) sled: PathBuf,
-    pub(super) journal: PathBuf,
-    pub(super) recipes: PathBuf,
-}
-
-impl Places {
-    pub(super) fn of(config: &Config) -> Self {
-        let root = config.store.path.clone();
-        Self { sled: root.join("sled"), journal: root.join("journal"), recipes: root.join("recipes"), root }
-    }
-}
 
 /// Store and journal, opened and brought together; the journal's tail is not looked at yet.
 pub(super) struct Opened {
@@ -51,76 +37,6 @@ pub(super) struct Opened {
     pub(super) damage: Damage,
     /// Who it was, and the last number that store or journal know.
     pub(super) known: Mark,
-}
-
-/// Whether the home was in use by this process before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Opening {
-    /// The first time: what is not there is made.
-    First,
-    /// Again, after the disk failed: what was there and is not any more is waited for, since it may be a missing mount.
-    Again,
-}
-
-/// Why there is no pipeline.
-#[derive(Debug)]
-pub(super) enum Broken {
-    /// The disk failed: to begin again may do better.
-    Passing(Failure),
-    /// Nothing that the program could do helps.
-    Lasting(Failure),
-}
-
-impl Broken {
-    /// An error with its causes, by what may help.
-    pub(super) fn new(cure: Cure, error: &dyn std::error::Error) -> Self {
-        match cure {
-            Cure::Again => Self::Passing(failed(chain(error))),
-            Cure::None => Self::Lasting(failed(chain(error))),
-        }
-    }
-
-    /// An operation on the disk that failed. Only a format that is too new stays as it is.
-    pub(super) fn disk(what: impl std::fmt::Display, error: &io::Error) -> Self {
-        let failure = failed(format!("{what}: {error}"));
-        if error.kind() == io::ErrorKind::Unsupported { Self::Lasting(failure) } else { Self::Passing(failure) }
-    }
-}
-
-impl From<StoreError> for Broken {
-    fn from(error: StoreError) -> Self {
-        Self::new(Cure::from(&error), &error)
-    }
-}
-
-impl From<Failure> for Broken {
-    fn from(failure: Failure) -> Self {
-        Self::Lasting(failure)
-    }
-}
-
-impl From<Broken> for Failure {
-    /// For whoever does not try again.
-    fn from(broken: Broken) -> Self {
-        match broken {
-            Broken::Passing(failure) | Broken::Lasting(failure) => failure,
-        }
-    }
-}
-
-pub(super) fn failed(what: impl std::fmt::Display) -> Failure {
-    Failure::new(FailureKind::Failed, what.to_string())
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 /// Becomes the owner of a stopped home's store, when root asks: no file of another owner may be left in it, or the service
@@ -177,7 +93,7 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
     rebuild::catch_up(places, &mut checked, &state)?;
     let number = contents.tail.iter().filter_map(Frame::number).fold(state.number, u64::max);
     let known = Mark { home: state.home.clone(), incarnation: state.incarnation, number };
-    let lies = rebuild::recognise(places, &mut state, damage)?;
+    let lies = identity::recognise(places, &mut state, damage)?;
     contents.state = Some(state);
     Ok(Opened { checked, contents, lies, damage, known })
 }
@@ -191,6 +107,13 @@ fn make_room(places: &Places, checked: &Checked, contents: &Contents, history: H
     removed.map_err(|error| {
         Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
     })
+}
+
+/// Keeps an engine's recipe in the home: before its first block.
+pub(super) fn keep(engine: &Engine, recipes: &Path) -> Result<(), Broken> {
+    let kept = engine.recipe.keep(recipes);
+    kept.map(drop)
+        .map_err(|error| Broken::disk(format_args!("cannot keep the settings in {}", recipes.display()), &error))
 }
 
 /// Removes kept recipes that neither the journal nor the one in force needs. For a moment when nothing is in flight.
@@ -363,12 +286,15 @@ mod tests {
         }))
     }
 
+    fn scratch() -> (tempfile::TempDir, Places) {
+        let scratch = tempfile::TempDir::new().unwrap();
+        let places = Places::below(scratch.path().to_owned());
+        (scratch, places)
+    }
+
     #[test]
     fn what_the_store_was_waited_for_is_not_missing_in_the_journal() {
-        let scratch = tempfile::TempDir::new().unwrap();
-        let root = scratch.path().to_owned();
-        let places =
-            Places { sled: root.join("sled"), journal: root.join("journal"), recipes: root.join("recipes"), root };
+        let (_scratch, places) = scratch();
         let partition = TopicPartition { topic: "t".into(), partition: 0 };
         let mut journal = Journal::begin(&places.journal, &Contents::default(), &State::default()).unwrap();
         // A program of before the lock of the home, which has the store alone.
@@ -387,10 +313,7 @@ mod tests {
 
     #[test]
     fn what_the_store_lost_of_the_queue_is_there_before_recovery_begins() {
-        let scratch = tempfile::TempDir::new().unwrap();
-        let root = scratch.path().to_owned();
-        let places =
-            Places { sled: root.join("sled"), journal: root.join("journal"), recipes: root.join("recipes"), root };
+        let (_scratch, places) = scratch();
         let partition = TopicPartition { topic: "t".into(), partition: 0 };
         let mut journal = Journal::begin(&places.journal, &Contents::default(), &State::default()).unwrap();
         journal.append(&reject(1, 0, &partition)).unwrap();

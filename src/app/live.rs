@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::export::Exports;
-use super::home::Places;
+use super::home::keep;
 use super::offsets::Asker;
-use super::pipeline::{Pipeline, engine, keep};
+use super::pipeline::{Pipeline, engine};
+use super::places::Places;
 use crate::cli::Place;
 use crate::config::Config;
 use crate::control::{

@@ -28,24 +28,31 @@ use crate::terminal;
 use crate::transform::{Record, Scratch};
 
 mod adopt;
+mod broken;
 mod check;
 mod demo;
 mod export;
 mod home;
+mod identity;
 mod live;
 mod offsets;
 mod pipeline;
+mod places;
 mod queue;
+mod ready;
 mod rebuild;
 mod retry;
 mod supervise;
 mod verify;
 
+use broken::failed;
 use export::Exports;
-use home::{Opening, View, failed};
+use home::View;
 use live::Live;
 use offsets::Asker;
-use pipeline::{Feed, Pipeline, engine};
+use pipeline::{Pipeline, engine};
+use places::Opening;
+use ready::Feed;
 
 /// How often the main thread looks after the others.
 const TICK: Duration = Duration::from_millis(100);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::home::failed;
+use super::broken::failed;
 use super::pipeline::Pipeline;
 use crate::cli::{Moved, OffsetTarget, Selection};
 use crate::config::{Assignment, Config, Start};

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, bounded};
 
+use super::broken::{chain, failed};
 use super::export::Exports;
-use super::home::{chain, failed};
 use super::pipeline::Pipeline;
 use crate::block::{RawBlock, Records, Source};
 use crate::control::{ClearQuery, Failure, FailureEntry, FailureKind, ListQuery, Retried};

@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 
 use super::TICK;
-use super::home::{Broken, Opening, failed};
+use super::broken::{Broken, failed};
 use super::live::Live;
-use super::pipeline::{Feed, Pipeline};
+use super::pipeline::Pipeline;
+use super::places::Opening;
+use super::ready::Feed;
 use crate::cli::Process;
 use crate::control::{Failure, Service, State};
 use crate::lock::HomeLock;

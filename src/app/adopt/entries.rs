@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crossbeam_channel::bounded;
 
-use super::super::home::failed;
+use super::super::broken::failed;
 use super::super::pipeline::Pipeline;
 use super::super::queue::{RETRY_BLOCK, RETRY_BYTES, stopping};
 use crate::block::{DoneBlock, Place, Rejected, Source};

@@ -19,7 +19,7 @@
 //! **How it fails.** With the first step that cannot be done; what was done before it stays done.
 
 mod entries;
-mod other;
+pub(super) mod other;
 mod positions;
 
 use std::path::Path;
@@ -28,10 +28,12 @@ use std::sync::Arc;
 use crossbeam_channel::bounded;
 
 use self::other::Other;
-pub(super) use self::other::{refuse_adopted, take_copies};
-use super::home::{self, Opening, View, failed};
+use super::broken::failed;
+use super::home::{self, View};
 use super::offsets::{self, Asker};
-use super::pipeline::{Feed, Pipeline, engine};
+use super::pipeline::{Pipeline, engine};
+use super::places::Opening;
+use super::ready::Feed;
 use crate::cli::{AdoptedFile, Adoption, FileOutcome, Place};
 use crate::config::{Assignment, Config, Visibility};
 use crate::control::{Failure, FailureKind};

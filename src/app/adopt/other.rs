@@ -12,7 +12,8 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::home::{Places, failed};
+use super::super::broken::failed;
+use super::super::places::Places;
 use crate::cli::Place;
 use crate::config::{self, Config};
 use crate::control::{Failure, FailureKind};
@@ -318,9 +319,7 @@ mod tests {
     #[test]
     fn only_a_mark_that_was_written_as_a_whole_is_one() {
         let dir = tempfile::tempdir().unwrap();
-        let root = dir.path().to_owned();
-        let places =
-            Places { sled: root.join("sled"), journal: root.join("journal"), recipes: root.join("recipes"), root };
+        let places = Places::below(dir.path().to_owned());
         let path = places.root.join(MARKER);
         assert_eq!(refuse_adopted(&places), Ok(()));
         fs::write(&path, "\n").unwrap();

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 
-use super::super::home::failed;
+use super::super::broken::failed;
 use super::super::offsets::{Asker, session};
 use super::super::pipeline::Pipeline;
 use crate::cli::{AdoptedPosition, PositionOutcome};

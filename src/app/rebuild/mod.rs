@@ -8,22 +8,18 @@
 //! **How damage shows.** sled refuses to open or to read; or the entries do not add up to what the state says of them, which
 //! is why they are counted at each start. The journal simply ends at its first bad frame, so its damage shows when the store
 //! is ahead of it.
-//!
-//! **Who we are.** A store that was copied must not go on as the one it was copied from: both would take the group's offsets for
-//! their own. The state knows where its directories lie (inode and time of creation); elsewhere it gets another incarnation,
-//! and so does one that lost a part. Two incarnations never meet, since the clock is in them. A clone of a whole disk is not
-//! told from its origin.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use super::home::{Broken, Opening, Places, chain, failed};
+use super::broken::{Broken, chain, failed};
+use super::identity::{Cause, Damage, rise};
+use super::places::{Opening, Places};
 use crate::msource::consumer::now_millis;
-use crate::msource::journal::{self, BlockSource, Contents, Frame, MoveCause, Place, QueueChange, QueueEntry, State};
+use crate::msource::journal::{self, BlockSource, Contents, Frame, MoveCause, QueueChange, QueueEntry, State};
 use crate::msource::store::{
     Found, SledStore, Store, StoreChange, StoreError, Walk, forget_old, give_entries, salvage, set_aside,
 };
@@ -324,15 +320,6 @@ fn last_number(contents: &Contents) -> u64 {
     contents.tail.iter().filter_map(Frame::number).fold(state, u64::max)
 }
 
-/// What store and journal have in common after [`reunite`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Damage {
-    /// Both are whole, as far as can be seen.
-    None,
-    /// The journal is gone, or lost its end.
-    Journal,
-}
-
 /// Decides where the home stands: `contents` becomes the newest of what the journal and the store know.
 pub(super) fn reunite(contents: &mut Contents, kept: Option<State>) -> Damage {
     let Some(kept) = kept else { return Damage::None };
@@ -424,64 +411,6 @@ pub(super) fn reconcile(checked: &Checked, change: &StoreChange, state: &mut Sta
     }
     (state.totals.queue_records, state.totals.queue_bytes) = (found.records, found.bytes);
     Ok(())
-}
-
-/// Why an incarnation ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cause {
-    /// Something was lost here. Nobody else goes on with the old one.
-    Damage,
-    /// The store is a copy: another may go on with the old one.
-    Copy,
-}
-
-/// Begins another incarnation.
-pub(super) fn rise(state: &mut State, cause: Cause) {
-    let former = state.incarnation;
-    let clock = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_micros() as u64);
-    state.incarnation = clock.max(former + 1);
-    match cause {
-        Cause::Damage => state.former.push(former),
-        Cause::Copy => state.former.clear(),
-    }
-    tracing::warn!(former, incarnation = state.incarnation, ?cause, "this home goes on as another incarnation");
-}
-
-/// Whether a store is where it was.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lies {
-    /// As far as is known.
-    InPlace,
-    /// It was copied or moved, perhaps with the event files.
-    Elsewhere,
-}
-
-/// Whether the state was made in these directories; notes them where it does not know.
-pub(super) fn recognise(places: &Places, state: &mut State, damage: Damage) -> Result<Lies, Broken> {
-    let failed = |error: io::Error| Broken::disk(format_args!("cannot look at {}", places.root.display()), &error);
-    let place =
-        Place { root: identity(&places.root).map_err(failed)?, journal: identity(&places.journal).map_err(failed)? };
-    let known = std::mem::replace(&mut state.place, place);
-    let moved = !is_same(known.root, place.root) || (damage == Damage::None && !is_same(known.journal, place.journal));
-    if known != Place::default() && moved {
-        tracing::warn!(store = %places.root.display(), "this store is a copy, or was put back");
-        rise(state, Cause::Copy);
-        return Ok(Lies::Elsewhere);
-    }
-    if damage == Damage::Journal {
-        rise(state, Cause::Damage);
-    }
-    Ok(Lies::InPlace)
-}
-
-fn identity(dir: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::metadata(dir)?;
-    let created = metadata.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-    Ok((metadata.ino(), created.map_or(0, |since| since.as_nanos() as u64)))
-}
-
-fn is_same(known: (u64, u64), found: (u64, u64)) -> bool {
-    known.0 == found.0 && (known.1 == found.1 || known.1 == 0 || found.1 == 0)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::app::home;
+use crate::app::identity::recognise;
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Block, History, Journal, Position, QueueCause, QueueChange};
 use crate::record::{Reason, Reject};
@@ -31,8 +32,7 @@ impl Random {
 }
 
 fn places(root: &Path) -> Places {
-    let root = root.to_owned();
-    Places { sled: root.join("sled"), journal: root.join("journal"), recipes: root.join("recipes"), root }
+    Places::below(root.to_owned())
 }
 
 fn entry(offset: u64) -> QueueEntry {

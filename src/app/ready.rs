@@ -1,0 +1,185 @@
+//! A home made ready for a pipeline: opened, and everything completed that a crash cut short.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use super::adopt::other::{refuse_adopted, take_copies};
+use super::broken::{Broken, failed};
+use super::home;
+use super::identity::{self, Lies};
+use super::places::{Opening, Places};
+use super::rebuild;
+use crate::config::{Assignment, Config, Visibility};
+use crate::control::{Failure, FailureKind, State as Phase};
+use crate::delivery::recovery::{Trust, recover};
+use crate::delivery::witness::{self, Witness};
+use crate::fault::point;
+use crate::msink::dir::{EventDir, is_bare};
+use crate::msource::consumer::Desk;
+use crate::msource::journal::{Contents, History, Journal, Mark, Queue, State};
+use crate::msource::properties;
+use crate::msource::reread::{Rereader, Wait};
+use crate::msource::store::{self, Store};
+
+/// Whether the pipeline reads from Kafka.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Feed {
+    /// It consumes.
+    Kafka,
+    /// It only works on what the home has: for commands on a stopped service.
+    Nothing,
+    /// The same on the home of an instance whose host is gone, which may be a copy: see [`super::adopt`].
+    Adopted,
+}
+
+/// Lets recovery wait for brokers, showing why, until the service is told to stop.
+struct Patience<'a> {
+    desk: &'a Desk,
+    feed: Feed,
+    until: Instant,
+}
+
+impl Wait for Patience<'_> {
+    fn go_on(&mut self, reason: Option<&str>) -> bool {
+        if let Some(reason) = reason {
+            let text = format!("completing what a crash cut short, which needs the broker: {reason}");
+            self.desk.show(Phase::Waiting, Some(text));
+        }
+        !self.desk.stopping() && (self.feed == Feed::Kafka || Instant::now() < self.until)
+    }
+}
+
+/// A home that is recovered: everything in its state is durable.
+pub(super) struct Ready {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) journal: Journal,
+    pub(super) journal_dir: PathBuf,
+    pub(super) dir: EventDir,
+    pub(super) state: State,
+    pub(super) witness: Option<Witness>,
+}
+
+impl Ready {
+    /// Opens the home and completes what a crash cut short.
+    pub(super) fn new(config: &Config, desk: &Desk, feed: Feed, opening: Opening) -> Result<Self, Broken> {
+        let places = Places::of(config);
+        if feed != Feed::Adopted {
+            refuse_adopted(&places)?;
+        }
+        let history = history(config);
+        let mut opened = home::open(&places, opening, history)?;
+        home::keep(&desk.engine(), &places.recipes)?;
+        let mut change = home::behind(&opened);
+        if opening == Opening::First && opened.lies == Lies::InPlace {
+            refuse_bare_dir(&config.sink.dir, &opened.contents)?;
+        }
+        let dir = event_dir(config, opening)?;
+        if feed == Feed::Adopted || opened.lies == Lies::Elsewhere {
+            take_copies(&mut opened.contents, &dir)
+                .map_err(|error| Broken::disk("cannot look at the event files", &error))?;
+        }
+        let noted = witness::read(&dir);
+        let trust = opened.contents.state.as_mut().map_or(Trust::Own, |state| {
+            identity::trust(state, &opened.known, opened.lies, opened.damage, noted.as_ref())
+        });
+        let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
+        let mut source = Rereader::new(
+            properties::consuming(config),
+            &config.kafka.topics,
+            places.recipes.clone(),
+            &opened.checked.store,
+            &mut patience,
+        );
+        let recovered = recover(&opened.contents, &dir, &mut source, trust);
+        drop(source);
+        let Some(recovered) = recovered.map_err(|error| Broken::new(error.cure(), &error))? else {
+            return Err(failed("the journal holds no state").into());
+        };
+        if recovered.blocks > 0 {
+            tracing::info!(blocks = recovered.blocks, repaired = recovered.repaired, "recovered from a crash");
+        }
+        let mut state = recovered.state;
+        rebuild::reconcile(&opened.checked, &change, &mut state)?;
+        state.visibility = config.sink.visibility;
+        if state.visibility == Visibility::Sealed {
+            // Live files of an earlier configuration are complete now, and get no further lines.
+            state.files.retain(|_, file| file.visibility == Visibility::Sealed);
+        }
+        for (partition, position) in state.forget_unknown() {
+            tracing::error!(%partition, position, "the stored position is no offset, left by a version that took a lost answer of the brokers for one: the partition starts as if it had never been read");
+        }
+        if trust == Trust::Outdated && config.kafka.assignment == Assignment::All {
+            for (partition, at) in &state.partitions {
+                tracing::warn!(%partition, from = at.next, "records from here on that have lines or entries already are repeated");
+            }
+        }
+        point("start.recovered");
+        let journal = Journal::begin(&places.journal, &opened.contents, &state).map_err(|error| {
+            Broken::disk(format_args!("cannot begin the journal in {}", places.journal.display()), &error)
+        })?;
+        point("start.begun");
+        change.state = state.clone();
+        let store = opened.checked.store;
+        store.apply(&change)?;
+        point("start.applied");
+        // Old segments are what a lost store is rebuilt from: they go when the store has everything, and a copy of the queue too.
+        store.sync()?;
+        let queue = Queue {
+            number: state.number,
+            bytes: state.totals.queue_bytes,
+            entries: &|each| store::give_entries(&store, each),
+        };
+        journal.prune(history, SystemTime::now(), &queue).map_err(|error| {
+            Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
+        })?;
+        // Not when it begins again: a reload may have kept a recipe just now that is not in force yet.
+        if opening == Opening::First
+            && let Err(error) = home::prune_recipes(&places, &mut state, &desk.engine().fingerprint)
+        {
+            tracing::warn!(%error, "cannot remove recipes that nothing needs any more");
+        }
+        let mark = Mark { home: state.home.clone(), incarnation: state.incarnation, number: state.number };
+        let witness = Witness::begin(&dir, &mark)
+            .inspect_err(|error| tracing::warn!(%error, "cannot note checkpoints in the event directory"));
+        point("start.noted");
+        Ok(Self { store: Arc::new(store), journal, journal_dir: places.journal, dir, state, witness: witness.ok() })
+    }
+}
+
+/// How much is kept of the journal.
+pub(super) fn history(config: &Config) -> History {
+    History { age: config.store.history, bytes: config.store.history_bytes }
+}
+
+/// Waits for the event directory where a crash left live files or prepared ones in it and there is nothing at all: it is a mount
+/// that is missing, and every torn line, and every line that the group has taken already, would be lost with files that come
+/// back. What is hidden and not prepared is read again.
+fn refuse_bare_dir(dir: &Path, contents: &Contents) -> Result<(), Broken> {
+    let mut state = contents.state.clone().unwrap_or_default();
+    contents.tail.iter().for_each(|frame| state.apply(frame));
+    let live = state.files.values().any(|file| file.visibility == Visibility::Live && file.inode != 0);
+    let prepared = state.seals.values().flat_map(|seal| &seal.ranges).any(|range| !range.files.is_empty());
+    if !(live || prepared) || !is_bare(dir) {
+        return Ok(());
+    }
+    Err(Broken::Passing(failed(format!(
+        "the event directory {} is empty, and should have unfinished files: mount it; if sink.dir was changed, start and stop once with the old one; if they are gone for good, make any file in it",
+        dir.display()
+    ))))
+}
+
+fn event_dir(config: &Config, opening: Opening) -> Result<EventDir, Broken> {
+    let dir = match opening {
+        Opening::First => EventDir::open(&config.sink.dir),
+        Opening::Again => EventDir::open_present(&config.sink.dir),
+    };
+    dir.map_err(|error| {
+        let failure = Failure::new(FailureKind::CannotCreate, format!("cannot use the event directory: {error}"));
+        match (opening, error.kind()) {
+            (Opening::First, io::ErrorKind::ResourceBusy) => Broken::Lasting(failure),
+            _ => Broken::Passing(failure),
+        }
+    })
+}
