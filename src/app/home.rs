@@ -53,6 +53,14 @@ pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
     privileges::become_owner_of(&owner, root)
 }
 
+/// Whether there is neither journal nor store, as below a mount point whose disk is missing.
+pub(super) fn is_blank(places: &Places) -> Result<bool, Broken> {
+    let path = rebuild::present(places)?;
+    let is_there =
+        path.try_exists().map_err(|error| Broken::disk(format_args!("cannot look at {}", path.display()), &error))?;
+    Ok(!is_there && rebuild::read_journal(places)?.state.is_none())
+}
+
 /// Opens the home of a service that is about to run, whatever became of store and journal; see [`super::rebuild`].
 pub(super) fn open(places: &Places, opening: Opening, history: History) -> Result<Opened, Broken> {
     let patience = match opening {
@@ -84,6 +92,7 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
     };
     make_room(places, &checked, &contents, history)?;
     let damage = rebuild::reunite(&mut contents, checked.state.clone());
+    let begins = contents.state.is_none();
     let mut state = contents.state.take().unwrap_or_else(first_state);
     if damage == Damage::Journal {
         tracing::error!(journal = %places.journal.display(), number = state.number, "the journal is gone, or lost its end: going on with what the store has");
@@ -93,7 +102,10 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
     rebuild::catch_up(places, &mut checked, &state)?;
     let number = contents.tail.iter().filter_map(Frame::number).fold(state.number, u64::max);
     let known = Mark { home: state.home.clone(), incarnation: state.incarnation, number };
-    let lies = identity::recognise(places, &mut state, damage)?;
+    let lies = match identity::recognise(places, &mut state, damage)? {
+        _ if begins => Lies::Nowhere,
+        lies => lies,
+    };
     contents.state = Some(state);
     Ok(Opened { checked, contents, lies, damage, known })
 }

@@ -49,6 +49,8 @@ pub(super) fn rise(state: &mut State, cause: Cause) {
 /// Whether a store is where it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lies {
+    /// There is none: a home begins here.
+    Nowhere,
     /// As far as is known.
     InPlace,
     /// It was copied or moved, perhaps with the event files.
@@ -102,6 +104,6 @@ pub(super) fn trust(state: &mut State, known: &Mark, lies: Lies, damage: Damage,
     }
     match lies {
         Lies::Elsewhere => Trust::Copied,
-        Lies::InPlace => Trust::Own,
+        Lies::InPlace | Lies::Nowhere => Trust::Own,
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use super::adopt::other::{refuse_adopted, take_copies};
 use super::broken::{Broken, failed};
-use super::home;
+use super::home::{self, Opened};
 use super::identity::{self, Lies};
 use super::places::{Opening, Places};
 use super::rebuild;
@@ -16,12 +16,12 @@ use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::{Trust, recover};
 use crate::delivery::witness::{self, Witness};
 use crate::fault::point;
-use crate::msink::dir::{EventDir, is_bare};
+use crate::msink::dir::{EventDir, NOTE, PRIVATE, is_bare};
 use crate::msource::consumer::Desk;
 use crate::msource::journal::{Contents, History, Journal, Mark, Queue, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
-use crate::msource::store::{self, Store};
+use crate::msource::store::{self, Store, StoreChange};
 
 /// Whether the pipeline reads from Kafka.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,17 +65,43 @@ impl Ready {
     /// Opens the home and completes what a crash cut short.
     pub(super) fn new(config: &Config, desk: &Desk, feed: Feed, opening: Opening) -> Result<Self, Broken> {
         let places = Places::of(config);
-        if feed != Feed::Adopted {
-            refuse_adopted(&places)?;
-        }
-        let history = history(config);
-        let mut opened = home::open(&places, opening, history)?;
+        let mut found = Found::new(config, &places, feed, opening)?;
         home::keep(&desk.engine(), &places.recipes)?;
-        let mut change = home::behind(&opened);
+        let change = home::behind(&found.opened);
+        let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
+        let state = found.complete(config, &places, &change, &mut patience)?;
+        point("start.recovered");
+        found.begin(config, (places, &desk.engine().fingerprint), opening, state, change)
+    }
+}
+
+/// A home and its event directory as they were found.
+struct Found {
+    opened: Opened,
+    dir: EventDir,
+    trust: Trust,
+}
+
+impl Found {
+    fn new(config: &Config, places: &Places, feed: Feed, opening: Opening) -> Result<Self, Broken> {
+        if feed != Feed::Adopted {
+            refuse_adopted(places)?;
+        }
+        // Before anything is made in what may be a mount point.
+        if opening == Opening::First
+            && home::is_blank(places)?
+            && let Ok(dir) = EventDir::open_present(&config.sink.dir)
+        {
+            refuse_to_begin(config, &dir)?;
+        }
+        let mut opened = home::open(places, opening, history(config))?;
         if opening == Opening::First && opened.lies == Lies::InPlace {
             refuse_bare_dir(&config.sink.dir, &opened.contents)?;
         }
         let dir = event_dir(config, opening)?;
+        if opened.lies == Lies::Nowhere {
+            refuse_to_begin(config, &dir)?;
+        }
         if feed == Feed::Adopted || opened.lies == Lies::Elsewhere {
             take_copies(&mut opened.contents, &dir)
                 .map_err(|error| Broken::disk("cannot look at the event files", &error))?;
@@ -84,15 +110,25 @@ impl Ready {
         let trust = opened.contents.state.as_mut().map_or(Trust::Own, |state| {
             identity::trust(state, &opened.known, opened.lies, opened.damage, noted.as_ref())
         });
-        let mut patience = Patience { desk, feed, until: Instant::now() + config.rpc.timeout };
+        Ok(Self { opened, dir, trust })
+    }
+
+    /// Completes what a crash cut short; returns the state after it.
+    fn complete(
+        &mut self,
+        config: &Config,
+        places: &Places,
+        change: &StoreChange,
+        patience: &mut Patience<'_>,
+    ) -> Result<State, Broken> {
         let mut source = Rereader::new(
             properties::consuming(config),
             &config.kafka.topics,
             places.recipes.clone(),
-            &opened.checked.store,
-            &mut patience,
+            &self.opened.checked.store,
+            patience,
         );
-        let recovered = recover(&opened.contents, &dir, &mut source, trust);
+        let recovered = recover(&self.opened.contents, &self.dir, &mut source, self.trust);
         drop(source);
         let Some(recovered) = recovered.map_err(|error| Broken::new(error.cure(), &error))? else {
             return Err(failed("the journal holds no state").into());
@@ -101,7 +137,7 @@ impl Ready {
             tracing::info!(blocks = recovered.blocks, repaired = recovered.repaired, "recovered from a crash");
         }
         let mut state = recovered.state;
-        rebuild::reconcile(&opened.checked, &change, &mut state)?;
+        rebuild::reconcile(&self.opened.checked, change, &mut state)?;
         state.visibility = config.sink.visibility;
         if state.visibility == Visibility::Sealed {
             // Live files of an earlier configuration are complete now, and get no further lines.
@@ -110,12 +146,24 @@ impl Ready {
         for (partition, position) in state.forget_unknown() {
             tracing::error!(%partition, position, "the stored position is no offset, left by a version that took a lost answer of the brokers for one: the partition starts as if it had never been read");
         }
-        if trust == Trust::Outdated && config.kafka.assignment == Assignment::All {
+        if self.trust == Trust::Outdated && config.kafka.assignment == Assignment::All {
             for (partition, at) in &state.partitions {
                 tracing::warn!(%partition, from = at.next, "records from here on that have lines or entries already are repeated");
             }
         }
-        point("start.recovered");
+        Ok(state)
+    }
+
+    /// Begins a segment of the journal with this state, and brings the store up to it.
+    fn begin(
+        self,
+        config: &Config,
+        (places, recipe): (Places, &str),
+        opening: Opening,
+        mut state: State,
+        mut change: StoreChange,
+    ) -> Result<Ready, Broken> {
+        let Self { opened, dir, .. } = self;
         let journal = Journal::begin(&places.journal, &opened.contents, &state).map_err(|error| {
             Broken::disk(format_args!("cannot begin the journal in {}", places.journal.display()), &error)
         })?;
@@ -131,12 +179,12 @@ impl Ready {
             bytes: state.totals.queue_bytes,
             entries: &|each| store::give_entries(&store, each),
         };
-        journal.prune(history, SystemTime::now(), &queue).map_err(|error| {
+        journal.prune(history(config), SystemTime::now(), &queue).map_err(|error| {
             Broken::disk(format_args!("cannot remove old segments from {}", places.journal.display()), &error)
         })?;
         // Not when it begins again: a reload may have kept a recipe just now that is not in force yet.
         if opening == Opening::First
-            && let Err(error) = home::prune_recipes(&places, &mut state, &desk.engine().fingerprint)
+            && let Err(error) = home::prune_recipes(&places, &mut state, recipe)
         {
             tracing::warn!(%error, "cannot remove recipes that nothing needs any more");
         }
@@ -144,7 +192,7 @@ impl Ready {
         let witness = Witness::begin(&dir, &mark)
             .inspect_err(|error| tracing::warn!(%error, "cannot note checkpoints in the event directory"));
         point("start.noted");
-        Ok(Self { store: Arc::new(store), journal, journal_dir: places.journal, dir, state, witness: witness.ok() })
+        Ok(Ready { store: Arc::new(store), journal, journal_dir: places.journal, dir, state, witness: witness.ok() })
     }
 }
 
@@ -168,6 +216,22 @@ fn refuse_bare_dir(dir: &Path, contents: &Contents) -> Result<(), Broken> {
         "the event directory {} is empty, and should have unfinished files: mount it; if sink.dir was changed, start and stop once with the old one; if they are gone for good, make any file in it",
         dir.display()
     ))))
+}
+
+/// Refuses to begin a home in an event directory where one has worked. Its store is lost, or its disk is not mounted: with another
+/// one lines would be repeated, and the failure queue be gone without a word. This does not wait: the lock that we hold would
+/// be below the mount.
+fn refuse_to_begin(config: &Config, dir: &EventDir) -> Result<(), Failure> {
+    let Some(noted) = witness::read(dir) else { return Ok(()) };
+    let text = format!(
+        "the store {} is empty, and the home {} has worked in the event directory {dir}: mount the disk of store.path, correct \
+         store.path, or bring the store back; if it is lost for good, remove {dir}/{PRIVATE}/{NOTE}: another home begins then, at \
+         the offsets of the group or at kafka.start",
+        config.store.path.display(),
+        noted.home,
+        dir = config.sink.dir.display(),
+    );
+    Err(Failure::new(FailureKind::Config, text))
 }
 
 fn event_dir(config: &Config, opening: Opening) -> Result<EventDir, Broken> {

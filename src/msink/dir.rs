@@ -37,6 +37,9 @@ const DIRECTORY_MODE: u32 = 0o750;
 /// The directory in the event directory that is ours alone: its lock says whose the event directory is.
 pub const PRIVATE: &str = ".mtga";
 const PRIVATE_MODE: u32 = 0o700;
+
+/// The file in [`PRIVATE`] that [`Note`] is about.
+pub const NOTE: &str = "checkpoint";
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 const EVENT_FILE: OFlag = OFlag::O_RDWR.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
@@ -65,7 +68,7 @@ pub struct Note {
 
 impl Note {
     fn open(&self, flags: OFlag) -> io::Result<File> {
-        Ok(File::from(openat(&self.dir, "checkpoint", EVENT_FILE | flags, Mode::from_bits_truncate(0o600))?))
+        Ok(File::from(openat(&self.dir, NOTE, EVENT_FILE | flags, Mode::from_bits_truncate(0o600))?))
     }
 
     /// Writes the note in place, without a sync.

@@ -217,6 +217,74 @@ fn the_store_is_its_owners_alone_whatever_the_umask() {
     }
 }
 
+/// What a collector finds in the event directory.
+fn lines_of(home: &Home) -> Vec<String> {
+    home.events().into_iter().flat_map(|file| file.lines).collect()
+}
+
+/// Runs a home, takes its store away, which may be a disk that is not mounted, and demands that no other home begins there
+/// before that is said to be wanted.
+fn assert_no_other_home_begins(configure: fn(&mut Home)) {
+    let topic = Topic::create("missing", 1);
+    let mut home = Home::new(&topic);
+    configure(&mut home);
+    let (store, away) = (home.path("tmp/store"), home.path("away"));
+    let mut produced = topic.fill(Codec::None, Mix::Dirty, 0, 300);
+    home.start();
+    home.wait_done(&produced);
+    let id = home.status().home_id;
+    home.kill9();
+    fs::rename(&store, &away).expect("the store");
+    let before = lines_of(&home);
+    // What is below a mount point: nothing, or nothing that a home can read.
+    for below in [[].as_slice(), &["journal", "sled"]] {
+        for name in below {
+            fs::create_dir_all(store.join(name)).expect("a directory");
+        }
+        for command in ["start", "retry_failure_queue"] {
+            let refused = home.mtga([command]).code(78);
+            let text = &refused.stderr;
+            assert!(text.contains(&format!("the store {} is empty", store.display())), "{refused:?}");
+            assert!(text.contains("mount the disk of store.path") && text.contains(&id), "{refused:?}");
+        }
+    }
+    assert_eq!(lines_of(&home), before);
+    fs::remove_dir_all(&store).expect("a directory");
+    fs::rename(&away, &store).expect("the store");
+    home.start();
+    assert_eq!(home.status().home_id, id);
+    produced.extend(topic.fill(Codec::None, Mix::Dirty, 300, 100));
+    home.wait_done(&produced);
+    home.stop();
+    events::assert_exactly(&oracle::expect(&produced).lines, &home.events());
+    fs::rename(&store, &away).expect("the store");
+    home.mtga(["start"]).code(78);
+    // Lost for good.
+    fs::remove_file(home.path("data/.mtga/checkpoint")).expect("a note");
+    home.start();
+    wait_until("no lag", SOON, || holds(home.integer("kafka_lag") == 0, home.try_status()));
+    assert_ne!(home.status().home_id, id);
+    home.stop();
+}
+
+#[test]
+fn a_store_that_is_not_there_is_no_new_home_unless_that_is_wanted() {
+    let sealed: fn(&mut Home) = |home| {
+        home.set("sink.visibility", "sealed");
+    };
+    let in_group: fn(&mut Home) = |home| {
+        home.in_group();
+    };
+    let sealed_in_group: fn(&mut Home) = |home| {
+        home.in_group().set("sink.visibility", "sealed");
+    };
+    std::thread::scope(|scope| {
+        for configure in [|_: &mut Home| (), sealed, in_group, sealed_in_group] {
+            scope.spawn(move || assert_no_other_home_begins(configure));
+        }
+    });
+}
+
 /// Puts a backup of the store back: as another directory, or into the same files.
 #[derive(Clone, Copy, PartialEq)]
 enum Back {

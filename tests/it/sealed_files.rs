@@ -174,6 +174,8 @@ fn a_name_that_comes_again_gets_no_manifest_of_the_file_before() {
         fs::remove_file(path).expect("an event file");
     }
     fs::remove_dir_all(home.path("tmp/store")).expect("the store");
+    // For good: another home begins.
+    fs::remove_file(home.path("data/.mtga/checkpoint")).expect("a note");
     produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 150, 50));
     rotate(&mut home, AT_A_STOP);
     let service = home.foreground();
