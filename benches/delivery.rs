@@ -134,7 +134,7 @@ fn sink(dir: &TempDir, file: &str, now: Now) -> FileSink {
         max_open_files: 256,
         permissions: 0o640,
     };
-    let zone = TimeZone::Named(chrono_tz::UTC);
+    let zone = TimeZone::UTC;
     let template = NameTemplate::parse(file, 24, "here", zone).expect("the template is good");
     let dir = EventDir::open(dir.path()).expect("a directory for the files");
     FileSink::new(dir, template, &config, &BTreeMap::new(), 0, now)

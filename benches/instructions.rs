@@ -61,6 +61,9 @@ pub mod terminal;
 #[cfg(guard)]
 #[path = "../src/transform/mod.rs"]
 pub mod transform;
+#[cfg(guard)]
+#[path = "../src/zone.rs"]
+pub mod zone;
 
 #[cfg(not(guard))]
 use mtga::{config, msource, settings, transform};

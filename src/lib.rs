@@ -29,3 +29,4 @@ pub mod settings;
 pub mod signals;
 pub mod terminal;
 pub mod transform;
+pub mod zone;

@@ -208,6 +208,7 @@ impl Service for Live {
             removed: Removed::default(),
             client_restarts: 0,
             clients_left: 0,
+            time_zone: self.config.time_zone.into(),
         };
         let Some(gauges) = self.shown() else { return Ok(status) };
         let (lag, unknown) = self.lag();

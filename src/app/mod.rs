@@ -209,6 +209,7 @@ impl Service for Stopped {
             removed: Removed::from(totals),
             client_restarts: 0,
             clients_left: 0,
+            time_zone: self.config.time_zone.into(),
         })
     }
 

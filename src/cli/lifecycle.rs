@@ -91,6 +91,9 @@ impl Context<'_> {
             .map_err(|e| Failure::new(FailureKind::Failed, format!("cannot install signal handlers: {e}")))?;
         reporter.state(State::Starting, None);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), home = %self.place.home.display(), "starting");
+        if let Some(source) = config.time_zone.source() {
+            tracing::info!(name = config.time_zone.name(), tzdata = source.version(), %source, "rules of the time zone");
+        }
         let process =
             Process { place: self.place.clone(), lock: Arc::clone(&lock), signals, log: logging.level(), reporter };
         let outcome = self.backend.run(config, process);

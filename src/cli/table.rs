@@ -10,7 +10,7 @@ use cli_table::{Cell, CellStruct, Table};
 use super::{
     AdoptedFile, AdoptedPosition, Adoption, Fault, FileOutcome, PositionOutcome, Summary, Unknown, Verification,
 };
-use crate::control::{FailureEntry, PartitionOffsets, Removed, State, Status};
+use crate::control::{FailureEntry, PartitionOffsets, Removed, State, Status, ZoneInfo};
 use crate::record::{Filter, Reason};
 use crate::terminal;
 
@@ -86,6 +86,15 @@ pub(super) fn failures(entries: &[FailureEntry]) -> String {
     draw(&["Position", "Reason", "Attempts", "Age", "Head"], entries.iter().map(row))
 }
 
+/// The row of the time zone, if the program says which one it is.
+fn time_zone(zone: &ZoneInfo) -> Option<(&'static str, String)> {
+    let rules = zone.source.as_ref().map_or_else(String::new, |source| {
+        let version = zone.tzdata.as_ref().map_or_else(|| "of an unknown version".to_owned(), |version| clean(version));
+        format!(", tzdata {version} ({})", clean(source))
+    });
+    (!zone.name.is_empty()).then(|| ("Time zone", format!("{}{rules}", clean(&zone.name))))
+}
+
 /// The table of `status`.
 pub(super) fn status(status: &Status) -> String {
     let mut rows: Vec<(&str, String)> = vec![("State", state(status.state).to_owned())];
@@ -97,6 +106,7 @@ pub(super) fn status(status: &Status) -> String {
     rows.extend(status.pid.map(|pid| ("Pid", pid.to_string())));
     rows.extend(status.uptime_seconds.map(|seconds| ("Uptime", duration(seconds))));
     rows.push(("Version", clean(&status.version)));
+    rows.extend(time_zone(&status.time_zone));
     if status.pid.is_some() && status.home_id.is_empty() {
         // It has not opened its store yet, which may take long: that nothing is known must not look like nothing there.
         return draw(&["Status", ""], rows.into_iter().map(status_row));
@@ -400,6 +410,7 @@ mod tests {
 | Pid              | 4242                                              |
 | Uptime           | 1d 2h                                             |
 | Version          | 0.1.0                                             |
+| Time zone        | Asia/Shanghai, tzdata 2026f (/usr/share/zoneinfo) |
 | Home id          | 5f0c7a                                            |
 | Rates            | 1235 consumed/s, 1200 written/s                   |
 | Partitions       | 1                                                 |

@@ -7,12 +7,13 @@ use std::time::Duration;
 use super::kafka::{Port, check_address, check_name, check_properties, check_topics, parse_brokers};
 use super::layer::Fault;
 use super::read::{Reader, parse_number};
-use super::units::{parse_duration, parse_permissions, parse_size, parse_start, parse_time_zone};
+use super::units::{parse_duration, parse_permissions, parse_size, parse_start};
 use super::values::Values;
 use super::{
     Batch, Compression, Config, FailureQueue, Http, Kafka, Log, Reporter, Rotate, Rpc, Sink, Start, Store, TimeZone,
     Visibility,
 };
+use crate::zone::Tzdata;
 
 /// Least `memory`: below it, one fetch with a record of the largest default size, its decompressed copy and the line
 /// made of it would leave no room for the next one.
@@ -29,7 +30,7 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const LEAST_PERIOD: Duration = Duration::from_millis(10);
 
 /// Builds the configuration; gives also every mistake (with one, the configuration is of no use) and every warning.
-pub(super) fn config(values: &Values, home: &Path, cpus: usize) -> (Config, Vec<Fault>, Vec<Fault>) {
+pub(super) fn config(values: &Values, home: &Path, cpus: usize, tzdata: &Tzdata) -> (Config, Vec<Fault>, Vec<Fault>) {
     let mut reader = Reader::new(values);
     let r = &mut reader;
     let config = Config {
@@ -46,7 +47,7 @@ pub(super) fn config(values: &Values, home: &Path, cpus: usize) -> (Config, Vec<
         memory: r.size("memory", LEAST_MEMORY),
         app_id: r.number("app_id", 1..=u64::MAX),
         workers: workers(r, cpus),
-        time_zone: r.parsed("time_zone", parse_time_zone).unwrap_or(TimeZone::Named(chrono_tz::UTC)),
+        time_zone: r.parsed("time_zone", |text| tzdata.find(text)).unwrap_or(TimeZone::UTC),
         settings: r.path("settings", home),
         validation: r.choice("validation"),
         uuid: r.choice("uuid"),

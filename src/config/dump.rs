@@ -9,7 +9,7 @@ use super::read::Choice;
 use super::secret::{shown_property, shown_token, shown_url};
 use super::units::{format_duration, format_permissions, format_size};
 use super::values::escaped;
-use super::{Config, Sink, Start, TimeZone};
+use super::{Config, Sink, Start};
 
 impl Config {
     /// Writes every key in the order of the files, secrets masked, paths absolute. The text can be read again as a
@@ -42,7 +42,7 @@ impl Config {
         entries.extend([
             ("app_id", self.app_id.to_string()),
             ("workers", self.workers.to_string()),
-            ("time_zone", time_zone(self.time_zone)),
+            ("time_zone", text(&self.time_zone.name())),
             ("settings", path(&self.settings)),
             ("validation", self.validation.word().to_owned()),
             ("uuid", self.uuid.word().to_owned()),
@@ -149,12 +149,5 @@ fn start(start: Start) -> String {
             Some(time) => text(&time.to_rfc3339_opts(SecondsFormat::Millis, true)),
             None => text(&millis.to_string()),
         },
-    }
-}
-
-fn time_zone(zone: TimeZone) -> String {
-    match zone {
-        TimeZone::Fixed(offset) => text(&offset.to_string()),
-        TimeZone::Named(zone) => text(zone.name()),
     }
 }

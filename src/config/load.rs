@@ -11,8 +11,9 @@ use super::layer::{Fault, Layer, Origin};
 use super::values::Values;
 use super::{Config, build};
 use crate::terminal;
+use crate::zone::Tzdata;
 
-/// Everything that a configuration is made of. Nothing else is looked at.
+/// Everything that a configuration is made of. Nothing else is looked at but the rules of the time zone.
 #[derive(Clone)]
 pub struct Sources {
     /// The directory that relative paths start from; absolute.
@@ -98,7 +99,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, Vec<Mistake>> {
     let mut warnings = values.lay_environment(&sources.env);
     values.lay_flags(&sources.flags);
     let unread = values.expand(&sources.env);
-    let (config, faults, notes) = build::config(&values, &sources.home, sources.cpus);
+    let (config, faults, notes) = build::config(&values, &sources.home, sources.cpus, &Tzdata::of(&sources.env));
     warnings.extend(notes.into_iter().map(|note| mistake(sources, note).to_string()));
     let mut all = values.faults;
     // A value that could not be had has no type to be wrong in.

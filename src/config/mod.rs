@@ -11,7 +11,7 @@
 //! - A later layer replaces a list as a whole, and single properties of `kafka.librdkafka`.
 //! - Scalars are text in the files and get their types here, so `24` and `"24"` are the same.
 //!
-//! Environment and CPU count are parameters; nothing but the three files is read. It does not look whether directories,
+//! Environment and CPU count are parameters; nothing but the three files and the rules of the time zone is read. It does not look whether directories,
 //! brokers or topics are there. Secrets are masked in [`Config::to_yaml`] and in `Debug`, and no message shows one.
 
 mod build;
@@ -29,6 +29,7 @@ mod units;
 mod values;
 mod yaml;
 
+pub use crate::zone::TimeZone;
 pub use kafka::property_running_code;
 pub use load::{Loaded, Mistake, Sources, load};
 #[cfg(test)]
@@ -197,33 +198,6 @@ pub struct Rpc {
     pub group: String,
     /// Longest silence that a command bears.
     pub timeout: Duration,
-}
-
-/// `time_zone`: an offset or an IANA zone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub enum TimeZone {
-    /// A fixed offset from UTC.
-    Fixed(chrono::FixedOffset),
-    /// An IANA zone.
-    Named(chrono_tz::Tz),
-}
-
-impl TryFrom<String> for TimeZone {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        units::parse_time_zone(&text)
-    }
-}
-
-impl From<TimeZone> for String {
-    fn from(zone: TimeZone) -> Self {
-        match zone {
-            TimeZone::Fixed(offset) => offset.to_string(),
-            TimeZone::Named(zone) => zone.name().to_owned(),
-        }
-    }
 }
 
 /// `validation`.

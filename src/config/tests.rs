@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::schema::{self, KEYS, Shape};
 use super::*;
+use crate::zone::Tzdata;
 
 const LOCAL: &str = "mtga.local.yml";
 
@@ -452,7 +453,7 @@ proptest! {
         values.lay_file(layer::Layer::Local, &text);
         values.lay_flags(&[("memory".to_owned(), text.clone()), ("kafka.topics".to_owned(), text.clone()), (text.clone(), text)]);
         values.expand(&BTreeMap::new());
-        let _ = build::config(&values, Path::new("/srv"), 4);
+        let _ = build::config(&values, Path::new("/srv"), 4, &Tzdata::of(&BTreeMap::new()));
     }
 }
 

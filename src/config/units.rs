@@ -1,13 +1,13 @@
-//! How quantities are written: sizes, durations, permissions, time zones, times.
+//! How quantities are written: sizes, durations, permissions, times.
 //!
 //! Each parser takes the text without white space around it and fails with a message for the operator that shows the
 //! right form. Quantities are whole numbers with a unit; there is no sign, no fraction and no default unit.
 
 use std::time::Duration;
 
-use chrono::{DateTime, FixedOffset};
+use chrono::DateTime;
 
-use super::{Start, TimeZone};
+use super::Start;
 
 const SIZES: [(&str, u64); 10] = [
     ("TiB", 1 << 40),
@@ -90,30 +90,6 @@ pub(super) fn parse_permissions(text: &str) -> Result<u32, String> {
 /// Writes permission bits as they are read.
 pub(super) fn format_permissions(bits: u32) -> String {
     format!("{bits:04o}")
-}
-
-/// Reads an offset from UTC such as `+08:00`, or the name of an IANA zone.
-pub(super) fn parse_time_zone(text: &str) -> Result<TimeZone, String> {
-    if let Ok(zone) = text.parse() {
-        return Ok(TimeZone::Named(zone));
-    }
-    parse_offset(text).map(TimeZone::Fixed).ok_or_else(|| {
-        format!("`{text}` is no time zone, write an offset such as \"+08:00\" or a name such as Asia/Shanghai")
-    })
-}
-
-fn parse_offset(text: &str) -> Option<FixedOffset> {
-    let sign = match text.as_bytes().first()? {
-        b'+' => 1,
-        b'-' => -1,
-        _ => return None,
-    };
-    let (hours, minutes) = text[1..].split_once(':')?;
-    let number = |digits: &str, limit: i32| {
-        let plain = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_digit());
-        digits.parse::<i32>().ok().filter(|&number| plain && number <= limit)
-    };
-    FixedOffset::east_opt(sign * (number(hours, 18)? * 3600 + number(minutes, 59)? * 60))
 }
 
 /// Reads `earliest`, `latest` or a time after RFC 3339.
@@ -212,18 +188,6 @@ mod tests {
     }
 
     #[test]
-    fn time_zones_are_offsets_or_names() {
-        let fixed = |seconds| Ok(TimeZone::Fixed(FixedOffset::east_opt(seconds).unwrap()));
-        assert_eq!(parse_time_zone("+08:00"), fixed(28_800));
-        assert_eq!(parse_time_zone("-03:30"), fixed(-12_600));
-        assert_eq!(parse_time_zone("Asia/Shanghai"), Ok(TimeZone::Named(chrono_tz::Asia::Shanghai)));
-        assert_eq!(parse_time_zone("UTC"), Ok(TimeZone::Named(chrono_tz::UTC)));
-        for text in ["", "8", "+8", "+08", "08:00", "+0800", "+08:60", "+19:00", "Asia/Nowhere", "+é:00", "é8:00"] {
-            assert!(parse_time_zone(text).unwrap_err().contains("is no time zone"), "{text}");
-        }
-    }
-
-    #[test]
     fn a_start_is_a_word_or_a_time_with_its_zone() {
         assert_eq!(parse_start("latest"), Ok(Start::Latest));
         assert_eq!(parse_start("2020-12-17T13:50:43.5+08:00"), Ok(Start::Time(1_608_184_243_500)));
@@ -242,7 +206,7 @@ mod tests {
 
         #[test]
         fn no_text_makes_a_parser_panic(text in any::<String>()) {
-            let _ = (parse_size(&text), parse_duration(&text), parse_permissions(&text), parse_time_zone(&text), parse_start(&text));
+            let _ = (parse_size(&text), parse_duration(&text), parse_permissions(&text), parse_start(&text));
         }
     }
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::record::Reason;
+use crate::zone::{Source, TimeZone};
 
 /// What the commands ask of a service, running or stopped. Calls block; none may take the data plane's locks for long.
 pub trait Service: Send + Sync {
@@ -143,6 +144,31 @@ pub struct Status {
     /// How many Kafka clients that were replaced have not ended yet.
     #[serde(default)]
     pub clients_left: u64,
+    /// The time zone, and where its rules are from.
+    #[serde(default)]
+    pub time_zone: ZoneInfo,
+}
+
+/// See [`Status::time_zone`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZoneInfo {
+    /// As configured; empty from a program that does not say it.
+    pub name: String,
+    /// Version of the tzdata; `None` when it is not known, and for an offset, which needs no rules.
+    pub tzdata: Option<String>,
+    /// The directory of the host's tzdata, or `built-in`; `None` for an offset.
+    pub source: Option<String>,
+}
+
+impl From<TimeZone> for ZoneInfo {
+    fn from(zone: TimeZone) -> Self {
+        let source = zone.source();
+        Self {
+            name: zone.name(),
+            tzdata: source.and_then(Source::version).map(str::to_owned),
+            source: source.map(ToString::to_string),
+        }
+    }
 }
 
 /// Entries that left the failure queue and became nothing else.

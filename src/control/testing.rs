@@ -69,6 +69,11 @@ pub(crate) fn status() -> Status {
         removed: Removed { cleared: 3, dropped: 0, lost: 0 },
         client_restarts: 0,
         clients_left: 0,
+        time_zone: ZoneInfo {
+            name: "Asia/Shanghai".to_owned(),
+            tzdata: Some("2026f".to_owned()),
+            source: Some("/usr/share/zoneinfo".to_owned()),
+        },
     }
 }
 

@@ -76,10 +76,7 @@ fn level_of(level: tracing::Level) -> (Level, u8) {
 
 /// The time with milliseconds and the zone's offset.
 fn timestamp(now: DateTime<Utc>, zone: TimeZone) -> String {
-    match zone {
-        TimeZone::Fixed(zone) => now.with_timezone(&zone).to_rfc3339_opts(SecondsFormat::Millis, false),
-        TimeZone::Named(zone) => now.with_timezone(&zone).to_rfc3339_opts(SecondsFormat::Millis, false),
-    }
+    zone.local(now).to_rfc3339_opts(SecondsFormat::Millis, false)
 }
 
 /// A frame is a line ` 7: symbol`, perhaps followed by a line `at file:line:column`.

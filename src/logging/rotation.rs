@@ -64,10 +64,7 @@ impl RotatingFile {
     }
 
     fn format(&self, time: DateTime<Utc>, format: &str) -> String {
-        match self.zone {
-            TimeZone::Fixed(zone) => time.with_timezone(&zone).format(format).to_string(),
-            TimeZone::Named(zone) => time.with_timezone(&zone).format(format).to_string(),
-        }
+        self.zone.local(time).format(format).to_string()
     }
 
     /// Begins a new file when the one being written was moved away or removed: nobody would look for its lines there.

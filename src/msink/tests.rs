@@ -73,7 +73,7 @@ impl World {
 
     fn sink(config: &config::Sink, template: &str, files: &BTreeMap<u64, FileState>, now: Now) -> FileSink {
         let dir = EventDir::open(&config.dir).unwrap();
-        let template = NameTemplate::parse(template, 1, "", config::TimeZone::Named(chrono_tz::UTC)).unwrap();
+        let template = NameTemplate::parse(template, 1, "", config::TimeZone::UTC).unwrap();
         let next = files.keys().last().map_or(0, |last| last + 1);
         FileSink::new(dir, template, config, files, next, now)
     }

@@ -185,7 +185,7 @@ mod tests {
 
     fn writer<F: FnMut(WriteId, Delivered)>(dir: &Path, mode: Mode, now: Now, callback: F) -> Writer<F> {
         let config = config(mode);
-        let zone = config::TimeZone::Named(chrono_tz::UTC);
+        let zone = config::TimeZone::UTC;
         let template = NameTemplate::parse(&config.file, 24, "here", zone).unwrap();
         Writer::new(EventDir::open(dir).unwrap(), template, &config, now, callback)
     }

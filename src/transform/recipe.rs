@@ -15,13 +15,14 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Options, Transform};
-use crate::config::{Compression, Payload, Sink, TimeZone, Validation, Visibility};
+use crate::config::{Compression, Payload, Sink, Validation, Visibility};
 use crate::durable::create_private_dirs;
 use crate::fault::point;
 use crate::msink::name::{Fields, NameTemplate};
 use crate::msource::properties;
 use crate::regular;
 use crate::settings::{Settings, Sources};
+use crate::zone;
 
 /// Version of the transform: raised when the same record and settings give another line than before. Recipes of earlier
 /// versions are still made ready, with the rules of then: 2 takes a byte order mark before the JSON.
@@ -38,8 +39,9 @@ pub struct Recipe {
     pub validation: Validation,
     /// Whether events carry a `#uuid`.
     pub uuid: bool,
-    /// Zone of `#time`, as configured.
-    pub time_zone: TimeZone,
+    /// Zone of `#time` and of file names, with its rules.
+    #[serde(flatten)]
+    pub zone: zone::Kept,
     /// Codec of the values.
     pub payload: Payload,
     /// Bound on a decompressed value, bytes.
@@ -79,7 +81,7 @@ impl Recipe {
             app_id: config.app_id,
             validation: config.validation,
             uuid: config.uuid,
-            time_zone: config.time_zone,
+            zone: config.time_zone.kept(),
             payload: config.kafka.payload,
             payload_limit: usize::try_from(config.memory / 4).unwrap_or(usize::MAX),
             file: config.sink.file.clone(),
@@ -157,10 +159,10 @@ impl Recipe {
         let settings = Settings::parse(&sources).map_err(|mistakes| {
             RecipeError::Damaged(mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
         })?;
-        let template = NameTemplate::parse(&self.file, self.app_id, &self.instance, self.time_zone);
+        let time_zone = self.zone.zone().map_err(RecipeError::Damaged)?;
+        let template = NameTemplate::parse(&self.file, self.app_id, &self.instance, time_zone);
         let template = template.map_err(RecipeError::Damaged)?;
-        let options =
-            Options { app_id: self.app_id, validation: self.validation, uuid: self.uuid, time_zone: self.time_zone };
+        let options = Options { app_id: self.app_id, validation: self.validation, uuid: self.uuid, time_zone };
         Ok(Engine {
             recipe: self.clone(),
             fingerprint: fingerprint.into(),
@@ -216,5 +218,34 @@ impl Engine {
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Engine").field("fingerprint", &self.fingerprint).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As version 1 of the transform kept it, and under which name.
+    const EARLIER: (&str, &str) =
+        (include_str!("../../tests/fixtures/recipe-v1.json"), "07878587389cc128fced6b6837efdbd8");
+
+    #[test]
+    fn a_recipe_that_an_earlier_version_kept_is_read_and_keeps_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(EARLIER.1).with_extension("json"), EARLIER.0).unwrap();
+        let recipe = Recipe::load(dir.path(), EARLIER.1).unwrap();
+        assert_eq!(recipe.text().unwrap(), (EARLIER.0.to_owned(), EARLIER.1.to_owned()));
+        recipe.engine(EARLIER.1).unwrap();
+    }
+
+    #[test]
+    fn a_kept_recipe_has_the_rules_of_its_time_zone() {
+        let dir = tempfile::tempdir().unwrap();
+        let zone = zone::TimeZone::built_in("Europe/Berlin").unwrap().kept();
+        let recipe = Recipe { zone, ..serde_json::from_str(EARLIER.0).unwrap() };
+        let fingerprint = recipe.keep(dir.path()).unwrap();
+        assert_eq!(Recipe::load(dir.path(), &fingerprint).unwrap(), recipe);
+        let text = fs::read_to_string(dir.path().join(fingerprint).with_extension("json")).unwrap();
+        assert!(text.contains(r#""zone_rules": "545a6966"#), "{text}");
     }
 }

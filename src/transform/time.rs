@@ -10,7 +10,7 @@
 //!
 //! Years are 1 to 9999, before and after the zone is applied. There is no other time here: no clock is read.
 
-use chrono::{DateTime, Datelike, NaiveDate, Offset, TimeZone as _, Timelike};
+use chrono::{DateTime, Datelike, NaiveDate, Timelike};
 
 use crate::config::TimeZone;
 
@@ -160,7 +160,7 @@ impl Cache {
             Moment::Instant { second, millis } => {
                 let entry = &mut self.seconds[second as usize % Self::SIZE];
                 if entry.0 != second {
-                    *entry = (second, civil(second.checked_add(seconds_east(zone, second)?)?)?);
+                    *entry = (second, civil(second.checked_add(i64::from(zone.east(second)))?)?);
                 }
                 (entry.1, millis)
             }
@@ -172,16 +172,6 @@ impl Cache {
         put(&mut bytes[20..], u32::from(millis));
         Some(Text { bytes, len: 23 })
     }
-}
-
-fn seconds_east(zone: TimeZone, second: i64) -> Option<i64> {
-    let east = match zone {
-        TimeZone::Fixed(offset) => offset.local_minus_utc(),
-        TimeZone::Named(zone) => {
-            zone.offset_from_utc_datetime(&DateTime::from_timestamp(second, 0)?.naive_utc()).fix().local_minus_utc()
-        }
-    };
-    Some(i64::from(east))
 }
 
 /// Writes seconds since 1970 on the zone's own clock.
@@ -353,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_named_zone_jumps_over_the_gap_and_repeats_the_hour_in_the_fold() {
-        let zone = TimeZone::Named(chrono_tz::Europe::Berlin);
+        let zone = TimeZone::built_in("Europe/Berlin").unwrap();
         let berlin = |second: i64| write(&second.to_string(), zone).unwrap();
         assert_eq!(berlin(1_616_893_199), "2021-03-28 01:59:59");
         assert_eq!(berlin(1_616_893_200), "2021-03-28 03:00:00");
@@ -397,7 +387,7 @@ mod tests {
         #[test]
         fn a_warm_cache_writes_what_a_cold_one_writes(seconds in prop::collection::vec(1_i64..200, 1..50)) {
             let mut cache = Cache::default();
-            let zone = TimeZone::Named(chrono_tz::Asia::Shanghai);
+            let zone = TimeZone::built_in("Asia/Shanghai").unwrap();
             for second in seconds {
                 let moment = Moment::Instant { second, millis: None };
                 prop_assert_eq!(cache.write(moment, zone), Cache::default().write(moment, zone));
@@ -408,7 +398,7 @@ mod tests {
         fn reading_never_panics(text: String, near in "[0-9]{0,5}[-: TZ.+0-9]{0,30}") {
             for text in [text, near] {
                 if let Some(moment) = Moment::read(&text) {
-                    Cache::default().write(moment, TimeZone::Named(chrono_tz::America::New_York));
+                    Cache::default().write(moment, TimeZone::built_in("America/New_York").unwrap());
                 }
             }
         }

@@ -607,7 +607,7 @@ mod tests {
             app_id: 24,
             validation: Validation::Standard,
             uuid: false,
-            time_zone: TimeZone::Named(chrono_tz::UTC),
+            zone: TimeZone::UTC.kept(),
             payload: Payload::None,
             payload_limit: 1 << 20,
             file: "{log_name}.{seq}.log".to_owned(),

@@ -173,3 +173,31 @@ fn text_of_others_is_shown_escaped_and_a_log_that_was_moved_away_is_begun_again(
     let done = Finished::run(command.args(["clear_failure_queue", "--export"]).arg(name), SOON).code(64);
     assert!(done.stderr.contains("is not UTF-8"), "{}", done.stderr);
 }
+
+#[test]
+fn status_says_where_the_rules_of_the_time_zone_are_from() {
+    let topic = Topic::create("tzdata", 1);
+    let mut home = Home::new(&topic);
+    home.with_tzdata("2099a");
+    let service = home.foreground();
+    home.wait_for(State::Consuming);
+    let from_host = |text: &str| {
+        let zone = &serde_json::from_str::<serde_json::Value>(text).expect("JSON")["time_zone"];
+        let source = zone["source"].as_str().expect("a source");
+        assert_eq!((zone["name"].as_str(), zone["tzdata"].as_str()), (Some("Fixture/Town"), Some("2099a")));
+        assert!(source.ends_with("tests/fixtures/tzdata/2099a"), "{source}");
+    };
+    from_host(&home.mtga(["--json", "status"]).success());
+    // A restart takes the host's new rules, and nothing else does.
+    home.with_tzdata("2099b");
+    from_host(&home.mtga(["--json", "status"]).success());
+    service.terminate();
+    let stopped = home.mtga(["status"]).code(3).stdout;
+    assert!(stopped.contains("Fixture/Town, tzdata 2099b "), "{stopped}");
+    // What the host does not have has the rules of the table.
+    home.set("time_zone", "Asia/Tokyo");
+    let stopped = home.mtga(["status"]).code(3).stdout;
+    assert!(stopped.contains("Asia/Tokyo, tzdata 20") && stopped.contains("(built-in)"), "{stopped}");
+    home.set("time_zone", "right/Asia/Tokyo");
+    assert!(home.mtga(["check", "--offline"]).code(78).stderr.contains("`right/Asia/Tokyo` is no time zone"));
+}

@@ -229,7 +229,7 @@ fn moved_store(home: &mut Home) {
 }
 
 /// Keys that mean the same for every kind of file.
-const OF_ALL: [Change; 14] = [
+const OF_ALL: [Change; 15] = [
     change("sink.file", |home| set(home, "sink.file", "p{partition}/later.{seq}.log")),
     change("sink.fsync", |home| set(home, "sink.fsync", false)),
     change("sink.batch", |home| set(home, "sink.batch", json!({"lines": 7, "linger": "10ms"}))),
@@ -247,6 +247,11 @@ const OF_ALL: [Change; 14] = [
     }),
     change("store.path", moved_store),
     Change { later: Later::Other, ..change("time_zone", |home| set(home, "time_zone", "Asia/Tokyo")) },
+    Change {
+        before: |home| home.with_tzdata("2099a"),
+        later: Later::Other,
+        ..change("the host's tzdata", |home| home.with_tzdata("2099b"))
+    },
     Change { later: Later::Without("log_pay"), ..change("filter", other_filter) },
     Change { later: Later::Other, ..change("metadata", other_mapping) },
 ];

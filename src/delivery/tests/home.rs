@@ -110,7 +110,7 @@ impl Home {
 
     pub(super) fn start(&self, commit_point: CommitPoint) -> Work {
         let (state, journal, dir) = self.recover();
-        let template = NameTemplate::parse("{log_name}.{seq}", 1, "", config::TimeZone::Named(chrono_tz::UTC)).unwrap();
+        let template = NameTemplate::parse("{log_name}.{seq}", 1, "", config::TimeZone::UTC).unwrap();
         let config = sink_config(self.data(), self.visibility);
         let now = Now { wall: 0, tick: Instant::now() };
         let sink = FileSink::new(dir, template, &config, &state.files, state.next_file, now);

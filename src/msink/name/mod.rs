@@ -334,17 +334,14 @@ fn push_time(parts: &mut Vec<Part>, text: &str) -> Result<(), String> {
 /// What the parts of a time are at this moment, in UTC.
 fn rendered(items: &[Item<'static>], now_seconds: i64) -> String {
     let mut text = String::new();
-    push_rendered(&mut text, items, now_seconds, TimeZone::Named(chrono_tz::UTC));
+    push_rendered(&mut text, items, now_seconds, TimeZone::UTC);
     text
 }
 
 fn push_rendered(name: &mut String, items: &[Item<'static>], now_seconds: i64, zone: TimeZone) {
     // A clock beyond the year 262142 is taken for 1970.
     let now: DateTime<Utc> = DateTime::from_timestamp(now_seconds, 0).unwrap_or_default();
-    match zone {
-        TimeZone::Fixed(offset) => push_display(name, now.with_timezone(&offset).format_with_items(items.iter())),
-        TimeZone::Named(zone) => push_display(name, now.with_timezone(&zone).format_with_items(items.iter())),
-    }
+    push_display(name, zone.format(now, items.iter()));
 }
 
 #[cfg(test)]
@@ -380,7 +377,7 @@ mod tests {
         let long = "x".repeat(MAX_COMPONENT - "Wednesday23September2212.".len() - 20 + 1);
         let text = "{log_name}%A%-d%B%-H%-I.{seq}";
         for zone in ["Asia/Shanghai", "Pacific/Kiritimati", "Etc/GMT+12"] {
-            let zone = TimeZone::Named(zone.parse().unwrap());
+            let zone = TimeZone::built_in(zone).unwrap();
             let template = NameTemplate::parse(text, 24, "", zone).unwrap();
             assert!(template.name(&log(&long), 0, u64::MAX).is_ok());
             assert!(template.longest_name(&log(&long)).is_err(), "too long on a Wednesday in September");
@@ -431,7 +428,7 @@ mod tests {
 
     #[test]
     fn time_is_of_the_named_zone_across_its_changes() {
-        let zone = TimeZone::Named(chrono_tz::Europe::Berlin);
+        let zone = TimeZone::built_in("Europe/Berlin").unwrap();
         let template = NameTemplate::parse("%Y-%m-%dT%H%M.{seq}", 24, "", zone).unwrap();
         let name = |now| template.name(&FileKey::default(), now, 1).unwrap();
         assert_eq!(name(1_616_893_199), "2021-03-28T0159.1");

@@ -44,7 +44,7 @@ fn engine() -> Engine {
         app_id: 24,
         validation: Validation::Standard,
         uuid: false,
-        time_zone: TimeZone::Named(chrono_tz::UTC),
+        zone: TimeZone::UTC.kept(),
         payload: Payload::None,
         payload_limit: 1 << 20,
         file: "{seq}".into(),

@@ -53,7 +53,7 @@ fn read_rules(rules: &Value) -> (Settings, Options, Option<i64>) {
     }
     options.uuid = given["uuid"] == true;
     if let Some(zone) = given["time_zone"].as_str() {
-        options.time_zone = TimeZone::Named(zone.parse().unwrap());
+        options.time_zone = TimeZone::built_in(zone).unwrap();
     }
     (settings, options, given["timestamp"].as_i64())
 }

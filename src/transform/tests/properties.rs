@@ -191,7 +191,7 @@ fn rules() -> impl Strategy<Value = Settings> {
 
 fn any_options() -> impl Strategy<Value = Options> {
     let validation = prop::sample::select(vec![Validation::Off, Validation::Standard, Validation::Strict]);
-    let zone = prop::sample::select(vec![options().time_zone, TimeZone::Named(chrono_tz::Europe::Berlin)]);
+    let zone = prop::sample::select(vec![options().time_zone, TimeZone::built_in("Europe/Berlin").unwrap()]);
     (validation, any::<bool>(), zone).prop_map(|(validation, uuid, time_zone)| Options {
         app_id: 24,
         validation,

@@ -184,7 +184,7 @@ fn a_scratch_that_served_other_settings_forgets_them() {
     for (event, zone) in [("first", "Asia/Shanghai"), ("second", "Europe/Berlin")] {
         let settings =
             settings(vec![mapping("*", event, "track", &[("#account_id", "role_id", ""), ("#time", "mtime", "")])]);
-        let options = Options { time_zone: TimeZone::Named(zone.parse().unwrap()), ..options() };
+        let options = Options { time_zone: TimeZone::built_in(zone).unwrap(), ..options() };
         let transform = Transform::new(&settings, options);
         let (mut warm, mut cold) = (Vec::new(), Vec::new());
         transform.apply(&mut scratch, &record(&logs(GOOD)), &mut warm).unwrap();

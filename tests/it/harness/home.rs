@@ -33,6 +33,7 @@ pub(crate) struct Home {
     dir: Option<TempDir>,
     root: PathBuf,
     local: Value,
+    env: Vec<(&'static str, PathBuf)>,
 }
 
 impl Home {
@@ -52,7 +53,7 @@ impl Home {
             "kafka": {"brokers": brokers, "topics": [topic.name], "group_id": format!("g_{}", topic.name), "assignment": "all"},
             "sink": {"file": "events.{seq}.log"},
         });
-        let home = Self { dir: Some(dir), root, local };
+        let home = Self { dir: Some(dir), root, local, env: Vec::new() };
         home.save();
         home
     }
@@ -89,8 +90,15 @@ impl Home {
         let mut command = Command::new(self.path("bin/mtga"));
         command.env_clear().env("PATH", "/usr/bin:/bin").arg("--home").arg(&self.root);
         // Answers of brokers that may pass are believed after a minute.
-        command.env("FAULT_DOUBT_MS", "1500");
+        command.env("FAULT_DOUBT_MS", "1500").envs(self.env.iter().cloned());
         command
+    }
+
+    /// A zone of the fixtures is the home's, with the rules of this version of the host's tzdata.
+    pub(crate) fn with_tzdata(&mut self, version: &str) {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tzdata").join(version);
+        self.env = vec![("TZDIR", dir)];
+        self.set("time_zone", "Fixture/Town");
     }
 
     /// Runs a command to its end.
