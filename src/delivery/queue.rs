@@ -92,7 +92,7 @@ impl Delivery {
     /// Drops until the queue is within its bound, and makes new entries droppable as fast as the disk lets it.
     pub(super) fn keep_bound(&mut self) -> Result<(), Error> {
         self.drop_oldest()?;
-        if self.dirty && self.excess() > 0 {
+        if self.dirty && self.excess() > 0 && !self.is_seals_turn() {
             self.checkpoint()?;
         }
         if self.untold > 0 && self.told.is_none_or(|told| told.elapsed() >= TELL_INTERVAL) {

@@ -233,9 +233,7 @@ impl Delivery {
             }
         }
         self.keep_bound()?;
-        // What is synced for a seal is followed by the seal, and not by another checkpoint.
-        let is_next = self.seal.is_synced() && self.has_state();
-        if self.dirty && !is_next && now >= self.last_checkpoint + self.interval {
+        if self.dirty && !self.is_seals_turn() && now >= self.last_checkpoint + self.interval {
             self.checkpoint()?;
         }
         if now >= self.last_prune + PRUNE_INTERVAL && !self.in_checkpoint {

@@ -1,6 +1,7 @@
 //! Hidden files: nothing is seen before it is complete, and what is seen was taken by the group.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -68,6 +69,24 @@ fn nothing_is_seen_before_it_is_complete_and_a_stop_publishes_it() {
     assert_eq!(events::hidden(&home.path("data")).len(), 2, "a file for each partition");
     service.terminate();
     assert_eq!(events::hidden(&home.path("data")), Vec::<PathBuf>::new());
+    home.assert_exactly(&produced);
+    assert_verified(&home);
+}
+
+#[test]
+fn files_are_published_although_a_checkpoint_takes_longer_than_the_time_between_two() {
+    let topic = Topic::create("behind", 2);
+    let mut home = sealed(&topic);
+    home.set("store.checkpoint", "100ms");
+    let load = topic.load_every(Duration::from_millis(20), Codec::Snappy, Mix::Dirty);
+    let service = home.foreground_with(|command| command.env("FAULT_POINT", "checkpoint.begun:*:300"));
+    wait_until("files are published under load", SOON, || {
+        let published = events::paths(&home.path("data")).len();
+        holds(published >= 4, published)
+    });
+    let produced = load.stop();
+    wait_seen(&home, &produced);
+    service.terminate();
     home.assert_exactly(&produced);
     assert_verified(&home);
 }

@@ -11,7 +11,7 @@ use crate::harness::fleet::{Fleet, Membership, Protocol};
 use crate::harness::proxy::OFFSET_COMMIT;
 use crate::harness::tail::Tail;
 use crate::harness::topic::Load;
-use crate::harness::{Codec, Mix, Proxy, Record, SOON, Topic, broker, events, holds, wait_until};
+use crate::harness::{Codec, Mix, Proxy, Record, SOON, Topic, broker, events, holds, slow, wait_until};
 
 /// About 2,000 records a second.
 fn steady(topic: &Topic) -> Load {
@@ -135,6 +135,23 @@ fn sealed_files_of_an_eager_group_have_every_record_once_whoever_is_lost() {
 #[test]
 fn sealed_files_of_a_group_of_the_new_protocol_have_every_record_once_whoever_is_lost() {
     assert_exactly_once_through_everything(Protocol::Consumer);
+}
+
+/// The short form of `scripts/slow-disks`.
+#[test]
+fn on_a_slow_disk_files_are_published_under_load() {
+    slow::on_slow_disks(Duration::from_millis(500), || {
+        let topic = Topic::create("sealedslow", 1);
+        let mut fleet = sealed(&topic, 1, Protocol::Cooperative);
+        let load = steady(&topic);
+        fleet.start(0);
+        wait_until("a file is published under load", SOON, || {
+            let published = events::paths(&fleet.homes[0].path("data"));
+            holds(!published.is_empty(), published)
+        });
+        let produced = load.stop();
+        assert_exactly_once(&mut fleet, &produced);
+    });
 }
 
 /// One of two instances is behind a network that loses, holds back and changes the answers to its commits, and then is cut

@@ -91,6 +91,13 @@ impl Sealing {
         self.stage == Stage::Synced
     }
 
+    /// Whether a step comes next that needs the state to itself, or begins a checkpoint of its own: no other one may come first.
+    /// Where a checkpoint takes longer than the time between two, one would always be under way, and nothing be published.
+    fn is_next(&self) -> bool {
+        let starts = self.asked.is_none() && self.steps.is_empty() && !self.wanted.is_empty();
+        starts || self.is_synced()
+    }
+
     /// Whether a decision is still to be carried out: what is durable does not tell of it yet.
     pub(super) fn has_steps(&self) -> bool {
         !self.steps.is_empty()
@@ -244,6 +251,11 @@ impl Delivery {
     /// Looks soon whether a prepared range is whole.
     pub(super) fn check_prepared(&mut self, number: u64, partition: TopicPartition, reply: Sender<Prepared>) {
         self.seal.steps.push_back((Step::Check { number, partition, reply }, None));
+    }
+
+    /// Whether a seal that waited for the last checkpoint to end goes on now.
+    pub(super) fn is_seals_turn(&self) -> bool {
+        self.seal.is_next() && self.has_state()
     }
 
     /// Whether a step can be taken: each needs the state to itself, no block half-written, no checkpoint under way.

@@ -15,10 +15,11 @@ use nix::unistd::Pid;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::disk::Layer;
 use super::events::{self, EventFile};
 use super::oracle;
 use super::process::{Finished, Service};
-use super::{Record, SOON, Topic, holds, wait_until};
+use super::{Record, SOON, Topic, holds, slow, wait_until};
 
 /// The program under test.
 pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_mtga");
@@ -34,6 +35,8 @@ pub(crate) struct Home {
     root: PathBuf,
     local: Value,
     env: Vec<(&'static str, PathBuf)>,
+    /// What lies below its services, on slow disks.
+    disk: Option<Layer>,
 }
 
 impl Home {
@@ -53,7 +56,8 @@ impl Home {
             "kafka": {"brokers": brokers, "topics": [topic.name], "group_id": format!("g_{}", topic.name), "assignment": "all"},
             "sink": {"file": "events.{seq}.log"},
         });
-        let home = Self { dir: Some(dir), root, local, env: Vec::new() };
+        let disk = slow::sync().map(|_| Layer::new(&root, &root.join("logs")));
+        let home = Self { dir: Some(dir), root, local, env: Vec::new(), disk };
         home.save();
         home
     }
@@ -101,12 +105,21 @@ impl Home {
         self.set("time_zone", "Fixture/Town");
     }
 
+    /// The same for a service in the foreground, on its disk. A daemon closes what it inherits, and the layer's log with it.
+    fn service(&self) -> Command {
+        let mut command = self.command();
+        if let Some(disk) = &self.disk {
+            disk.command(&mut command);
+        }
+        command
+    }
+
     /// Runs a command to its end.
     pub(crate) fn mtga(&self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Finished {
         Finished::run(self.command().args(args), SOON)
     }
 
-    /// Starts the daemon.
+    /// Starts the daemon, on a disk as it is.
     pub(crate) fn start(&self) {
         self.mtga(["start"]).success();
     }
@@ -124,12 +137,12 @@ impl Home {
     /// The same with something changed about the command, such as a fault point or a layer below it.
     pub(crate) fn foreground_with(&self, change: impl FnOnce(&mut Command) -> &mut Command) -> Service {
         let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
-        Service::spawn(change(self.command().arg("start_not_daemon")), log)
+        Service::spawn(change(self.service().arg("start_not_daemon")), log)
     }
 
     /// Runs the service in the foreground until it is killed at this fault point; see `src/fault.rs`.
     pub(crate) fn killed_at(&self, point: &str) {
-        let mut command = self.command();
+        let mut command = self.service();
         let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
         let service = Service::spawn(command.arg("start_not_daemon").env("FAULT_POINT", point), log);
         service.wait_killed(point);

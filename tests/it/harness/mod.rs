@@ -11,6 +11,7 @@ pub(crate) mod payload;
 pub(crate) mod process;
 pub(crate) mod proxy;
 pub(crate) mod records;
+pub(crate) mod slow;
 pub(crate) mod tail;
 pub(crate) mod tally;
 pub(crate) mod topic;
@@ -32,6 +33,7 @@ pub(crate) const SOON: Duration = Duration::from_mins(1);
 /// At the deadline, with `what` and the last answer.
 pub(crate) fn wait_until(what: &str, deadline: Duration, mut holds: impl FnMut() -> Result<(), String>) {
     let started = Instant::now();
+    let deadline = deadline + slow::longer();
     while let Err(answer) = holds() {
         assert!(started.elapsed() < deadline, "waited {deadline:?} for: {what}; last seen: {answer}");
         tick();

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{SOON, tick};
+use super::{SOON, slow, tick};
 
 /// A command that has ended.
 #[derive(Debug)]
@@ -67,6 +67,7 @@ fn text(file: &mut File) -> String {
 /// Waits for a child; kills it at the deadline.
 fn ended(child: &mut Child, deadline: Duration) -> Option<ExitStatus> {
     let started = Instant::now();
+    let deadline = deadline + slow::longer();
     loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             return Some(status);

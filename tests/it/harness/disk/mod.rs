@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use tempfile::TempDir;
 
 use super::process::Finished;
-use super::{Home, SOON};
+use super::{Home, SOON, slow};
 
 /// What a power cut leaves of what no sync covers.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,8 @@ pub(crate) struct Layer {
     root: PathBuf,
     except: PathBuf,
     state: TempDir,
+    /// How long each sync takes when nothing is wrong, on slow disks.
+    usual: Option<Duration>,
 }
 
 impl Layer {
@@ -53,7 +55,15 @@ impl Layer {
         let beside = root.parent().expect("the directory is not the root of everything");
         let state = tempfile::Builder::new().prefix("disk-").tempdir_in(beside).expect("a directory");
         fs::create_dir(state.path().join("saved")).expect("a directory");
-        Self { root, except: except.to_owned(), state }
+        let layer = Self { root, except: except.to_owned(), state, usual: slow::sync() };
+        layer.be_as_usual();
+        layer
+    }
+
+    fn be_as_usual(&self) {
+        if let Some(sync) = self.usual {
+            self.slow_syncs("/", sync..sync);
+        }
     }
 
     fn state(&self, name: &str) -> PathBuf {
@@ -120,11 +130,12 @@ impl Layer {
         self.tell("slow-sync", &format!("{} {} {pattern}", times.start.as_millis(), times.end.as_millis()));
     }
 
-    /// Ends all failing and all delays.
+    /// Ends all failing and all delays; a disk that is slow as [`slow`] says stays so.
     pub(crate) fn heal(&self) {
         for name in ["fail-sync", "fail-write", "slow-sync"] {
             drop(fs::remove_file(self.state(name)));
         }
+        self.be_as_usual();
     }
 
     /// The whole text is there at once.
