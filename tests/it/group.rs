@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use mtga::control::State;
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::files::SmallDisk;
 use crate::harness::fleet::{Fleet, Membership, Protocol, SESSION};
 use crate::harness::topic::Load;
-use crate::harness::{Codec, Home, Mix, SOON, Topic, holds, wait_until};
+use crate::harness::{Codec, Home, Mix, SOON, Topic, events, holds, oracle, slow, wait_until};
 
 /// About 4,000 records a second: three instances under test keep up with it on a busy machine.
 fn steady(topic: &Topic, mix: Mix) -> Load {
@@ -61,6 +62,26 @@ fn instances_join_and_leave_eagerly_and_nothing_is_lost_or_repeated() {
 #[test]
 fn instances_join_and_leave_in_the_new_protocol_and_nothing_is_lost_or_repeated() {
     assert_exactly_once_through_joins_and_leaves(Protocol::Consumer);
+}
+
+/// The short form of `scripts/slow-disks`.
+#[test]
+fn on_slow_disks_instances_join_and_leave_and_nothing_is_lost_or_repeated() {
+    slow::on_slow_disks(Duration::from_millis(300), || {
+        let topic = Topic::create("slow", 4);
+        let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Dynamic);
+        let load = steady(&topic, Mix::Dirty);
+        fleet.start(0);
+        fleet.start(1);
+        fleet.wait_shared(&[0, 1]);
+        fleet.wait_progress(0, 500);
+        fleet.stop(0);
+        fleet.wait_shared(&[1]);
+        let produced = load.stop();
+        fleet.wait_done(&produced);
+        fleet.stop_all();
+        fleet.assert_exactly(&produced);
+    });
 }
 
 /// Each instance in turn is stopped and started again, with records coming in all the time.
@@ -116,6 +137,70 @@ fn a_static_member_that_is_killed_and_started_within_its_session_loses_and_repea
         fleet.start(number);
         fleet.wait_shared(&[0, 1, 2]);
     }
+    let produced = load.stop();
+    fleet.wait_done(&produced);
+    fleet.stop_all();
+    fleet.assert_exactly(&produced);
+}
+
+/// A static member is stopped or killed, and is back within its session with other topics; the coordinator would give it what it
+/// had. Every topic gets records whether it is configured or not.
+fn assert_reads_its_topics_when_they_changed_within_the_session(strategy: &str) {
+    const PART: u64 = 60;
+    let topics = ["kept", "dropped", "added"].map(|name| Topic::create(name, 2));
+    let mut home = Home::new(&topics[0]);
+    home.in_group();
+    let properties = json!({"session.timeout.ms": "45000", "partition.assignment.strategy": strategy});
+    home.set("kafka.librdkafka", properties);
+    let (mut produced, mut read) = (Vec::new(), [0; 3]);
+    for (round, configured) in [&[0, 1][..], &[0, 2], &[0, 1, 2]].into_iter().enumerate() {
+        for (number, topic) in (0..).zip(&topics) {
+            produced.extend(topic.fill(Codec::None, Mix::Clean, (3 * round as u64 + number) * PART, PART));
+        }
+        for topic in configured {
+            read[*topic] = (round as u64 + 1) * PART;
+        }
+        let names: Vec<_> = configured.iter().map(|topic| topics[*topic].name.clone()).collect();
+        home.set("kafka.topics", names);
+        let service = home.foreground();
+        let expected: u64 = read.iter().sum();
+        wait_until(&format!("{expected} records of {configured:?}"), SOON, || {
+            let status = home.try_status()?;
+            let has_its_share = status.partitions == 2 * configured.len() as u64;
+            holds(has_its_share && status.counts.written == expected && status.lag == Some(0), status)
+        });
+        if round == 1 { service.kill() } else { service.terminate() }
+    }
+    let mut expected: Vec<_> = oracle::expect(&produced).lines.into_values().flatten().collect();
+    let mut found: Vec<_> = home.events().into_iter().flat_map(|file| file.lines).collect();
+    expected.sort();
+    found.sort();
+    events::assert_same("all topics", &expected, &found);
+}
+
+#[test]
+fn a_static_member_whose_topics_change_within_its_session_reads_them_and_no_others() {
+    assert_reads_its_topics_when_they_changed_within_the_session("cooperative-sticky");
+}
+
+#[test]
+fn a_static_member_of_an_eager_group_whose_topics_change_within_its_session_reads_them_and_no_others() {
+    assert_reads_its_topics_when_they_changed_within_the_session("range");
+}
+
+#[test]
+fn what_a_static_member_was_giving_up_when_it_died_is_read_again_once_it_is_back() {
+    let topic = Topic::create("givingup", 4);
+    let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Static);
+    fleet.property("session.timeout.ms", "45000");
+    let load = steady(&topic, Mix::Clean);
+    fleet.start_to_fail(0, "revoke.released");
+    fleet.wait_shared(&[0]);
+    fleet.wait_progress(0, 500);
+    fleet.start(1);
+    fleet.wait_killed(0);
+    fleet.start(0);
+    fleet.wait_shared(&[0, 1]);
     let produced = load.stop();
     fleet.wait_done(&produced);
     fleet.stop_all();

@@ -328,11 +328,14 @@ fn an_entry_that_is_not_decided_yet_holds_up_no_later_entry() {
 
 #[test]
 fn what_is_hidden_of_a_topic_that_is_not_configured_any_more_is_decided() {
-    for (assignment, point) in [("group", ""), ("group", "seal.prepared"), ("all", "")] {
+    for (assignment, point, instance) in
+        [("group", "", ""), ("group", "seal.prepared", ""), ("group", "", "one"), ("all", "", "")]
+    {
         let (kept, dropped) = (Topic::create("kept", 1), Topic::create("dropped", 1));
         let mut home = sealed(&kept);
-        // A static member would be given the partition back, whatever it subscribes to by now, and publish.
         home.set("kafka.assignment", assignment).set("kafka.librdkafka", json!({"session.timeout.ms": "6000"}));
+        // A static member is given the partition back at first.
+        home.set("kafka.instance_id", instance);
         let both = json!([kept.name, dropped.name]);
         home.set("kafka.topics", both.clone());
         dropped.produce(Codec::None, &[nameless(0, 0), of_log("log_item", 1), of_log("log_item", 2)]);

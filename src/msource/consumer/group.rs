@@ -64,6 +64,10 @@ impl Consumer {
     pub(super) fn assigned(&mut self, partitions: Vec<TopicPartition>) {
         tracing::info!(count = partitions.len(), "the group assigned partitions");
         self.retry_pause = RETRY;
+        if self.is_of_old_topics(&partitions) {
+            self.show_share();
+            return;
+        }
         let none = partitions.is_empty();
         self.pending.extend(partitions);
         self.retry_at = Instant::now();
@@ -103,6 +107,7 @@ impl Consumer {
         let kept = self.partitions();
         self.rewind(&kept);
         self.show_share();
+        self.joins_after_revocation();
         Ok(())
     }
 
@@ -222,6 +227,7 @@ impl Consumer {
         self.rejoin = Rejoin::No;
         self.reassigned = Reassigned::No;
         self.unanswered.end();
+        self.static_member.begins_again();
         self.watchdog.excuse();
         self.check_left()?;
         let new = Client::new(&self.parts.properties).map_err(Error::Client)?;

@@ -8,7 +8,7 @@
 //! A record goes through `take`, into the open block of its `slot`, while there is `room`. `starts` finds out where a partition
 //! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more;
 //! `refusal` and `topic_ids` decide what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals`
-//! speak with the group, `answer` sees to it that the group is answered in time, and the `watchdog` looks at all of it.
+//! speak with the group, `answer` sees to it that the group is answered in time, `static_member` looks at what one is given back, and the `watchdog` looks at all of it.
 //!
 //! **No wait without end.** Whoever needs an answer of the delivery waits for it some seconds at most, and looks again in a
 //! later pass: meanwhile the group is served.
@@ -33,6 +33,7 @@ mod room;
 mod seals;
 mod slot;
 mod starts;
+mod static_member;
 mod subscription;
 mod take;
 #[cfg(test)]
@@ -67,6 +68,7 @@ use crate::fault;
 use answer::Unanswered;
 use held::Held;
 use slot::Slot;
+use static_member::StaticMember;
 use subscription::Subscription;
 use trouble::Trouble;
 use watchdog::Watchdog;
@@ -193,6 +195,7 @@ pub struct Consumer {
     pending: BTreeSet<TopicPartition>,
     held: Held,
     subscription: Subscription,
+    static_member: StaticMember,
     /// Whether librdkafka waits for an answer to the assignment of some of these.
     unanswered: Unanswered,
     /// Answered once everything is durable that was sent before the pending partitions were given to us.
@@ -262,6 +265,7 @@ impl Consumer {
         Ok(Self {
             payload_limit: parts.desk.engine().payload_limit,
             subscription: Subscription::of(&parts.config),
+            static_member: StaticMember::of(&parts.config),
             parts,
             client,
             slots: Vec::new(),
@@ -317,6 +321,7 @@ impl Consumer {
             self.rejoin()?;
             self.look_at_hidden()?;
             self.leave_old_topics()?;
+            self.look_at_membership();
             self.resolve()?;
             self.tell_moves()?;
             self.read_again();

@@ -79,7 +79,7 @@ impl Consumer {
     pub(super) fn discover(&mut self) {
         let asked = Instant::now();
         self.discover_at = asked + self.parts.discovery;
-        let Discovered { partitions, unknown } = match self.all_partitions() {
+        let Discovered { partitions, unknown } = match self.all_partitions(REQUEST_TIMEOUT) {
             Ok(answers) => answers,
             Err(error) => {
                 self.discover_at = self.resolve_again(asked, RETRY);
@@ -102,14 +102,19 @@ impl Consumer {
         }
     }
 
-    fn all_partitions(&self) -> Result<Discovered, KafkaError> {
-        let Meant { names, unmatched } = topic_names(&self.client, &self.parts.config.topics, REQUEST_TIMEOUT)?;
+    /// The partitions of the topics that are meant, as far as brokers know them.
+    pub(super) fn partitions_of_topics(&self, timeout: Duration) -> Result<Vec<TopicPartition>, KafkaError> {
+        self.all_partitions(timeout).map(|found| found.partitions)
+    }
+
+    fn all_partitions(&self, timeout: Duration) -> Result<Discovered, KafkaError> {
+        let Meant { names, unmatched } = topic_names(&self.client, &self.parts.config.topics, timeout)?;
         if names.is_empty() {
             let text = unmatched_text(&unmatched);
             return Err(KafkaError { code: Code::UnknownTopicOrPartition, text });
         }
         let mut found = Discovered::default();
-        for (name, info) in names.iter().zip(self.client.describe_topics(&names, REQUEST_TIMEOUT)?) {
+        for (name, info) in names.iter().zip(self.client.describe_topics(&names, timeout)?) {
             match info {
                 Ok(info) => found.partitions.extend(
                     (0..info.partitions)

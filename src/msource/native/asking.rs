@@ -1,6 +1,6 @@
 //! What a client asks of the brokers: topics, partitions, offsets, and members of the group.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CString, c_char, c_int};
 use std::ptr;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 
 use super::borrowed::{slice, text};
 use super::code::{self, raw};
-use super::list::{NOT_ANSWERED, c_string, millis};
+use super::list::{NOT_ANSWERED, c_string, elements, millis};
 use super::{Client, KafkaError, OffsetSpec, TopicInfo};
 use crate::msource::TopicPartition;
 
@@ -229,9 +229,28 @@ impl Client {
 
     /// Whether the group has a static member of this name.
     pub fn has_instance(&self, group: &str, instance: &str, timeout: Duration) -> Result<bool, KafkaError> {
+        // SAFETY: the description is live.
+        let found = self.describe_group(group, timeout, |group| unsafe { describes(group, instance) })?;
+        Ok(found.unwrap_or(false))
+    }
+
+    /// The partitions that the group has given to its members; `None` while it is changing that.
+    pub fn assigned_in(&self, group: &str, timeout: Duration) -> Result<Option<BTreeSet<TopicPartition>>, KafkaError> {
+        // SAFETY: the description is live.
+        let found = self.describe_group(group, timeout, |group| unsafe { assigned(group) })?;
+        Ok(found.flatten())
+    }
+
+    /// Asks for the description of a group, and reads it while it is live; `None` when there is none.
+    fn describe_group<T>(
+        &self,
+        group: &str,
+        timeout: Duration,
+        read: impl FnOnce(*const rd::rd_kafka_ConsumerGroupDescription_t) -> T,
+    ) -> Result<Option<T>, KafkaError> {
         let name = c_string(group)?;
         let mut names = [name.as_ptr()];
-        let mut found = Ok(false);
+        let mut found = Ok(None);
         let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
         self.admin(
             operation,
@@ -247,7 +266,11 @@ impl Client {
                 unsafe {
                     let result = rd::rd_kafka_event_DescribeConsumerGroups_result(event);
                     let groups = rd::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
-                    found = if count == 1 { describes(*groups, instance) } else { Ok(false) };
+                    if count == 1 {
+                        let error = rd::rd_kafka_ConsumerGroupDescription_error(*groups);
+                        let error = if error.is_null() { 0 } else { code::rd_kafka_error_code(error) };
+                        found = KafkaError::check(error).map(|()| Some(read(*groups)));
+                    }
                 }
             },
         )?;
@@ -347,18 +370,41 @@ fn is_of_old_leader(error: &KafkaError) -> bool {
 
 /// # Safety
 /// `group` is a live group description.
-unsafe fn describes(group: *const rd::rd_kafka_ConsumerGroupDescription_t, instance: &str) -> Result<bool, KafkaError> {
+unsafe fn describes(group: *const rd::rd_kafka_ConsumerGroupDescription_t, instance: &str) -> bool {
     // SAFETY: by the contract above; what it returns lives as long as the description.
     unsafe {
-        let error = rd::rd_kafka_ConsumerGroupDescription_error(group);
-        if !error.is_null() {
-            KafkaError::check(code::rd_kafka_error_code(error))?;
-        }
         let members = rd::rd_kafka_ConsumerGroupDescription_member_count(group);
-        Ok((0..members).any(|index| {
+        (0..members).any(|index| {
             let member = rd::rd_kafka_ConsumerGroupDescription_member(group, index);
             text(rd::rd_kafka_MemberDescription_group_instance_id(member)) == instance
-        }))
+        })
+    }
+}
+
+/// What the members have; `None` while that is changing.
+///
+/// # Safety
+/// `group` is a live group description.
+unsafe fn assigned(group: *const rd::rd_kafka_ConsumerGroupDescription_t) -> Option<BTreeSet<TopicPartition>> {
+    // SAFETY: by the contract above; what it returns lives as long as the description.
+    unsafe {
+        let state = rd::rd_kafka_ConsumerGroupDescription_state(group);
+        if state != rd::rd_kafka_consumer_group_state_t::RD_KAFKA_CONSUMER_GROUP_STATE_STABLE {
+            return None;
+        }
+        let members = rd::rd_kafka_ConsumerGroupDescription_member_count(group);
+        let of_member = |index| {
+            let member = rd::rd_kafka_ConsumerGroupDescription_member(group, index);
+            let assignment = rd::rd_kafka_MemberDescription_assignment(member);
+            let list =
+                if assignment.is_null() { ptr::null() } else { rd::rd_kafka_MemberAssignment_partitions(assignment) };
+            elements(list.cast_mut())
+        };
+        let all = (0..members).flat_map(of_member);
+        Some(
+            all.map(|element| TopicPartition { topic: text(element.topic).into(), partition: element.partition })
+                .collect(),
+        )
     }
 }
 

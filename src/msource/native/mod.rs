@@ -231,6 +231,12 @@ impl Client {
         KafkaError::check(unsafe { rd::rd_kafka_subscribe(self.rk, list.ptr()) } as c_int)
     }
 
+    /// Leaves the group, also as a static member: the group forgets it. What was assigned is revoked first.
+    pub fn unsubscribe(&self) -> Result<(), KafkaError> {
+        // SAFETY: the client is live.
+        KafkaError::check(unsafe { rd::rd_kafka_unsubscribe(self.rk) } as c_int)
+    }
+
     /// Takes up to `most` messages, waiting up to `wait` for as many: a zero wait takes what is there. Records and
     /// partition errors both come as messages, in order within a partition. Serves callbacks, which become events.
     pub fn consume(&self, into: &mut Vec<Message>, most: usize, wait: Duration) {
