@@ -184,19 +184,15 @@ impl Transform {
 
     fn write(&self, scratch: &mut Scratch, record: &Record<'_>, out: &mut Vec<u8>) -> Result<(), Discard> {
         let value = record.value.ok_or(Discard::Filtered(Filter::Tombstone))?;
-        let json = simdutf8::basic::from_utf8(value).map_err(|_| not_utf8(value))?;
+        let mut json = simdutf8::basic::from_utf8(value).map_err(|_| not_utf8(value))?;
         let Scratch { routes, frame, noted, work, last, .. } = scratch;
         let mut envelope = Envelope::default();
-        let json = match envelope.read(json, self, frame, routes, noted) {
-            Ok(()) => json,
-            // Only here, so that no other record pays for it.
-            Err(fault) => {
-                let json = json.strip_prefix(MARK).filter(|_| self.takes_mark).ok_or_else(|| bad_json(fault))?;
-                envelope = Envelope::default();
-                envelope.read(json, self, frame, routes, noted).map_err(bad_json)?;
-                json
-            }
-        };
+        // It turns a second time only for a record with a mark, so that no other one pays for that. A second call of `read`
+        // would keep it from being inlined.
+        while let Err(fault) = envelope.read(json, self, frame, routes, noted) {
+            json = self.behind_mark(json, record).ok_or_else(|| bad_json(fault))?;
+            envelope = Envelope::default();
+        }
         Self::check(&envelope)?;
         let index = match envelope.route {
             Some(index) => index,
@@ -228,6 +224,13 @@ impl Transform {
             route.plans.extend(plan);
         }
         Ok(())
+    }
+
+    /// The JSON behind a byte order mark, unless it was read already.
+    #[cold]
+    fn behind_mark<'a>(&self, read: &'a str, record: &Record<'_>) -> Option<&'a str> {
+        let was_whole = record.value.map(<[u8]>::len) == Some(read.len());
+        read.strip_prefix(MARK).filter(|_| self.takes_mark && was_whole)
     }
 
     /// Checks what lies around `logs`.

@@ -67,10 +67,16 @@ impl Decoder {
     pub fn decode<'a>(&'a mut self, value: &'a [u8]) -> Result<&'a [u8], Reject> {
         match self.codec(value) {
             None => Ok(value),
-            Some(codec) => match self.unwrap(codec, value, usize::MAX) {
-                Ok(()) => Ok(self.unwrapped()),
-                Err(Unwrapping::Larger(reject) | Unwrapping::Bad(reject)) => Err(reject),
-            },
+            Some(codec) => self.decompress(codec, value),
+        }
+    }
+
+    /// Apart from [`Self::decode`], so that plain values do not save the registers that only this needs.
+    #[inline(never)]
+    fn decompress(&mut self, codec: Codec, value: &[u8]) -> Result<&[u8], Reject> {
+        match self.unwrap(codec, value, usize::MAX) {
+            Ok(()) => Ok(self.unwrapped()),
+            Err(Unwrapping::Larger(reject) | Unwrapping::Bad(reject)) => Err(reject),
         }
     }
 
@@ -92,13 +98,17 @@ impl Decoder {
             Codec::Lz4 => lz4::decompress(&mut input, output),
             Codec::Snappy(format) => snappy::decompress(format, &mut input, output),
         };
-        done.map_err(|fault| {
-            let rejected = reject(codec, &fault, output.limit);
-            match fault {
-                Fault::TooLarge if most < self.limit => Unwrapping::Larger(rejected),
-                Fault::TooLarge | Fault::Corrupt(_) => Unwrapping::Bad(rejected),
-            }
-        })
+        done.map_err(|fault| self.refuse(codec, &fault, most))
+    }
+
+    /// Apart from [`Self::unwrap`], whose values are good as a rule.
+    #[cold]
+    fn refuse(&self, codec: Codec, fault: &Fault, most: usize) -> Unwrapping {
+        let rejected = reject(codec, fault, self.output.limit);
+        match fault {
+            Fault::TooLarge if most < self.limit => Unwrapping::Larger(rejected),
+            Fault::TooLarge | Fault::Corrupt(_) => Unwrapping::Bad(rejected),
+        }
     }
 
     /// The bytes of the value that was decompressed last.
