@@ -15,6 +15,7 @@ use crate::limits::Shares;
 use crate::msink::name::NameTemplate;
 use crate::msource::native::Client;
 use crate::msource::properties;
+use crate::msource::rights::Resource;
 use crate::settings::Settings;
 
 /// Everything that is wrong.
@@ -48,12 +49,26 @@ pub(super) fn check(config: &Config, scope: Scope) -> Vec<Failure> {
         // librdkafka's own judgement of its properties; it starts threads, which a process that forks must not have.
         if let Err(error) = Client::new(&properties::consuming(config)) {
             wrong(format!("msource.yml: kafka.librdkafka: {error}"));
-        } else if let Err(failure) =
-            Asker::new(config, config.rpc.timeout).and_then(|asker| asker.topics(&config.kafka.topics))
-        {
-            failures.push(failure);
+        } else {
+            failures.extend(online(config));
         }
     }
+    failures
+}
+
+/// What brokers have to say: which rights are missing, then whether the topics are there.
+fn online(config: &Config) -> Vec<Failure> {
+    let mut failures = Vec::new();
+    let asked = Asker::new(config, config.rpc.timeout).and_then(|asker| {
+        let missing = asker.missing_rights(config)?;
+        failures.extend(missing.iter().map(|right| Failure::new(FailureKind::Config, right.to_string())));
+        // Topics that may not be described are not found either.
+        if missing.iter().any(|right| matches!(right.resource, Resource::Topic(_))) {
+            return Ok(());
+        }
+        asker.topics(&config.kafka.topics).map(drop)
+    });
+    failures.extend(asked.err());
     failures
 }
 

@@ -18,6 +18,7 @@ use crate::msource::consumer::{Meant, Weight, is_answer, topic_names, unmatched_
 use crate::msource::journal::{Frame, Mark, MoveCause, Position, SealedOffsets, State};
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
 use crate::msource::properties;
+use crate::msource::rights::{Missing, missing};
 
 /// How long brokers may take to say who they are, after another question was not answered.
 const BROKERS_TIMEOUT: Duration = Duration::from_millis(500);
@@ -168,6 +169,13 @@ impl Asker {
                 }));
         }
         Ok(partitions)
+    }
+
+    /// What the user of this configuration may not do that the service will.
+    pub(super) fn missing_rights(&self, config: &Config) -> Result<Vec<Missing>, Failure> {
+        let asked = topic_names(&self.client, &config.kafka.topics, self.left())
+            .and_then(|meant| missing(&self.client, &config.kafka, &meant.names, self.left()));
+        asked.map_err(|error| self.unavailable(&error))
     }
 
     /// What the group has of these partitions, in the order asked.

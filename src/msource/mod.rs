@@ -13,6 +13,7 @@ pub mod native;
 pub mod payload;
 pub mod properties;
 pub mod reread;
+pub mod rights;
 pub mod store;
 pub mod tracker;
 

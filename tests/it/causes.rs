@@ -5,8 +5,9 @@ use std::time::Duration;
 use mtga::control::State;
 use serde_json::json;
 
+use crate::harness::acl::{self, AUTHORIZER};
 use crate::harness::proxy::{self, Proxy};
-use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, tick, wait_until};
+use crate::harness::{Codec, Home, Mix, OwnBroker, Record, SOON, Topic, holds, tick, wait_until};
 
 /// Whether a text names a cause, in whatever case and with blanks or underscores.
 fn names(text: &str, cause: &str) -> bool {
@@ -89,4 +90,49 @@ fn the_answer_of_the_group_that_is_waited_for_is_named_with_the_time_it_takes() 
     assert!(table.contains("(for "), "{table}");
     proxy.delay_answers(proxy::JOIN_GROUP, Duration::ZERO);
     service.kill();
+}
+
+#[test]
+fn a_right_that_is_missing_is_named_by_check_and_by_the_service_until_it_is_granted() {
+    let broker = OwnBroker::new(AUTHORIZER);
+    let address = broker.address();
+    let topic = Topic::on(address, "rights", 1, &[]);
+    let mut home = Home::new(&topic);
+    home.set("kafka.assignment", "group").set("rpc.timeout", "20s");
+    let group = format!("g_{}", topic.name);
+    let (of_group, of_topic) = (format!("grant READ on Group {group}"), format!("grant READ on Topic {}", topic.name));
+    let checked = |code, named: &str, unnamed: &str| {
+        let done = home.mtga(["check"]).code(code);
+        assert!(done.stderr.contains(named) && !done.stderr.contains(unnamed), "{done:?}");
+    };
+    assert_eq!(home.mtga(["check"]).success(), "ok");
+
+    acl::restrict(address, acl::GROUP, &group);
+    checked(78, &of_group, &of_topic);
+    acl::grant(address, acl::GROUP, &group, acl::DESCRIBE);
+    checked(78, &of_group, &of_topic);
+    let service = home.foreground();
+    waits_because(&home, &of_group);
+    acl::grant(address, acl::GROUP, &group, acl::READ);
+    home.wait_for(State::Consuming);
+    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 10);
+    home.wait_done(&produced);
+
+    acl::restrict(address, acl::TOPIC, &topic.name);
+    checked(78, &of_topic, &of_group);
+    acl::grant(address, acl::TOPIC, &topic.name, acl::DESCRIBE);
+    checked(78, &of_topic, &of_group);
+    waits_because(&home, &of_topic);
+    // That brokers answer what needs no such right does not end it; they are asked once a second.
+    for _ in 0..2 {
+        waits_because(&home, &of_topic);
+    }
+    acl::grant(address, acl::TOPIC, &topic.name, acl::WRITE);
+    produced.extend(topic.fill(Codec::None, Mix::Clean, 10, 10));
+    waits_because(&home, &of_topic);
+    acl::grant(address, acl::TOPIC, &topic.name, acl::READ);
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    assert_eq!(home.mtga(["check"]).success(), "ok");
+    service.terminate();
 }

@@ -51,6 +51,7 @@ impl Consumer {
     /// The group has refused a request. When that says that it knows this member no more, an assignment that waits is
     /// answered: librdkafka finds the same out then, revokes it, and joins again.
     pub(super) fn note_refusal(&mut self, error: &KafkaError) {
+        self.note_right(error.code);
         if self.unanswered.is_waiting() && !is_member(error) {
             tracing::warn!(%error, "the group knows this member no more: joining again");
             self.answer_without();

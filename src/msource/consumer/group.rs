@@ -247,6 +247,7 @@ impl Consumer {
         if self.failed.is_some() {
             return;
         }
+        self.note_right(error.code);
         let ours = self.partitions();
         self.release(&ours);
         self.pending.clear();

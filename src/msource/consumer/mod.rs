@@ -8,7 +8,8 @@
 //! A record goes through `take`, into the open block of its `slot`, while there is `room`. `starts` finds out where a partition
 //! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more;
 //! `refusal` and `topic_ids` decide what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals`
-//! speak with the group, `answer` sees to it that the group is answered in time, `static_member` looks at what one is given back, and the `watchdog` looks at all of it.
+//! speak with the group, `rights` asks for those that are missing, `answer` sees to it that the group is answered in time,
+//! `static_member` looks at what one is given back, and the `watchdog` looks at all of it.
 //!
 //! **No wait without end.** Whoever needs an answer of the delivery waits for it some seconds at most, and looks again in a
 //! later pass: meanwhile the group is served.
@@ -29,6 +30,7 @@ mod group;
 mod held;
 mod parts;
 mod refusal;
+mod rights;
 mod room;
 mod seals;
 mod slot;
@@ -207,6 +209,7 @@ pub struct Consumer {
     no_room_since: Option<Instant>,
     /// Why there are no records: shown until some come.
     trouble: Trouble,
+    rights: rights::Rights,
     probe_at: Instant,
     version: u64,
     /// When commits may be sent again, after one was refused.
@@ -280,6 +283,7 @@ impl Consumer {
             paused: false,
             no_room_since: None,
             trouble: Trouble::default(),
+            rights: rights::Rights::default(),
             probe_at: now,
             version: 0,
             commit_at: now,
@@ -326,6 +330,7 @@ impl Consumer {
             self.tell_moves()?;
             self.read_again();
             self.commit_durable();
+            self.look_at_rights();
             self.show();
             if self.has_room() {
                 self.watch()?;
@@ -381,8 +386,9 @@ impl Consumer {
 
     fn trouble(&mut self, message: &Message) {
         let Some(error) = message.error() else { return };
-        // The client is asked for what is fatal.
-        if matches!(error.code, Code::PartitionEOF | Code::Fatal) {
+        // The client is asked for what is fatal. And records come without the group where nobody is a member of it.
+        let no_group = error.code == Code::GroupAuthorizationFailed && self.parts.config.assignment == Assignment::All;
+        if matches!(error.code, Code::PartitionEOF | Code::Fatal) || no_group {
             return;
         }
         let topic = message.topic();
@@ -404,6 +410,7 @@ impl Consumer {
     /// The same of an error with this code, which may only follow from another one.
     fn in_trouble_by(&mut self, code: Code, text: String) {
         let now = Instant::now();
+        self.note_right(code);
         // Such an answer comes again and again, while the broker answers everything else.
         let until_records = code == Code::BadMessage;
         let weight = Weight::of(code, &text);
@@ -430,7 +437,7 @@ impl Consumer {
         if self.pending.is_empty() {
             self.held.clear_partitions();
         }
-        let held = self.held.reason().map(str::to_owned);
+        let (held, denied) = (self.held.reason().map(str::to_owned), self.rights.reason());
         let slots = &self.slots;
         self.blocked
             .retain(|partition, offset| slots.iter().any(|slot| slot.partition == *partition && slot.next == offset));
@@ -442,10 +449,12 @@ impl Consumer {
             desk.show(control::State::Paused, Some("the failure queue is full: retry or clear it".into()));
         } else if let Some(reason) = self.blocked.reason() {
             desk.show(control::State::Paused, Some(reason.to_owned()));
+        } else if denied.is_some() && slots.iter().all(|slot| self.rights.denies(&slot.partition.topic)) {
+            desk.show(control::State::Waiting, denied);
         } else if let Some(trouble) = self.trouble.reason() {
             desk.show(control::State::Waiting, Some(trouble.to_owned()));
         } else if !self.slots.is_empty() {
-            desk.show(control::State::Consuming, held);
+            desk.show(control::State::Consuming, denied.or(held));
         } else if held.is_some() {
             desk.show(control::State::Waiting, held);
         } else if let Some(step) = self.client.group_step() {

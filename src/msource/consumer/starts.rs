@@ -90,6 +90,9 @@ impl Consumer {
                 return;
             }
         };
+        for (_, error) in &unknown {
+            self.note_right(error.code);
+        }
         self.held.note_topics(&unknown);
         if !unknown.is_empty() {
             let pause = if partitions.is_empty() { RETRY } else { RETRY * 5 };

@@ -24,8 +24,27 @@ enum MetadataOf {
     Everything = 1,
 }
 
+/// What is asked for beside an operation's own question.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Beside {
+    Nothing,
+    /// Offsets as a reader of committed transactions has them.
+    CommittedOnly,
+    /// What whoever asks may do.
+    Rights,
+}
+
+impl Beside {
+    fn committed_only(committed_only: bool) -> Self {
+        if committed_only { Self::CommittedOnly } else { Self::Nothing }
+    }
+}
+
 /// What a broker answers in place of an offset when no record is as late as a time.
 const NO_RECORD: i64 = -1;
+
+/// Pause before a coordinator that is not ready is asked again.
+const COORDINATOR_PAUSE: Duration = Duration::from_millis(100);
 
 /// What librdkafka puts in place of an offset, with no error, for a partition whose leader did not answer.
 const NO_ANSWER: i64 = rd::RD_KAFKA_OFFSET_INVALID as i64;
@@ -125,7 +144,7 @@ impl Client {
         let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
         self.admin(
             operation,
-            committed_only,
+            Beside::committed_only(committed_only),
             timeout,
             |options, queue| {
                 // SAFETY: all are live; the list is copied.
@@ -179,15 +198,33 @@ impl Client {
             })?;
             return Ok(topics.iter().map(|topic| all.remove(topic).unwrap_or_else(unknown)).collect());
         }
+        let mut found = BTreeMap::new();
+        self.each_description(topics, Beside::Nothing, timeout, |description| {
+            // SAFETY: it is live.
+            let (name, info) = unsafe { describe(description) };
+            found.insert(name, info);
+        })?;
+        // A topic that is not there has an error of its own in the answer.
+        let missing = || Err(KafkaError::of(NOT_ANSWERED));
+        Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(missing)).collect())
+    }
+
+    /// Has the controller describe topics; each description is live while it is read.
+    pub(super) fn each_description(
+        &self,
+        topics: &[String],
+        beside: Beside,
+        timeout: Duration,
+        mut read: impl FnMut(*const rd::rd_kafka_TopicDescription_t),
+    ) -> Result<(), KafkaError> {
         let names: Vec<CString> = topics.iter().map(|topic| c_string(topic)).collect::<Result<_, _>>()?;
         let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
         // SAFETY: the names are copied into the collection, which is destroyed below.
         let collection = unsafe { rd::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len()) };
-        let mut found = BTreeMap::new();
         let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS;
         let result = self.admin(
             operation,
-            false,
+            beside,
             timeout,
             |options, queue| {
                 // SAFETY: all are live.
@@ -199,19 +236,13 @@ impl Client {
                 unsafe {
                     let result = rd::rd_kafka_event_DescribeTopics_result(event);
                     let descriptions = rd::rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-                    for index in 0..count {
-                        let (name, info) = describe(*descriptions.add(index));
-                        found.insert(name, info);
-                    }
+                    (0..count).for_each(|index| read(*descriptions.add(index)));
                 }
             },
         );
         // SAFETY: ours, and used by nobody any more.
         unsafe { rd::rd_kafka_TopicCollection_destroy(collection) };
-        result?;
-        // A topic that is not there has an error of its own in the answer.
-        let missing = || Err(KafkaError::of(NOT_ANSWERED));
-        Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or_else(missing)).collect())
+        result
     }
 
     /// Whether this is librdkafka's own cluster for tests and demonstrations.
@@ -230,23 +261,54 @@ impl Client {
     /// Whether the group has a static member of this name.
     pub fn has_instance(&self, group: &str, instance: &str, timeout: Duration) -> Result<bool, KafkaError> {
         // SAFETY: the description is live.
-        let found = self.describe_group(group, timeout, |group| unsafe { describes(group, instance) })?;
+        let found = self.of_group(group, Beside::Nothing, timeout, |group| unsafe { describes(group, instance) })?;
         Ok(found.unwrap_or(false))
     }
 
     /// The partitions that the group has given to its members; `None` while it is changing that.
     pub fn assigned_in(&self, group: &str, timeout: Duration) -> Result<Option<BTreeSet<TopicPartition>>, KafkaError> {
         // SAFETY: the description is live.
-        let found = self.describe_group(group, timeout, |group| unsafe { assigned(group) })?;
+        let found = self.of_group(group, Beside::Nothing, timeout, |group| unsafe { assigned(group) })?;
         Ok(found.flatten())
     }
 
-    /// Asks for the description of a group, and reads it while it is live; `None` when there is none.
-    fn describe_group<T>(
+    /// How many members the group has at its coordinator, with those that are gone and whose session lasts.
+    pub fn members(&self, group: &str, timeout: Duration) -> Result<usize, KafkaError> {
+        self.of_group(group, Beside::Nothing, timeout, |description| {
+            // SAFETY: it is live.
+            unsafe { rd::rd_kafka_ConsumerGroupDescription_member_count(description) }
+        })
+        .map(Option::unwrap_or_default)
+    }
+
+    /// Has the coordinator describe a group; the description is live while it is read. `None` where there is no such group. A
+    /// coordinator that is not ready yet is asked again.
+    pub(super) fn of_group<T>(
         &self,
         group: &str,
+        beside: Beside,
         timeout: Duration,
-        read: impl FnOnce(*const rd::rd_kafka_ConsumerGroupDescription_t) -> T,
+        read: impl Fn(*const rd::rd_kafka_ConsumerGroupDescription_t) -> T,
+    ) -> Result<Option<T>, KafkaError> {
+        let begun = Instant::now();
+        loop {
+            let left = timeout.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
+            match self.of_group_once(group, beside, left, &read) {
+                Err(error) if is_of_new_coordinator(&error) && begun.elapsed() + COORDINATOR_PAUSE < timeout => {
+                    std::thread::park_timeout(COORDINATOR_PAUSE);
+                }
+                Err(error) if error.code == Code::GroupIdNotFound => return Ok(None),
+                found => return found,
+            }
+        }
+    }
+
+    fn of_group_once<T>(
+        &self,
+        group: &str,
+        beside: Beside,
+        timeout: Duration,
+        read: impl Fn(*const rd::rd_kafka_ConsumerGroupDescription_t) -> T,
     ) -> Result<Option<T>, KafkaError> {
         let name = c_string(group)?;
         let mut names = [name.as_ptr()];
@@ -254,7 +316,7 @@ impl Client {
         let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
         self.admin(
             operation,
-            false,
+            beside,
             timeout,
             |options, queue| {
                 // SAFETY: all are live; the name is copied.
@@ -268,8 +330,8 @@ impl Client {
                     let groups = rd::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
                     if count == 1 {
                         let error = rd::rd_kafka_ConsumerGroupDescription_error(*groups);
-                        let error = if error.is_null() { 0 } else { code::rd_kafka_error_code(error) };
-                        found = KafkaError::check(error).map(|()| Some(read(*groups)));
+                        let code = if error.is_null() { 0 } else { code::rd_kafka_error_code(error) };
+                        found = KafkaError::check(code).map(|()| Some(read(*groups)));
                     }
                 }
             },
@@ -326,7 +388,7 @@ impl Client {
     fn admin(
         &self,
         operation: rd::rd_kafka_admin_op_t,
-        committed_only: bool,
+        beside: Beside,
         timeout: Duration,
         send: impl FnOnce(*mut rd::rd_kafka_AdminOptions_t, *mut rd::rd_kafka_queue_t),
         read: impl FnOnce(*mut rd::rd_kafka_event_t),
@@ -337,10 +399,15 @@ impl Client {
             let options = rd::rd_kafka_AdminOptions_new(self.rk, operation);
             let (buffer, size) = (message.as_mut_ptr(), message.len());
             rd::rd_kafka_AdminOptions_set_request_timeout(options, millis(timeout), buffer, size);
-            if committed_only {
-                let level = rd::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED;
-                let _ = KafkaError::check_object(rd::rd_kafka_AdminOptions_set_isolation_level(options, level));
-            }
+            let error = match beside {
+                Beside::Nothing => ptr::null_mut(),
+                Beside::CommittedOnly => {
+                    let level = rd::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED;
+                    rd::rd_kafka_AdminOptions_set_isolation_level(options, level)
+                }
+                Beside::Rights => rd::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1),
+            };
+            let _ = KafkaError::check_object(error);
             let queue = rd::rd_kafka_queue_new(self.rk);
             send(options, queue);
             let patience = timeout.saturating_add(Duration::from_millis(500));
@@ -406,6 +473,11 @@ unsafe fn assigned(group: *const rd::rd_kafka_ConsumerGroupDescription_t) -> Opt
                 .collect(),
         )
     }
+}
+
+/// Whether this is the answer of a broker that is no coordinator any more, or not yet.
+fn is_of_new_coordinator(error: &KafkaError) -> bool {
+    matches!(error.code, Code::CoordinatorLoadInProgress | Code::CoordinatorNotAvailable | Code::NotCoordinator)
 }
 
 /// # Safety

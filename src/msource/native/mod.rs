@@ -16,10 +16,12 @@ mod close;
 mod code;
 mod list;
 mod message;
+mod rights;
 mod step;
 
 pub use close::Remains;
 pub use message::{CutOff, Message};
+pub use rights::Reading;
 pub use step::GroupStep;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};

@@ -1,5 +1,6 @@
 //! What the integration tests stand on: broker, topics, records, homes, and the expectation.
 
+pub(crate) mod acl;
 pub(crate) mod broker;
 pub(crate) mod disk;
 pub(crate) mod events;
