@@ -5,7 +5,7 @@ use std::path::Path;
 use nix::unistd::{AccessFlags, access};
 
 use super::adopt::other::refuse_adopted;
-use super::offsets::Asker;
+use super::asker::Asker;
 use super::pipeline::instance;
 use super::places::Places;
 use crate::cli::Scope;

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Receiver;
 use indicatif::HumanCount;
 
+use super::asker::Asker;
 use super::broken::{chain, failed};
-use super::offsets::Asker;
 use super::pipeline::{Pipeline, engine};
 use super::places::Opening;
 use super::ready::Feed;

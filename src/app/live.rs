@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::asker::Asker;
 use super::export::Exports;
 use super::home::keep;
-use super::offsets::Asker;
 use super::pipeline::{Pipeline, engine};
 use super::places::Places;
 use crate::cli::Place;

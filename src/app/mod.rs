@@ -28,6 +28,7 @@ use crate::terminal;
 use crate::transform::{Record, Scratch};
 
 mod adopt;
+mod asker;
 mod broken;
 mod check;
 mod demo;
@@ -45,11 +46,11 @@ mod retry;
 mod supervise;
 mod verify;
 
+use asker::Asker;
 use broken::failed;
 use export::Exports;
 use home::View;
 use live::Live;
-use offsets::Asker;
 use pipeline::{Pipeline, engine};
 use places::Opening;
 use ready::Feed;
@@ -118,10 +119,11 @@ impl Backend for App {
         lock: HomeLock,
         what: &Selection,
         to: OffsetTarget,
+        progress: &dyn Fn(&str),
     ) -> Result<Moved, Failure> {
         home::become_owner(config)?;
         let stopped = Stopped { config: config.clone(), lock: Some(lock) };
-        stopped.with_pipeline(|pipeline| offsets::set(config, pipeline, what, to))
+        stopped.with_pipeline(|pipeline| offsets::set(config, pipeline, what, to, progress))
     }
 
     fn adopt(

@@ -354,8 +354,14 @@ pub trait Backend {
     /// The store of a stopped service, to be changed; the lock of the home is held until then.
     fn stopped(&self, config: &Config, lock: HomeLock) -> Result<Box<dyn Service>, Failure>;
     /// Moves positions, locally and in the group.
-    fn set_offset(&self, config: &Config, lock: HomeLock, what: &Selection, to: OffsetTarget)
-    -> Result<Moved, Failure>;
+    fn set_offset(
+        &self,
+        config: &Config,
+        lock: HomeLock,
+        what: &Selection,
+        to: OffsetTarget,
+        progress: &dyn Fn(&str),
+    ) -> Result<Moved, Failure>;
     /// Finishes and takes over the home of an instance whose host is gone: `dir`, absolute. The lock is that of our own home.
     fn adopt(
         &self,

@@ -107,7 +107,7 @@ impl Context<'_> {
     pub(super) fn set_offset(&mut self, what: &Selection, to: OffsetTarget) -> Result<Exit, Failure> {
         // Keeps a service from starting meanwhile, and refuses when one runs.
         let (config, lock) = self.lock_stopped()?;
-        let moved = self.backend.set_offset(&config, lock, what, to)?;
+        let moved = self.backend.set_offset(&config, lock, what, to, &show_progress)?;
         let Moved { before, after } = &moved;
         self.print(&moved, || format!("before\n{}after\n{}", table::offsets(before), table::offsets(after)))?;
         Ok(Exit::Done)

@@ -84,7 +84,14 @@ impl Backend for FakePipeline {
     fn stopped(&self, config: &Config, _: HomeLock) -> Result<Box<dyn Service>, Failure> {
         self.local(config)
     }
-    fn set_offset(&self, _: &Config, _: HomeLock, _: &Selection, to: OffsetTarget) -> Result<Moved, Failure> {
+    fn set_offset(
+        &self,
+        _: &Config,
+        _: HomeLock,
+        _: &Selection,
+        to: OffsetTarget,
+        _: &dyn Fn(&str),
+    ) -> Result<Moved, Failure> {
         let before = testing::offsets();
         let mut after = before.clone();
         if let OffsetTarget::Offset(offset) = to {

@@ -49,6 +49,9 @@ mod identity;
 /// Faults of Kafka: brokers, connections, logs, and the watchdog.
 #[cfg(test)]
 mod kafka;
+/// Commits that reach the group after whoever sent them has died, beside commands that decide by what the group has.
+#[cfg(test)]
+mod late_commits;
 /// Groups whose members are killed, frozen and cut off at random, on slow disks.
 #[cfg(test)]
 mod loops;

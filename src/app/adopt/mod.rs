@@ -28,9 +28,10 @@ use std::sync::Arc;
 use crossbeam_channel::bounded;
 
 use self::other::Other;
+use super::asker::Asker;
 use super::broken::failed;
 use super::home::{self, View};
-use super::offsets::{self, Asker};
+use super::offsets::{self, Whose};
 use super::pipeline::{Pipeline, engine};
 use super::places::Opening;
 use super::ready::Feed;
@@ -107,7 +108,7 @@ fn take_over(
     if config.kafka.assignment == Assignment::Group {
         // An entry of ours that may be taken back is not to be all that is left of a record that they have had since.
         let state = ours.gauges.durable().state.clone();
-        settle_in_group(ours, &Asker::new(config, config.rpc.timeout)?, &state, progress)?;
+        settle_in_group((config, Whose::Ours), ours, &Asker::new(config, config.rpc.timeout)?, &state, progress)?;
     }
     let (entries, known_entries) = entries::take(ours, theirs, progress)?;
     let positions = match other.config.kafka.assignment {
@@ -130,7 +131,7 @@ fn take_over(
 fn settle(config: &Config, theirs: &Pipeline, asker: &Asker, progress: &dyn Fn(&str)) -> Result<State, Failure> {
     let state = theirs.gauges.durable().state.clone();
     match config.kafka.assignment {
-        Assignment::Group => settle_in_group(theirs, asker, &state, progress)?,
+        Assignment::Group => settle_in_group((config, Whose::Gone), theirs, asker, &state, progress)?,
         Assignment::All => settle_alone(config, theirs, &state, progress)?,
     }
     finish(theirs, Finish::Files, progress)?;
@@ -152,14 +153,28 @@ fn settle(config: &Config, theirs: &Pipeline, asker: &Asker, progress: &dyn Fn(&
 }
 
 /// Where the group is the commit point. Its assignment of these partitions is over: what was not prepared goes.
-fn settle_in_group(theirs: &Pipeline, asker: &Asker, state: &State, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+fn settle_in_group(
+    (config, whose): (&Config, Whose),
+    pipeline: &Pipeline,
+    asker: &Asker,
+    state: &State,
+    progress: &dyn Fn(&str),
+) -> Result<(), Failure> {
     let is_hidden = |partition: &&TopicPartition| {
         state.partitions[*partition].growth.is_some() || state.prepared(partition).next().is_some()
     };
     let partitions: Vec<_> = state.partitions.keys().filter(is_hidden).cloned().collect();
-    let group = asker.group_offsets(&partitions)?;
-    for (partition, group) in partitions.iter().zip(group) {
-        offsets::settle(theirs, state, partition, group.as_ref(), &|answered| theirs.wait(answered, progress))?;
+    let mut group = asker.group_offsets(&partitions)?;
+    let is_open =
+        |(partition, group): (&TopicPartition, &Option<_>)| offsets::is_open(state, partition, group.as_ref());
+    if partitions.iter().zip(&group).any(is_open) {
+        tracing::info!("waiting until no commit of an instance that died can reach the group any more");
+        asker.outlast_members(config, progress)?;
+        group = asker.group_offsets(&partitions)?;
+    }
+    for (partition, group) in partitions.iter().zip(&group) {
+        let wait = |answered: &_| pipeline.wait(answered, progress);
+        offsets::settle(pipeline, state, (partition, group.as_ref()), whose, &wait)?;
     }
     Ok(())
 }

@@ -1,12 +1,12 @@
 //! Where another home stood becomes known to whoever goes on: to the group that it was in, or to our own home.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::bounded;
 
+use super::super::asker::{Asker, PACE, session};
 use super::super::broken::failed;
-use super::super::offsets::{Asker, session};
 use super::super::pipeline::Pipeline;
 use crate::cli::{AdoptedPosition, PositionOutcome};
 use crate::config::{Assignment, Config, Visibility};
@@ -17,9 +17,6 @@ use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
 use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position, State};
 use crate::msource::native::{Commit, GroupOffset};
-
-/// Interval between two attempts.
-const PACE: Duration = Duration::from_millis(500);
 
 fn row(partition: &TopicPartition, here: &PartitionState, outcome: PositionOutcome) -> AdoptedPosition {
     let TopicPartition { topic, partition } = partition;

@@ -189,6 +189,12 @@ fn may_ask(
     is_ours && here.is_some_and(|here| may_grow(here, &range.growth, group))
 }
 
+/// Whether the home that prepared a range is the one that this home was copied from: it has the same range, and may have
+/// published it.
+pub fn is_copied(state: &State, prepared: &Mark) -> bool {
+    prepared.incarnation != state.incarnation && !state.former.contains(&prepared.incarnation)
+}
+
 /// What becomes of what a partition has hidden.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Hidden {
@@ -214,12 +220,7 @@ pub fn settle(
     if let Some((mark, offsets)) = state.prepared(partition).next() {
         return match judge(&mark, offsets, here.mark.as_ref(), group, held) {
             Verdict::Open => Hidden::Stays,
-            // This home is a copy: the one that it was copied from has the same range, and may have published it.
-            Verdict::Committed
-                if mark.incarnation != state.incarnation && !state.former.contains(&mark.incarnation) =>
-            {
-                Hidden::Decided(mark.number, Verdict::Undecided)
-            }
+            Verdict::Committed if is_copied(state, &mark) => Hidden::Decided(mark.number, Verdict::Undecided),
             Verdict::Refused if held == Held::ByUs && may_ask(state, &mark, offsets, group, visibility) => {
                 Hidden::Again(mark.number, offsets.to.clone())
             }

@@ -22,6 +22,8 @@ pub(crate) const METADATA: i16 = 3;
 pub(crate) const JOIN_GROUP: i16 = 11;
 /// See [`FETCH`].
 pub(crate) const OFFSET_COMMIT: i16 = 8;
+/// Number of the request `DescribeGroups`.
+pub(crate) const DESCRIBE_GROUPS: i16 = 15;
 
 /// A loopback address, as long as ours, that no proxy and no broker has.
 pub(crate) const NOWHERE: &str = "127.9.9.9";
@@ -65,6 +67,8 @@ struct Faults {
     drop: HashMap<i16, (u64, Loss)>,
     /// Topic and partitions of which answers to [`LIST_OFFSETS`] say that they have no leader.
     leaderless: Option<(String, Vec<i32>)>,
+    /// Requests that do not reach the broker for now, although who sent them may be gone.
+    held: Option<i16>,
     /// How long answers to a request are held back.
     delay: HashMap<i16, Duration>,
     /// How many more answers to a request arrive with a byte changed.
@@ -100,11 +104,23 @@ struct Shared {
     answered: Mutex<HashMap<i16, usize>>,
     dropped: AtomicUsize,
     flipped: AtomicUsize,
+    /// How many requests were held back.
+    held: AtomicUsize,
 }
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Faults> {
         self.faults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits while this request is held back.
+    fn hold(&self, key: i16) {
+        let faults = self.lock();
+        if faults.held == Some(key) {
+            self.held.fetch_add(1, Ordering::AcqRel);
+        }
+        let is_held = |faults: &mut Faults| faults.held == Some(key);
+        drop(self.changed.wait_while(faults, is_held).unwrap_or_else(PoisonError::into_inner));
     }
 
     /// Waits while the network is stalled.
@@ -152,6 +168,7 @@ impl Proxy {
                 network: Network::Sound,
                 drop: HashMap::new(),
                 leaderless: None,
+                held: None,
                 delay: HashMap::new(),
                 flip: HashMap::new(),
                 refuse: 0,
@@ -162,6 +179,7 @@ impl Proxy {
             answered: Mutex::default(),
             dropped: AtomicUsize::new(0),
             flipped: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
         });
         let theirs = Arc::clone(&shared);
         thread::spawn(move || {
@@ -225,6 +243,23 @@ impl Proxy {
     /// How many answers were lost so far.
     pub(crate) fn dropped(&self) -> usize {
         self.shared.dropped.load(Ordering::Acquire)
+    }
+
+    /// Holds requests of this kind back, and what comes behind them, until [`Proxy::let_pass`]: they reach the broker then, also
+    /// when who sent them is gone.
+    pub(crate) fn hold_requests(&self, api_key: i16) {
+        self.shared.lock().held = Some(api_key);
+    }
+
+    /// How many requests were held back.
+    pub(crate) fn held(&self) -> usize {
+        self.shared.held.load(Ordering::Acquire)
+    }
+
+    /// Lets go what is held back.
+    pub(crate) fn let_pass(&self) {
+        self.shared.lock().held = None;
+        self.shared.changed.notify_all();
     }
 
     /// Holds every answer to a request back for so long.
@@ -299,6 +334,7 @@ fn connect(shared: &Arc<Shared>, client: TcpStream) -> io::Result<()> {
             let version = i16::from_be_bytes([frame[2], frame[3]]);
             let id = [frame[4], frame[5], frame[6], frame[7]];
             requested.lock().unwrap_or_else(PoisonError::into_inner).insert(id, (key, version));
+            requests.hold(key);
             Fate::Arrives
         });
         drop(carried.and_then(|()| to_broker.shutdown(Shutdown::Both)));

@@ -1,0 +1,363 @@
+//! What commands ask the brokers: watermarks, positions, rights, and who is in the group.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use crate::config::{Assignment, Config, Start};
+use crate::control::{Failure, FailureKind, PartitionOffsets};
+use crate::msource::TopicPartition;
+use crate::msource::assignment::{Decision, Known, begun_with, decide};
+use crate::msource::consumer::{Meant, Weight, topic_names, unmatched_text};
+use crate::msource::journal::State;
+use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
+use crate::msource::properties;
+use crate::msource::rights::{Missing, missing};
+
+/// How long brokers may take to say who they are, after another question was not answered.
+const BROKERS_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How much later than its session a coordinator may notice that a member is gone.
+const SESSION_MARGIN: Duration = Duration::from_secs(2);
+
+/// Interval between two attempts.
+pub(super) const PACE: Duration = Duration::from_millis(500);
+
+/// Asks the brokers on behalf of commands.
+pub(super) struct Asker {
+    client: Client,
+    /// Bound on one question.
+    timeout: Duration,
+    /// Bound on all of them together.
+    deadline: Option<Instant>,
+    committed_only: bool,
+}
+
+/// A partition with everything that decides where it stands. What is `None` is not known.
+pub(super) struct Standing {
+    pub(super) partition: TopicPartition,
+    pub(super) topic_id: String,
+    pub(super) low: Option<i64>,
+    pub(super) high: Option<i64>,
+    pub(super) current: Option<i64>,
+    /// Why something is not known.
+    pub(super) unknown: Option<KafkaError>,
+    /// What the group has.
+    pub(super) group: Option<GroupOffset>,
+}
+
+impl Standing {
+    pub(super) fn row(&self) -> PartitionOffsets {
+        PartitionOffsets {
+            topic: self.partition.topic.to_string(),
+            partition: self.partition.partition,
+            low: self.low,
+            high: self.high,
+            current: self.current,
+            lag: self.high.zip(self.current).map(|(high, current)| (high - current).max(0)),
+        }
+    }
+}
+
+/// What the leader of a partition says of its log.
+struct Watermarks {
+    low: Result<i64, KafkaError>,
+    high: Result<i64, KafkaError>,
+}
+
+impl Watermarks {
+    fn error(&self) -> Option<KafkaError> {
+        self.low.as_ref().err().or(self.high.as_ref().err()).cloned()
+    }
+}
+
+/// Which partitions of the configured topics are meant.
+#[derive(Clone, Copy)]
+pub(super) enum Which<'a> {
+    All,
+    These(&'a BTreeSet<TopicPartition>),
+}
+
+impl Asker {
+    /// A client of its own. It connects when it is first asked; each question is bounded by `timeout`.
+    pub(super) fn new(config: &Config, timeout: Duration) -> Result<Self, Failure> {
+        let client = Client::new(&properties::asking(&config.kafka))
+            .map_err(|error| Failure::new(FailureKind::Config, format!("cannot make a Kafka client: {error}")))?;
+        Ok(Self { client, timeout, deadline: None, committed_only: properties::committed_only(&config.kafka) })
+    }
+
+    /// That a question was not answered, and why: a request only times out where a handshake failed or an address is dead.
+    fn unavailable(&self, error: &KafkaError) -> Failure {
+        let mut message = format!("Kafka does not answer: {error}");
+        if Weight::of(error.code, &error.text) < Weight::Cause {
+            let errors = self.client.connection_errors();
+            let best = errors.iter().map(|error| Weight::of(error.code, &error.text)).max();
+            if let Some(cause) = errors.iter().rfind(|error| Some(Weight::of(error.code, &error.text)) == best)
+                && best > Some(Weight::Consequence)
+            {
+                message = format!("{message}: {cause}");
+            }
+            let brokers = self.client.brokers(BROKERS_TIMEOUT).unwrap_or_default();
+            if !brokers.is_empty() {
+                message = format!(
+                    "{message}; the cluster's brokers say that they are {}: each must be reachable from here",
+                    brokers.join(", ")
+                );
+            }
+        }
+        Failure::new(FailureKind::Unavailable, message)
+    }
+
+    /// The same client for the questions of one command, which end within this time together.
+    pub(super) fn within(mut self, time: Duration) -> Self {
+        (self.timeout, self.deadline) = (time, Some(Instant::now() + time));
+        self
+    }
+
+    /// The rows of these partitions, unless nothing is known of any.
+    fn rows(&self, mut standings: Vec<Standing>) -> Result<Vec<PartitionOffsets>, Failure> {
+        let is_unknown = |standing: &Standing| standing.low.is_none() && standing.high.is_none();
+        if let Some(Standing { unknown: Some(error), .. }) = standings.first()
+            && standings.iter().all(is_unknown)
+        {
+            return Err(self.unavailable(error));
+        }
+        for Standing { partition, unknown, .. } in &standings {
+            if let Some(error) = unknown {
+                tracing::debug!(%partition, %error, "the watermarks are not known");
+            }
+        }
+        standings.sort_by(|a, b| a.partition.cmp(&b.partition));
+        Ok(standings.iter().map(Standing::row).collect())
+    }
+
+    /// How long the next question may take.
+    fn left(&self) -> Duration {
+        let left = |deadline: Instant| deadline.saturating_duration_since(Instant::now());
+        // librdkafka takes no time at all for its own bound.
+        self.deadline.map_or(self.timeout, left).min(self.timeout).max(Duration::from_millis(1))
+    }
+
+    /// The watermarks, in the order asked.
+    fn watermarks(&self, partitions: &[TopicPartition]) -> Vec<Watermarks> {
+        let ask = |spec, committed_only| {
+            let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), spec)).collect();
+            let answers = self.client.list_offsets(&queries, committed_only, self.left());
+            answers.unwrap_or_else(|error| vec![Err(error); queries.len()])
+        };
+        let low = ask(OffsetSpec::Earliest, false);
+        let high = ask(OffsetSpec::Latest, self.committed_only);
+        low.into_iter().zip(high).map(|(low, high)| Watermarks { low, high }).collect()
+    }
+
+    /// The configured topics with their ids and partitions; a missing one is a failure.
+    pub(super) fn topics(&self, topics: &[String]) -> Result<Vec<(TopicPartition, String)>, Failure> {
+        let Meant { names, unmatched } =
+            topic_names(&self.client, topics, self.left()).map_err(|error| self.unavailable(&error))?;
+        if !unmatched.is_empty() {
+            return Err(unavailable_text(unmatched_text(&unmatched)));
+        }
+        let infos = self.client.describe_topics(&names, self.left()).map_err(|error| self.unavailable(&error))?;
+        let mut partitions = Vec::new();
+        for (name, info) in names.iter().zip(infos) {
+            let info = info.map_err(|error| {
+                Failure::new(FailureKind::Unavailable, format!("the brokers do not have topic {name}: {error}"))
+            })?;
+            partitions
+                .extend((0..info.partitions).map(|partition| {
+                    (TopicPartition { topic: info.name.as_str().into(), partition }, info.id.clone())
+                }));
+        }
+        Ok(partitions)
+    }
+
+    /// What the user of this configuration may not do that the service will.
+    pub(super) fn missing_rights(&self, config: &Config) -> Result<Vec<Missing>, Failure> {
+        let asked = topic_names(&self.client, &config.kafka.topics, self.left())
+            .and_then(|meant| missing(&self.client, &config.kafka, &meant.names, self.left()));
+        asked.map_err(|error| self.unavailable(&error))
+    }
+
+    /// What the group has of these partitions, in the order asked.
+    pub(super) fn group_offsets(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<GroupOffset>>, Failure> {
+        if partitions.is_empty() {
+            return Ok(Vec::new());
+        }
+        let answers = self.client.committed(partitions, self.left());
+        answers.and_then(|answers| answers.into_iter().collect()).map_err(|error| self.unavailable(&error))
+    }
+
+    /// The ids of those of these topics that are there.
+    pub(super) fn topic_ids(&self, names: &[String]) -> Result<BTreeMap<String, String>, Failure> {
+        let infos = self.client.describe_topics(names, self.left()).map_err(|error| self.unavailable(&error))?;
+        let mut ids = BTreeMap::new();
+        for info in infos {
+            match info {
+                Ok(info) => drop(ids.insert(info.name, info.id)),
+                Err(error) if error.code == Code::UnknownTopicOrPartition => {}
+                Err(error) => return Err(self.unavailable(&error)),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Waits until no commit of a member that has died can reach the group any more: it takes none of whoever is no member, and
+    /// it knows a member that says nothing for the length of its session.
+    pub(super) fn outlast_members(&self, config: &Config, progress: &dyn Fn(&str)) -> Result<(), Failure> {
+        let (group, session) = (&config.kafka.group_id, session(config) + SESSION_MARGIN);
+        let begun = Instant::now();
+        loop {
+            let members = self.client.members(group, self.timeout).map_err(|error| self.unavailable(&error))?;
+            if members == 0 {
+                return Ok(());
+            }
+            let left = session.saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                return Ok(());
+            }
+            progress(&format!(
+                "waiting for the session of the instance that died, whose last commit the group {group} may still take: \
+                 {members} members, {} s at most",
+                left.as_secs() + 1
+            ));
+            std::thread::park_timeout(PACE.min(left));
+        }
+    }
+
+    /// Commits from outside of the group, once.
+    pub(super) fn commit(&self, commits: &[Commit]) -> Result<(), KafkaError> {
+        self.client.commit(commits, self.left())?.into_iter().collect()
+    }
+
+    /// Where each partition that nobody reads stands, or would start.
+    pub(super) fn standings(&self, config: &Config, state: &State, which: Which<'_>) -> Result<Vec<Standing>, Failure> {
+        let topics = self.topics(&config.kafka.topics)?;
+        let partitions: Vec<_> = topics.iter().map(|(partition, _)| partition.clone()).collect();
+        let group = if config.kafka.assignment == Assignment::Group {
+            self.group_offsets(&partitions)?
+        } else {
+            vec![None; partitions.len()]
+        };
+        let known: BTreeMap<&str, bool> =
+            topics.iter().zip(&group).fold(BTreeMap::new(), |mut known, ((of, _), group)| {
+                *known.entry(&*of.topic).or_default() |= group.is_some() || state.partitions.contains_key(of);
+                known
+            });
+        let added = |partition: &TopicPartition, topic_id: &str| {
+            let of_topic = topics.iter().zip(&group).filter(|((other, _), _)| other.topic == partition.topic);
+            let begun = begun_with(topic_id, of_topic.filter_map(|(_, group)| group.as_ref()));
+            begun.map_or(known[&*partition.topic], |count| partition.partition >= count)
+        };
+        let is_meant = |partition: &TopicPartition| match which {
+            Which::All => true,
+            Which::These(partitions) => partitions.contains(partition),
+        };
+        let meant: Vec<_> = partitions.iter().filter(|partition| is_meant(partition)).cloned().collect();
+        let watermarks = self.watermarks(&meant);
+        let meant = topics.iter().zip(&group).filter(|((partition, _), _)| is_meant(partition));
+        let mut standings = Vec::new();
+        for (((partition, topic_id), group), watermarks) in meant.zip(watermarks) {
+            let mut unknown = watermarks.error();
+            let (low, high) = (watermarks.low.ok(), watermarks.high.ok());
+            let local = state.partitions.get(partition);
+            let decision = decide(&Known {
+                home: (&state.home, state.incarnation),
+                former: &state.former,
+                number: state.number,
+                local,
+                group: group.as_ref(),
+                topic_id,
+                added: added(partition, topic_id),
+                visibility: config.sink.visibility,
+            });
+            let current = match decision {
+                Decision::Continue => local.map_or(low, |local| Some(local.next)),
+                Decision::Move { to, .. } => Some(to),
+                Decision::Adopt { at } => Some(at),
+                Decision::Added | Decision::Recreated => low,
+                Decision::New => match config.kafka.start {
+                    Start::Earliest => low,
+                    Start::Latest => high,
+                    Start::Time(time) => match high.map(|high| self.at_time(partition, time, high)) {
+                        Some(Err(error)) => {
+                            unknown = Some(error);
+                            None
+                        }
+                        found => found.and_then(Result::ok),
+                    },
+                },
+            };
+            let (partition, topic_id, group) = (partition.clone(), topic_id.clone(), group.clone());
+            standings.push(Standing { partition, topic_id, low, high, current, unknown, group });
+        }
+        standings.sort_by(|a, b| a.partition.cmp(&b.partition));
+        Ok(standings)
+    }
+
+    /// The first offset at or after a time; `high`, which was asked for before, where there is none.
+    pub(super) fn at_time(&self, partition: &TopicPartition, time: i64, high: i64) -> Result<i64, KafkaError> {
+        let partitions = [partition.clone()];
+        let mut answers = self.client.offsets_at_time(&partitions, time, self.committed_only, self.left())?;
+        Ok(answers.remove(0)?.unwrap_or(high))
+    }
+
+    /// The rows of a stopped service.
+    pub(super) fn stopped_rows(&self, config: &Config, state: &State) -> Result<Vec<PartitionOffsets>, Failure> {
+        self.rows(self.standings(config, state, Which::All)?)
+    }
+
+    /// The rows of a running service: the partitions that it reads, and those that it was given and does not read yet.
+    pub(super) fn running_rows(
+        &self,
+        config: &Config,
+        state: &State,
+        ours: &[TopicPartition],
+        pending: &BTreeSet<TopicPartition>,
+    ) -> Result<Vec<PartitionOffsets>, Failure> {
+        let read: Vec<_> = ours.iter().filter(|partition| state.partitions.contains_key(partition)).cloned().collect();
+        let watermarks = self.watermarks(&read);
+        let mut standings: Vec<_> = read
+            .into_iter()
+            .zip(watermarks)
+            .map(|(partition, watermarks)| {
+                let unknown = watermarks.error();
+                let current = state.partitions.get(&partition).map(|local| local.next);
+                let (low, high) = (watermarks.low.ok(), watermarks.high.ok());
+                Standing { partition, topic_id: String::new(), low, high, current, unknown, group: None }
+            })
+            .collect();
+        let waiting: BTreeSet<_> = pending.iter().filter(|partition| !ours.contains(partition)).cloned().collect();
+        if !waiting.is_empty() {
+            let found = self.standings(config, state, Which::These(&waiting));
+            let mut found = found.unwrap_or_default();
+            // Of those that the brokers do not name, nothing is known.
+            for partition in waiting {
+                if found.iter().all(|standing| standing.partition != partition) {
+                    let (low, high, current, unknown) = (None, None, None, None);
+                    found.push(Standing {
+                        partition,
+                        topic_id: String::new(),
+                        low,
+                        high,
+                        current,
+                        unknown,
+                        group: None,
+                    });
+                }
+            }
+            standings.append(&mut found);
+        }
+        self.rows(standings)
+    }
+}
+
+pub(super) fn unavailable_text(text: String) -> Failure {
+    Failure::new(FailureKind::Unavailable, text)
+}
+
+/// How long the group keeps a member that says nothing.
+pub(super) fn session(config: &Config) -> Duration {
+    let set = config.kafka.librdkafka.get("session.timeout.ms").and_then(|text| text.parse().ok());
+    Duration::from_millis(set.unwrap_or(45_000))
+}

@@ -1,0 +1,113 @@
+//! Commits of an instance that died which reach the group after it: nothing is decided before none can come any more.
+
+use mtga::control::State;
+use serde_json::{Value, json};
+
+use crate::harness::process::Finished;
+use crate::harness::proxy::{DESCRIBE_GROUPS, OFFSET_COMMIT, Proxy};
+use crate::harness::topic::committed;
+use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
+
+/// Records of the range whose commit is late.
+const RECORDS: u64 = 500;
+
+/// How long the group keeps the instance that died: enough for the commit to arrive within it on a busy machine.
+const SESSION: &str = "12000";
+
+fn sealed_in_group(home: &mut Home) {
+    home.in_group().set("kafka.librdkafka", json!({"session.timeout.ms": SESSION}));
+    home.set("sink.visibility", "sealed").set("sink.rotate", json!({"age": "1s", "idle": "300ms", "size": "1MiB"}));
+}
+
+/// A home that was killed while the commit of what it had prepared was on its way: behind this proxy.
+fn killed_before_its_commit_arrived(topic: &Topic) -> (Home, Proxy, Vec<Record>) {
+    let proxy = Proxy::new(&topic.brokers);
+    let mut home = Home::with_brokers(topic, proxy.address());
+    sealed_in_group(&mut home);
+    let service = home.foreground();
+    home.wait_for(State::Consuming);
+    proxy.hold_requests(OFFSET_COMMIT);
+    let produced = topic.fill(Codec::None, Mix::Clean, 0, RECORDS);
+    wait_until("the commit is on its way", SOON, || holds(proxy.held() > 0, ()));
+    service.kill();
+    (home, proxy, produced)
+}
+
+/// Runs a command on the home that was killed, and has the commit arrive as soon as the command has either asked who is in
+/// the group, or decided about the hidden files.
+fn beside_the_late_commit(
+    topic: &Topic,
+    home: &mut Home,
+    late: &Proxy,
+    run: impl FnOnce(&Home) -> Finished + Send,
+) -> Finished {
+    let asked = Proxy::new(&topic.brokers);
+    home.set("kafka.brokers", asked.address());
+    let (data, stopped) = (home.path("data"), &*home);
+    let done = std::thread::scope(|scope| {
+        let command = scope.spawn(|| run(stopped));
+        wait_until("the command has come to the group", SOON, || {
+            let is_decided = events::hidden(&data).is_empty();
+            holds(asked.answered(DESCRIBE_GROUPS) > 0 || is_decided || command.is_finished(), ())
+        });
+        late.let_pass();
+        wait_until("the group has taken it", SOON, || {
+            let group = committed(&format!("g_{}", topic.name), topic);
+            holds(group.get(&0) == Some(&(RECORDS as i64)), group)
+        });
+        command.join().expect("no panic")
+    });
+    home.set("kafka.brokers", topic.brokers.clone());
+    done
+}
+
+fn lines(homes: &[&Home]) -> Vec<String> {
+    let mut lines: Vec<_> = homes.iter().flat_map(|home| home.events()).flat_map(|file| file.lines).collect();
+    lines.sort();
+    lines
+}
+
+fn expected(records: &[Record]) -> Vec<String> {
+    let mut lines: Vec<_> = oracle::expect(records).lines.into_values().flatten().collect();
+    lines.sort();
+    lines
+}
+
+#[test]
+fn an_adoption_waits_until_no_commit_of_the_lost_home_can_come() {
+    let topic = Topic::create("lateadopt", 1);
+    let (mut lost, late, mut produced) = killed_before_its_commit_arrived(&topic);
+    let mut ours = Home::new(&topic);
+    sealed_in_group(&mut ours);
+    ours.set("kafka.instance_id", "two");
+    let done = beside_the_late_commit(&topic, &mut lost, &late, |lost| {
+        Finished::run(ours.command().args(["--json", "adopt"]).arg(lost.path("")), 2 * SOON)
+    });
+    let report: Value = serde_json::from_str(&done.success()).expect("JSON");
+    assert_eq!(report["files"][0]["outcome"], "published", "{report}");
+    assert!(ours.log().contains("waiting until no commit of an instance that died"), "{}", ours.log());
+    let service = ours.foreground();
+    produced.extend(topic.fill(Codec::None, Mix::Clean, RECORDS, 100));
+    wait_until("the later records are published", SOON, || holds(lines(&[&ours]).len() == 100, ()));
+    service.terminate();
+    events::assert_same("both homes", &expected(&produced), &lines(&[&lost, &ours]));
+}
+
+#[test]
+fn an_offset_is_set_once_no_commit_of_the_killed_service_can_come() {
+    let topic = Topic::create("lateset", 1);
+    let (mut home, late, mut produced) = killed_before_its_commit_arrived(&topic);
+    let done = beside_the_late_commit(&topic, &mut home, &late, |home| {
+        Finished::run(home.command().args(["set_offset", &topic.name, "latest"]), 2 * SOON)
+    });
+    done.code(0);
+    events::assert_same("what the group had taken", &expected(&produced), &lines(&[&home]));
+    let service = home.foreground();
+    produced.extend(topic.fill(Codec::None, Mix::Clean, RECORDS, 100));
+    wait_until("the later records are published", SOON, || {
+        let found = lines(&[&home]).len();
+        holds(found == produced.len(), found)
+    });
+    service.terminate();
+    events::assert_same("the home", &expected(&produced), &lines(&[&home]));
+}
