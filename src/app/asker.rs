@@ -263,7 +263,7 @@ impl Asker {
             let local = state.partitions.get(partition);
             let decision = decide(&Known {
                 home: (&state.home, state.incarnation),
-                former: &state.former,
+                former: &state.former(&[]),
                 number: state.number,
                 local,
                 group: group.as_ref(),

@@ -10,7 +10,7 @@ use nix::unistd::geteuid;
 use uuid::Uuid;
 
 use super::broken::{Broken, chain, failed};
-use super::identity::{self, Damage, Lies};
+use super::identity::{self, Damage, Known, Lies};
 use super::places::{Opening, Places};
 use super::rebuild::{self, Checked};
 use crate::config::Config;
@@ -33,10 +33,7 @@ const SERVICE_PATIENCE: Duration = Duration::from_secs(30);
 pub(super) struct Opened {
     pub(super) checked: Checked,
     pub(super) contents: Contents,
-    pub(super) lies: Lies,
-    pub(super) damage: Damage,
-    /// Who it was, and the last number that store or journal know.
-    pub(super) known: Mark,
+    pub(super) known: Known,
 }
 
 /// Becomes the owner of a stopped home's store, when root asks: no file of another owner may be left in it, or the service
@@ -101,13 +98,14 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
     }
     rebuild::catch_up(places, &mut checked, &state)?;
     let number = contents.tail.iter().filter_map(Frame::number).fold(state.number, u64::max);
-    let known = Mark { home: state.home.clone(), incarnation: state.incarnation, number };
+    let mark = Mark { home: state.home.clone(), incarnation: state.incarnation, number };
     let lies = match identity::recognise(places, &mut state, damage)? {
         _ if begins => Lies::Nowhere,
         lies => lies,
     };
     contents.state = Some(state);
-    Ok(Opened { checked, contents, lies, damage, known })
+    let known = Known { mark, segment: contents.last_segment, lies, damage };
+    Ok(Opened { checked, contents, known })
 }
 
 /// Removes what is not needed of the journal before anything needs room: it may be what fills the disk.

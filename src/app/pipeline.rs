@@ -107,7 +107,7 @@ impl Pipeline {
     }
 
     fn spawn(config: &Config, desk: &Arc<Desk>, feed: Feed, ready: Ready) -> Result<Arc<Self>, Failure> {
-        let Ready { store, journal, journal_dir, dir, state, witness } = ready;
+        let Ready { store, journal, journal_dir, dir, state, former, witness } = ready;
         let gauges = Arc::new(Gauges::new(state.clone()));
         let budget = Arc::new(Budget::new(config.memory / BLOCKS_SHARE));
         let tracker = Arc::new(Tracker::default());
@@ -120,7 +120,7 @@ impl Pipeline {
         let template = desk.engine().template.clone();
         let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, Now::current());
         let workers = workers(config.workers, &to_workers, &inbox, &spares, &budget)?;
-        let (home, former) = ((state.home.clone(), state.incarnation), state.former.clone());
+        let home = (state.home.clone(), state.incarnation);
         let delivery = Delivery::new(delivery::Parts {
             inbox: received,
             inbox_sender: inbox.clone(),

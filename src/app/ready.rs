@@ -8,17 +8,17 @@ use std::time::{Instant, SystemTime};
 use super::adopt::other::{refuse_adopted, take_copies};
 use super::broken::{Broken, failed};
 use super::home::{self, Opened};
-use super::identity::{self, Lies};
+use super::identity::{self, Judged, Lies};
 use super::places::{Opening, Places};
 use super::rebuild;
 use crate::config::{Assignment, Config, Visibility};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::{Trust, recover};
-use crate::delivery::witness::{self, Witness};
+use crate::delivery::witness::{self, Noted, Witness};
 use crate::fault::point;
 use crate::msink::dir::{EventDir, NOTE, PRIVATE, is_bare};
 use crate::msource::consumer::Desk;
-use crate::msource::journal::{Contents, History, Journal, Mark, Queue, State};
+use crate::msource::journal::{Contents, Former, History, Journal, Mark, Queue, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
 use crate::msource::store::{self, Store, StoreChange};
@@ -58,6 +58,8 @@ pub(super) struct Ready {
     pub(super) journal_dir: PathBuf,
     pub(super) dir: EventDir,
     pub(super) state: State,
+    /// Its incarnations that ended here.
+    pub(super) former: Vec<Former>,
     pub(super) witness: Option<Witness>,
 }
 
@@ -80,6 +82,8 @@ struct Found {
     opened: Opened,
     dir: EventDir,
     trust: Trust,
+    /// Incarnations that ended with a move.
+    moved: Vec<Former>,
 }
 
 impl Found {
@@ -95,22 +99,23 @@ impl Found {
             refuse_to_begin(config, &dir)?;
         }
         let mut opened = home::open(places, opening, history(config))?;
-        if opening == Opening::First && opened.lies == Lies::InPlace {
+        if opening == Opening::First && opened.known.lies == Lies::InPlace {
             refuse_bare_dir(&config.sink.dir, &opened.contents)?;
         }
         let dir = event_dir(config, opening)?;
-        if opened.lies == Lies::Nowhere {
+        if opened.known.lies == Lies::Nowhere {
             refuse_to_begin(config, &dir)?;
         }
-        if feed == Feed::Adopted || opened.lies == Lies::Elsewhere {
+        if feed == Feed::Adopted || opened.known.lies == Lies::Elsewhere {
             take_copies(&mut opened.contents, &dir)
                 .map_err(|error| Broken::disk("cannot look at the event files", &error))?;
         }
-        let noted = witness::read(&dir);
-        let trust = opened.contents.state.as_mut().map_or(Trust::Own, |state| {
-            identity::trust(state, &opened.known, opened.lies, opened.damage, noted.as_ref())
-        });
-        Ok(Self { opened, dir, trust })
+        let Opened { contents, known, .. } = &mut opened;
+        let Some(state) = &mut contents.state else { return Err(failed("the journal holds no state").into()) };
+        let judged = identity::judge(state, known, witness::read(&dir), |state| identity::holds(&dir, state))
+            .map_err(|error| Broken::disk("cannot look at the event files", &error))?;
+        let Judged { trust, moved } = judged;
+        Ok(Self { opened, dir, trust, moved })
     }
 
     /// Completes what a crash cut short; returns the state after it.
@@ -148,7 +153,10 @@ impl Found {
         }
         if self.trust == Trust::Outdated && config.kafka.assignment == Assignment::All {
             for (partition, at) in &state.partitions {
-                tracing::warn!(%partition, from = at.next, "records from here on that have lines or entries already are repeated");
+                // What it had hidden has been published since, or is gone: it is read again.
+                let lost = at.growth.as_ref().filter(|growth| !state.is_whole(partition, growth));
+                let from = lost.map_or(at.next, |growth| growth.from);
+                tracing::warn!(%partition, from, "records from here on that have lines or entries already are repeated");
             }
         }
         Ok(state)
@@ -163,7 +171,7 @@ impl Found {
         mut state: State,
         mut change: StoreChange,
     ) -> Result<Ready, Broken> {
-        let Self { opened, dir, .. } = self;
+        let Self { opened, dir, moved, .. } = self;
         let journal = Journal::begin(&places.journal, &opened.contents, &state).map_err(|error| {
             Broken::disk(format_args!("cannot begin the journal in {}", places.journal.display()), &error)
         })?;
@@ -189,10 +197,20 @@ impl Found {
             tracing::warn!(%error, "cannot remove recipes that nothing needs any more");
         }
         let mark = Mark { home: state.home.clone(), incarnation: state.incarnation, number: state.number };
-        let witness = Witness::begin(&dir, &mark)
+        let former = state.former(&moved);
+        let noted = Noted { mark, segment: journal.current_segment(), moved };
+        let witness = Witness::begin(&dir, noted)
             .inspect_err(|error| tracing::warn!(%error, "cannot note checkpoints in the event directory"));
         point("start.noted");
-        Ok(Ready { store: Arc::new(store), journal, journal_dir: places.journal, dir, state, witness: witness.ok() })
+        Ok(Ready {
+            store: Arc::new(store),
+            journal,
+            journal_dir: places.journal,
+            dir,
+            state,
+            former,
+            witness: witness.ok(),
+        })
     }
 }
 
@@ -228,7 +246,7 @@ fn refuse_to_begin(config: &Config, dir: &EventDir) -> Result<(), Failure> {
          store.path, or bring the store back; if it is lost for good, remove {dir}/{PRIVATE}/{NOTE}: another home begins then, at \
          the offsets of the group or at kafka.start",
         config.store.path.display(),
-        noted.home,
+        noted.mark.home,
         dir = config.sink.dir.display(),
     );
     Err(Failure::new(FailureKind::Config, text))

@@ -13,7 +13,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::process::Finished;
-use crate::harness::tail::Tail;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, tick, wait_until};
 
 fn holder(home: &Home) -> Holder {
@@ -281,103 +280,6 @@ fn a_store_that_is_not_there_is_no_new_home_unless_that_is_wanted() {
     std::thread::scope(|scope| {
         for configure in [|_: &mut Home| (), sealed, in_group, sealed_in_group] {
             scope.spawn(move || assert_no_other_home_begins(configure));
-        }
-    });
-}
-
-/// Puts a backup of the store back: as another directory, or into the same files.
-#[derive(Clone, Copy, PartialEq)]
-enum Back {
-    Copied,
-    InPlace,
-}
-
-/// Makes `to` what `from` is, in the same inodes as far as they are there.
-fn overwrite(from: &Path, to: &Path) {
-    let there = |dir: &Path| -> Vec<_> {
-        let files = below(dir).into_iter().filter(|path| path.is_file());
-        files.map(|path| path.strip_prefix(dir).expect("it is below").to_owned()).collect()
-    };
-    for gone in there(to).into_iter().filter(|path| !from.join(path).is_file()) {
-        fs::remove_file(to.join(gone)).expect("a file");
-    }
-    for path in there(from) {
-        fs::create_dir_all(to.join(&path).parent().expect("a directory")).expect("a directory");
-        fs::write(to.join(&path), fs::read(from.join(&path)).expect("a file")).expect("a file");
-    }
-}
-
-/// A crash, a backup of the store, a run after which more is there, and the backup is put back. Every line that was
-/// there stays. Returns the home, stopped, with what was produced, and how much of that when the backup was made.
-fn put_back(purpose: &str, back: Back, configure: impl Fn(&mut Home)) -> (Home, Vec<Record>, usize) {
-    let topic = Topic::create(purpose, 1);
-    let mut home = unsaved(&topic);
-    configure(&mut home);
-    home.start();
-    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 300);
-    home.wait_written(300);
-    home.kill9();
-    let (store, backup) = (home.path("tmp/store"), home.path("../backup"));
-    assert!(Command::new("cp").arg("-a").arg(&store).arg(&backup).status().is_ok_and(|status| status.success()));
-    home.set("store.checkpoint", "100ms");
-    home.start();
-    produced.extend(topic.fill(Codec::None, Mix::Clean, 300, 300));
-    home.wait_done(&produced);
-    // In order, so that the group has been told.
-    home.stop();
-    let tail = Tail::follow(&home.path("data"));
-    match back {
-        Back::InPlace => overwrite(&backup, &store),
-        Back::Copied => {
-            fs::remove_dir_all(&store).expect("the store");
-            assert!(
-                Command::new("cp").arg("-a").arg(&backup).arg(&store).status().is_ok_and(|status| status.success())
-            );
-        }
-    }
-    home.start();
-    produced.extend(topic.fill(Codec::None, Mix::Clean, 600, 50));
-    wait_until("no lag", 2 * SOON, || {
-        let status = home.try_status()?;
-        let done = status.state == State::Consuming && status.counts.in_flight == 0 && status.counts.written >= 350;
-        holds(done && status.lag == Some(0) && home.integer("kafka_lag") == 0, status)
-    });
-    home.stop();
-    tail.assert_nothing_was_taken_back();
-    assert!(home.log().contains("the store is older than the event files"), "it is logged");
-    (home, produced, 300)
-}
-
-#[test]
-fn a_backup_of_the_store_that_is_put_back_goes_on_where_the_group_is() {
-    std::thread::scope(|scope| {
-        for back in [Back::Copied, Back::InPlace] {
-            scope.spawn(move || {
-                let (home, produced, _) = put_back("backgroup", back, |home| {
-                    home.in_group();
-                });
-                events::assert_exactly(&oracle::expect(&produced).lines, &home.events());
-            });
-        }
-    });
-}
-
-#[test]
-fn a_backup_of_the_store_that_is_put_back_without_a_group_repeats_what_came_since_and_takes_nothing_back() {
-    std::thread::scope(|scope| {
-        for back in [Back::Copied, Back::InPlace] {
-            scope.spawn(move || {
-                let (home, produced, known) = put_back("backall", back, |_| ());
-                let mut found: Vec<_> = home.events().into_iter().flat_map(|file| file.lines).collect();
-                let expected = oracle::expect(&produced).lines;
-                let all = expected.values().flatten();
-                // What came after the backup, and before it was put back.
-                let mut twice: Vec<_> = all.clone().chain(all.clone().skip(known).take(300)).cloned().collect();
-                found.sort();
-                twice.sort();
-                events::assert_same("the event files", &twice, &found);
-                assert!(home.log().contains("that have lines or entries already are repeated"), "the range is logged");
-            });
         }
     });
 }

@@ -61,6 +61,9 @@ mod membership;
 /// The memory bound, whatever producers send.
 #[cfg(test)]
 mod memory;
+/// Homes that lie elsewhere than they did: moved, copied, or with a backup of their store.
+#[cfg(test)]
+mod moves;
 /// `set_offset`.
 #[cfg(test)]
 mod offsets;

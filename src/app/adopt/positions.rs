@@ -84,7 +84,7 @@ fn judge(
 ) -> PositionOutcome {
     let decision = decide(&Known {
         home: (&state.home, state.incarnation),
-        former: &state.former,
+        former: &state.former(&[]),
         number: state.number,
         local: Some(here),
         group,

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::app::home;
-use crate::app::identity::recognise;
+use crate::app::identity::{judge, recognise};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Block, History, Journal, Position, QueueCause, QueueChange};
 use crate::record::{Reason, Reject};
@@ -148,6 +148,7 @@ fn reopen(places: &Places) -> (State, BTreeMap<u64, QueueEntry>) {
     let opened = home::open(places, Opening::First, keep).unwrap();
     let mut change = home::behind(&opened);
     let mut state = opened.contents.state.clone().unwrap();
+    judge(&mut state, &opened.known, None, |_| Ok(false)).unwrap();
     opened.contents.tail.iter().for_each(|frame| state.apply(frame));
     reconcile(&opened.checked, &change, &mut state).unwrap();
     change.state = state.clone();

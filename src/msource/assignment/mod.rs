@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::TopicPartition;
-use super::journal::{Growth, Mark, MoveCause, PartitionState, Position, SealedOffsets, State};
+use super::journal::{Former, Growth, Mark, MoveCause, PartitionState, Position, SealedOffsets, State};
 use super::native::GroupOffset;
 use crate::config::Visibility;
 use crate::delivery::Verdict;
@@ -257,7 +257,7 @@ pub struct Known<'a> {
     /// Our home and incarnation.
     pub home: (&'a str, u64),
     /// Incarnations of ours that ended here.
-    pub former: &'a [u64],
+    pub former: &'a [Former],
     /// Number of the last change that the local positions have.
     pub number: u64,
     /// Where we stood.
@@ -307,7 +307,8 @@ pub fn decide(known: &Known<'_>) -> Decision {
     let is_ours = |Mark { home, incarnation, number }: &Mark| {
         let is_known = known.visibility == Visibility::Sealed || *number <= known.number;
         let is_this = *incarnation == known.home.1 && is_known;
-        home == known.home.0 && (is_this || known.former.contains(incarnation))
+        let has_ended = |former: &Former| former.incarnation == *incarnation && *number <= former.upto;
+        home == known.home.0 && (is_this || known.former.iter().any(has_ended))
     };
     let ours = owner.as_ref().is_some_and(|owner| is_ours(&owner.mark));
     let group_recreated = owner.as_ref().is_some_and(|owner| other(&owner.topic_id));

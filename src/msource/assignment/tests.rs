@@ -17,6 +17,10 @@ fn group(offset: i64, metadata: &str) -> GroupOffset {
     GroupOffset { offset, leader_epoch: -1, metadata: metadata.into() }
 }
 
+fn ended(incarnation: u64, upto: u64) -> Former {
+    Former { incarnation, upto }
+}
+
 #[track_caller]
 fn check(
     local: impl Into<Option<PartitionState>>,
@@ -27,7 +31,7 @@ fn check(
     let (local, group) = (local.into(), group.into());
     let known = Known {
         home: ("me", 9),
-        former: &[7, 8],
+        former: &[ended(7, 900), ended(8, 900)],
         number: 7,
         local: local.as_ref(),
         group: group.as_ref(),
@@ -44,6 +48,8 @@ fn a_store_that_was_put_back_from_a_backup_goes_on_where_the_group_is() {
     check(Some(local(50, ID)), Some(group(60, &format!("me/9/8/{ID}"))), true, &moved);
     // An incarnation that ended with a damage here may have got further than what is left of it, and nobody else has.
     check(Some(local(50, ID)), Some(group(60, &format!("me/8/900/{ID}"))), true, &Decision::Continue);
+    // One that ended with a move has not; it is a copy that has.
+    check(Some(local(50, ID)), Some(group(60, &format!("me/8/901/{ID}"))), true, &moved);
 }
 
 #[test]
@@ -51,7 +57,7 @@ fn the_group_has_the_last_word_on_hidden_files_unless_we_are_past_our_own_commit
     let decide = |offset, metadata: &str| {
         decide(&Known {
             home: ("me", 9),
-            former: &[7, 8],
+            former: &[ended(7, 900), ended(8, 900)],
             number: 6,
             local: Some(&local(50, ID)),
             group: Some(&group(offset, metadata)),

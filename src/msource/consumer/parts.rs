@@ -15,6 +15,7 @@ use crate::config::{Kafka, Visibility, WhenFull};
 use crate::control;
 use crate::delivery::{Budget, Gauges, Inbox, SealRequest, Tickets};
 use crate::msource::TopicPartition;
+use crate::msource::journal::Former;
 use crate::msource::tracker::Tracker;
 use crate::transform::recipe::Engine;
 
@@ -155,5 +156,5 @@ pub struct Parts {
     /// Our home and incarnation.
     pub home: (String, u64),
     /// Incarnations of ours that ended here.
-    pub former: Vec<u64>,
+    pub former: Vec<Former>,
 }

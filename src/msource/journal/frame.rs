@@ -121,6 +121,16 @@ pub struct Mark {
     pub number: u64,
 }
 
+/// An incarnation of a home that ended here, and the last number that it had then: what has a higher one is of a copy that went
+/// on with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Former {
+    /// The incarnation.
+    pub incarnation: u64,
+    /// Its last number here.
+    pub upto: u64,
+}
+
 /// See [`Frame::Prepared`]: what becomes visible together.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seal {

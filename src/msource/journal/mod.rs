@@ -46,7 +46,7 @@ mod v3;
 pub use copy::{Each, Queue, forget_unfinished};
 pub use format::{Format, UnknownFormat};
 pub use frame::{
-    Block, BlockSource, FileIntent, Frame, Header, Mark, MoveCause, Piece, Position, QueueCause, QueueChange,
+    Block, BlockSource, FileIntent, Former, Frame, Header, Mark, MoveCause, Piece, Position, QueueCause, QueueChange,
     QueueEntry, Seal, SealedFile, SealedOffsets, SealedRange,
 };
 pub use prune::{History, copy, prune};
@@ -369,6 +369,11 @@ impl Journal {
         File::open(dir)?.sync_all()?;
         point("journal.named");
         Ok(journal)
+    }
+
+    /// The number of the segment that it appends to. It rises with each start.
+    pub fn current_segment(&self) -> u64 {
+        self.segment
     }
 
     /// Appends a frame. It reaches the page cache, not the disk. On an error nothing was appended, and the same frame may

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::frame::{
-    Block, BlockSource, Frame, Mark, MoveCause, Position, QueueCause, QueueChange, QueueEntry, Seal, SealedOffsets,
-    SealedRange,
+    Block, BlockSource, Former, Frame, Mark, MoveCause, Position, QueueCause, QueueChange, QueueEntry, Seal,
+    SealedOffsets, SealedRange,
 };
 use crate::config::{Compression, Visibility};
 use crate::msink::FileKey;
@@ -37,8 +37,7 @@ pub struct State {
     pub seals: BTreeMap<u64, Seal>,
     /// Counts over the store's life.
     pub totals: Totals,
-    /// Incarnations before this one that ended here, so that nobody else can have gone on with them: what the group has of
-    /// them is ours.
+    /// Incarnations before this one that ended here: what the group has of them is ours, up to where they ended.
     pub former: Vec<u64>,
     /// Where the store lies, so that a copy of it shows.
     pub place: Place,
@@ -175,6 +174,16 @@ impl State {
             let ours = offsets.filter(move |offsets| offsets.to.partition == *partition);
             ours.map(|offsets| (self.mark_of(seal), offsets))
         })
+    }
+
+    /// The incarnations before this one that ended here. Those of which it is known where stand in `known`; the others lost what
+    /// they had, and no copy.
+    pub fn former(&self, known: &[Former]) -> Vec<Former> {
+        let ended = |&incarnation: &u64| {
+            let found = known.iter().find(|former| former.incarnation == incarnation);
+            found.copied().unwrap_or(Former { incarnation, upto: u64::MAX })
+        };
+        self.former.iter().map(ended).collect()
     }
 
     fn mark_of(&self, seal: &Seal) -> Mark {

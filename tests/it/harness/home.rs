@@ -73,6 +73,21 @@ impl Home {
         self
     }
 
+    /// A copy of everything in it, beside it. Nothing runs on either.
+    pub(crate) fn copied(&self) -> Self {
+        let dir = tempfile::Builder::new().prefix("mtga-").tempdir().expect("a directory");
+        let root = dir.path().join("home");
+        let copied = Command::new("cp").arg("--archive").arg(&self.root).arg(&root).status();
+        assert!(copied.is_ok_and(|status| status.success()), "the home is copied");
+        let disk = slow::sync().map(|_| Layer::new(&root, &root.join("logs")));
+        Self { dir: Some(dir), root, local: self.local.clone(), env: self.env.clone(), disk }
+    }
+
+    /// The home on another disk: a copy of everything, and the original goes.
+    pub(crate) fn moved(self) -> Self {
+        self.copied()
+    }
+
     /// Takes part in the group protocol, with static membership and a short session.
     pub(crate) fn in_group(&mut self) -> &mut Self {
         self.set("kafka.assignment", "group").set("kafka.instance_id", "one");
@@ -164,13 +179,18 @@ impl Home {
         kill(self.pid(), signal).expect("the daemon runs");
     }
 
+    /// Where its store is.
+    pub(crate) fn store(&self) -> PathBuf {
+        self.path(self.local["store"]["path"].as_str().unwrap_or("tmp/store"))
+    }
+
     /// Kills the daemon and waits until it is gone.
     pub(crate) fn kill9(&self) {
         self.signal(Signal::SIGKILL);
         wait_until("the killed daemon is gone", SOON, || holds(self.running().is_none(), "it runs"));
         // Its last thread may still be on its way out, and holds the lock until then.
         wait_until("the killed daemon has let go", SOON, || {
-            let lock = fs::File::open(self.path("tmp/store/lock")).map_err(|error| error.to_string())?;
+            let lock = fs::File::open(self.store().join("lock")).map_err(|error| error.to_string())?;
             lock.try_lock().map_err(|error| error.to_string())
         });
     }
