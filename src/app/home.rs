@@ -75,18 +75,8 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
             STORE_PATIENCE
         }
     };
-    let (mut contents, mut checked) = loop {
-        let contents = rebuild::read_journal(places)?;
-        if opening == Opening::Again && contents.state.is_none() {
-            let text = format!("the journal {} is gone; bring it back", places.journal.display());
-            return Err(Broken::Passing(failed(text)));
-        }
-        let checked = rebuild::open_store(places, &contents, opening, patience)?;
-        // An earlier program, which knows no lock of the home, may have had the store until now, and gone on meanwhile.
-        if rebuild::read_journal(places)?.end == contents.end {
-            break (contents, checked);
-        }
-    };
+    let (mut contents, mut checked) =
+        read_together(places, opening, |contents| rebuild::open_store(places, contents, opening, patience))?;
     make_room(places, &checked, &contents, history)?;
     let damage = rebuild::reunite(&mut contents, checked.state.clone());
     let begins = contents.state.is_none();
@@ -106,6 +96,26 @@ pub(super) fn open(places: &Places, opening: Opening, history: History) -> Resul
     contents.state = Some(state);
     let known = Known { mark, segment: contents.last_segment, lies, damage };
     Ok(Opened { checked, contents, known })
+}
+
+/// Reads the journal and opens the store, so that nothing comes to the journal that was not read: an earlier program, which
+/// knows no lock of the home, may have the store while we wait for it, and go on meanwhile.
+fn read_together<T>(
+    places: &Places,
+    opening: Opening,
+    mut open_store: impl FnMut(&Contents) -> Result<T, Broken>,
+) -> Result<(Contents, T), Broken> {
+    loop {
+        let contents = rebuild::read_journal(places)?;
+        if opening == Opening::Again && contents.state.is_none() {
+            let text = format!("the journal {} is gone; bring it back", places.journal.display());
+            return Err(Broken::Passing(failed(text)));
+        }
+        let opened = open_store(&contents)?;
+        if rebuild::read_journal(places)?.end == contents.end {
+            return Ok((contents, opened));
+        }
+    }
 }
 
 /// Removes what is not needed of the journal before anything needs room: it may be what fills the disk.
@@ -307,18 +317,19 @@ mod tests {
         let (_scratch, places) = scratch();
         let partition = TopicPartition { topic: "t".into(), partition: 0 };
         let mut journal = Journal::begin(&places.journal, &Contents::default(), &State::default()).unwrap();
-        // A program of before the lock of the home, which has the store alone.
-        let other = SledStore::open(&places.sled, Duration::ZERO).unwrap();
-        let keep = History { age: Duration::MAX, bytes: u64::MAX };
-        let opening = std::thread::spawn({
-            let places = places.clone();
-            move || open(&places, Opening::First, keep).map(|opened| opened.contents.tail.len())
+        // A program of before the lock of the home, which has the store alone, and goes on until it gives that up.
+        let mut other = Some(SledStore::open(&places.sled, Duration::ZERO).unwrap());
+        let mut tails = Vec::new();
+        let read = read_together(&places, Opening::First, |contents| {
+            tails.push(contents.tail.len());
+            if let Some(store) = other.take() {
+                journal.append(&reject(1, 0, &partition)).unwrap();
+                drop(store);
+            }
+            rebuild::open_store(&places, contents, Opening::First, Duration::ZERO)
         });
-        // Time to read the journal; without it this shows nothing, and does not fail.
-        std::thread::park_timeout(Duration::from_millis(200));
-        journal.append(&reject(1, 0, &partition)).unwrap();
-        drop(other);
-        assert!(matches!(opening.join().unwrap(), Ok(1)));
+        assert_eq!(read.map(|(contents, _)| contents.tail.len()).ok(), Some(1));
+        assert_eq!(tails, [0, 1], "it was read again");
     }
 
     #[test]
