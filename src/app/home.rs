@@ -15,7 +15,7 @@ use super::places::{Opening, Places};
 use super::rebuild::{self, Checked};
 use crate::config::Config;
 use crate::control::{Failure, FailureKind};
-use crate::delivery::recovery::queue_changes;
+use crate::delivery::behind::queue_changes;
 use crate::durable::create_private_dirs;
 use crate::lock::{HomeLock, ReadLock};
 use crate::msource::journal::{self, Contents, Frame, History, Mark, QueueEntry, State};

@@ -14,9 +14,10 @@ use super::rebuild;
 use crate::config::{Assignment, Config, Visibility};
 use crate::control::{Failure, FailureKind, State as Phase};
 use crate::delivery::recovery::{Trust, recover};
-use crate::delivery::witness::{self, Noted, Witness};
+use crate::delivery::spill;
+use crate::delivery::witness::{self, NAME, Noted, Witness};
 use crate::fault::point;
-use crate::msink::dir::{EventDir, NOTE, PRIVATE, is_bare};
+use crate::msink::dir::{EventDir, PRIVATE, is_bare};
 use crate::msource::consumer::Desk;
 use crate::msource::journal::{Contents, Former, History, Journal, Mark, Queue, State};
 use crate::msource::properties;
@@ -176,6 +177,10 @@ impl Found {
             Broken::disk(format_args!("cannot begin the journal in {}", places.journal.display()), &error)
         })?;
         point("start.begun");
+        if let Err(error) = spill::forget(&dir) {
+            // It is of an end of the journal that is none any more.
+            tracing::debug!(%error, "cannot remove the note of what recovery wrote behind blocks");
+        }
         change.state = state.clone();
         let store = opened.checked.store;
         store.apply(&change)?;
@@ -243,7 +248,7 @@ fn refuse_to_begin(config: &Config, dir: &EventDir) -> Result<(), Failure> {
     let Some(noted) = witness::read(dir) else { return Ok(()) };
     let text = format!(
         "the store {} is empty, and the home {} has worked in the event directory {dir}: mount the disk of store.path, correct \
-         store.path, or bring the store back; if it is lost for good, remove {dir}/{PRIVATE}/{NOTE}: another home begins then, at \
+         store.path, or bring the store back; if it is lost for good, remove {dir}/{PRIVATE}/{NAME}: another home begins then, at \
          the offsets of the group or at kafka.start",
         config.store.path.display(),
         noted.mark.home,

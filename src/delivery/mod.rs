@@ -35,6 +35,7 @@ use crate::msource::store::StoreError;
 use crate::msource::tracker::Epoch;
 use crate::record::Filter;
 
+pub mod behind;
 mod budget;
 mod checkpoint;
 mod durable;
@@ -43,6 +44,7 @@ mod queue;
 pub mod recovery;
 mod refit;
 mod seal;
+pub mod spill;
 mod stall;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,7 @@
 //! - Not all to be had again (retention or compaction took records, or a line is written otherwise now): complete lines stay,
 //!   each record that is left and has no line gets one, and only what is gone is a gap; reported. See `refit`. The pieces
 //!   behind stay where they are: what is new gets exactly the place that there was, and what does not fit goes to the end of
-//!   the file.
+//!   the file, noted before it is written (`spill`).
 //! - Blocks of hidden files are not here at all: nobody has seen their lines, so such files are cut to their last checkpoint
 //!   and the records are read again. What was prepared to be published is decided later, by the group's word.
 //! - A file that somebody removed, or shortened below what a checkpoint covers, is left alone and reported. A hidden one that
@@ -30,14 +30,15 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::Cure;
 use super::refit::{Behind, Place, refit};
+use super::spill::{Laid, Spill};
 use crate::config::Visibility;
 use crate::fault::point;
 use crate::msink::FileKey;
 use crate::msink::dir::{EventDir, blames_name};
 use crate::msink::file::leftover;
 use crate::msink::name::hidden;
-use crate::msource::journal::{Block, BlockSource, Contents, FileState, Frame, Piece, QueueEntry, State};
-use crate::msource::store::{StoreChange, StoreError};
+use crate::msource::journal::{Block, BlockSource, Contents, FileState, Frame, Piece, State};
+use crate::msource::store::StoreError;
 
 /// Files that are open at once: a service may have far more unfinished ones than a process may open.
 const OPEN_MAX: usize = 100;
@@ -138,7 +139,7 @@ pub fn recover(
         open: 0,
         names: BTreeMap::new(),
         ends: BTreeMap::new(),
-        overflow: BTreeMap::new(),
+        spill: Spill::read(dir, contents).map_err(|error| RecoveryError::File("what was made again".into(), error))?,
         leftovers: Vec::new(),
         state,
         repaired: 0,
@@ -156,7 +157,7 @@ pub fn recover(
             }
         }
     }
-    work.append_overflow()?;
+    work.append_spill()?;
     work.cut_ends()?;
     point("recovery.unsynced");
     work.sync()?;
@@ -209,7 +210,7 @@ struct Work<'a> {
     /// Where each file ends by the blocks that were gone through.
     ends: BTreeMap<u64, u64>,
     /// Lines that go behind that, since they are longer than those in whose place they should be.
-    overflow: BTreeMap<u64, Vec<u8>>,
+    spill: Spill,
     /// Hidden files that were given up, and temporary names of manifests: they may be there still.
     leftovers: Vec<String>,
     state: State,
@@ -392,7 +393,7 @@ impl Work<'_> {
         }
         let there = read(file, piece).map_err(failed)?;
         let last = self.last_ends.get(&piece.file) == Some(&(piece.position + piece.length));
-        let behind = if last && !self.overflow.contains_key(&piece.file) { Behind::Nothing } else { Behind::Pieces };
+        let behind = if last && !self.spill.has(piece.file) { Behind::Nothing } else { Behind::Pieces };
         let length = usize::try_from(piece.length).map_err(|error| failed(io::Error::other(error)))?;
         let place = Place { length, crc: piece.crc, lines: piece.lines, behind };
         let fit = refit(&there, lines, &place);
@@ -406,7 +407,7 @@ impl Work<'_> {
             tracing::error!(file = name, position, "ended a torn line whose record is gone: it is no event");
         }
         if !fit.overflow.is_empty() {
-            self.overflow.entry(piece.file).or_default().extend(fit.overflow);
+            self.spill.add(piece.file, &fit.overflow);
         }
         piece.length = fit.bytes.len() as u64;
         piece.crc = crc32c::crc32c(&fit.bytes);
@@ -415,14 +416,24 @@ impl Work<'_> {
     }
 
     /// Writes the lines that were longer than their place.
-    fn append_overflow(&mut self) -> Result<(), RecoveryError> {
-        for (id, lines) in std::mem::take(&mut self.overflow) {
-            let end = self.ends.get(&id).copied().unwrap_or(0);
-            let name = self.name(id);
-            if let Some(file) = self.file(id)? {
-                file.write_all_at(&lines, end).map_err(|error| RecoveryError::File(name, error))?;
+    fn append_spill(&mut self) -> Result<(), RecoveryError> {
+        for id in self.spill.files() {
+            if self.file(id)?.is_none() {
+                continue;
             }
-            let end = end + lines.len() as u64;
+            let name = self.name(id);
+            let failed = |error| RecoveryError::File(name.clone(), error);
+            let end = self.ends.get(&id).copied().unwrap_or(0);
+            let Laid { bytes, kept } = self.spill.lay_down(self.dir, id, end).map_err(failed)?;
+            point("recovery.noted");
+            if let Some(file) = self.file(id)? {
+                file.write_all_at(&bytes, end).map_err(failed)?;
+            }
+            // Their records were taken for lost just now.
+            let totals = &mut self.state.totals;
+            totals.gaps = totals.gaps.saturating_sub(kept);
+            (totals.written, totals.consumed) = (totals.written + kept, totals.consumed + kept);
+            let end = end + bytes.len() as u64;
             self.ends.insert(id, end);
             if let Some(file) = self.state.files.get_mut(&id) {
                 file.length = end;
@@ -552,32 +563,4 @@ fn read(file: &File, piece: &Piece) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(there).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, piece.position)?;
     Ok(bytes)
-}
-
-/// The queue entries and removals of numbered frames above `number`, for a store that is behind the journal.
-pub fn queue_changes(frames: impl IntoIterator<Item = Frame>, number: u64, change: &mut StoreChange) {
-    let mut entries: BTreeMap<u64, Option<QueueEntry>> = BTreeMap::new();
-    for frame in frames {
-        match frame {
-            Frame::Block(block) if block.number > number => {
-                if let BlockSource::Queue(taken) = &block.source {
-                    entries.extend(taken.iter().map(|(key, _)| (*key, None)));
-                }
-                entries.extend(block.rejects.into_iter().map(|(key, entry)| (key, Some(entry))));
-            }
-            Frame::Queue(removal) if removal.number > number => {
-                entries.extend(removal.removed.iter().map(|(key, _)| (*key, None)));
-            }
-            Frame::Refused { number: of, removed, .. } if of > number => {
-                entries.extend(removed.iter().map(|(key, _)| (*key, None)));
-            }
-            _ => {}
-        }
-    }
-    for (key, entry) in entries {
-        match entry {
-            Some(entry) => change.insert.push((key, entry)),
-            None => change.remove.push(key),
-        }
-    }
 }

@@ -203,7 +203,7 @@ fn pad(bytes: &mut Vec<u8>, end: usize, last_is_new: bool) {
 }
 
 /// Whether a line is an event, rather than blanks or a torn line that was ended: an object whose brackets close at its end.
-fn is_event(line: &[u8]) -> bool {
+pub(super) fn is_event(line: &[u8]) -> bool {
     let line = line.trim_ascii_end();
     let (mut depth, mut in_string, mut escaped) = (0_usize, false, false);
     for (index, byte) in line.iter().enumerate() {

@@ -19,8 +19,12 @@
 
 use std::io;
 
-use crate::msink::dir::{EventDir, Note};
+use crate::msink::dir::EventDir;
+use crate::msink::private::Private;
 use crate::msource::journal::{Former, Mark};
+
+/// Name of the file.
+pub const NAME: &str = "checkpoint";
 
 /// Bytes of a note. It fits into a sector, so a disk has the old one or the new one.
 const LENGTH: usize = 256;
@@ -42,30 +46,30 @@ pub struct Noted {
 /// Where checkpoints are noted.
 #[derive(Debug)]
 pub struct Witness {
-    note: Note,
+    files: Private,
     begun: Noted,
 }
 
 impl Witness {
     /// Begins to note the checkpoints of a home, with the last one, durably.
     pub fn begin(dir: &EventDir, begun: Noted) -> io::Result<Self> {
-        let witness = Self { note: dir.note(true)?, begun };
+        let witness = Self { files: dir.private()?, begun };
+        witness.files.make(NAME)?;
         witness.note(witness.begun.mark.number)?;
-        witness.note.sync()?;
+        witness.files.sync(NAME)?;
         Ok(witness)
     }
 
     /// Notes that everything up to a number is durable in the journal.
     pub fn note(&self, number: u64) -> io::Result<()> {
-        self.note.write(&encode(&self.begun, number))
+        self.files.write(NAME, &encode(&self.begun, number))
     }
 }
 
 /// What was noted last, if there is something.
 pub fn read(dir: &EventDir) -> Option<Noted> {
-    let mut bytes = [0; LENGTH];
-    dir.note(false).ok()?.read(&mut bytes).ok()?;
-    decode(&bytes)
+    let bytes = dir.private().ok()?.read(NAME).ok()??;
+    decode(bytes.get(..LENGTH)?)
 }
 
 fn encode(Noted { mark: Mark { home, incarnation, .. }, segment, moved }: &Noted, number: u64) -> Vec<u8> {

@@ -19,7 +19,7 @@
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -30,6 +30,7 @@ use nix::unistd::{UnlinkatFlags, fsync, geteuid, linkat, unlinkat};
 
 use crate::durable::create_dirs;
 use crate::flock::{self, Flock};
+use crate::msink::private::Private;
 
 /// Mode of directories that are made here.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -37,9 +38,6 @@ const DIRECTORY_MODE: u32 = 0o750;
 /// The directory in the event directory that is ours alone: its lock says whose the event directory is.
 pub const PRIVATE: &str = ".mtga";
 const PRIVATE_MODE: u32 = 0o700;
-
-/// The file in [`PRIVATE`] that [`Note`] is about.
-pub const NOTE: &str = "checkpoint";
 const DIRECTORY: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 const EVENT_FILE: OFlag = OFlag::O_RDWR.union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 
@@ -57,34 +55,6 @@ pub struct EventDir {
 enum Missing {
     Make,
     Fail,
-}
-
-/// The file in [`PRIVATE`] where the progress of the directory's owner is noted. It is open only while it is read or written,
-/// so that it keeps no disk from being made read-only.
-#[derive(Debug)]
-pub struct Note {
-    dir: File,
-}
-
-impl Note {
-    fn open(&self, flags: OFlag) -> io::Result<File> {
-        Ok(File::from(openat(&self.dir, NOTE, EVENT_FILE | flags, Mode::from_bits_truncate(0o600))?))
-    }
-
-    /// Writes the note in place, without a sync.
-    pub fn write(&self, bytes: &[u8]) -> io::Result<()> {
-        self.open(OFlag::O_CREAT)?.write_all_at(bytes, 0)
-    }
-
-    /// Makes what was written durable.
-    pub fn sync(&self) -> io::Result<()> {
-        self.open(OFlag::empty())?.sync_all()
-    }
-
-    /// Reads the note; an error when it is shorter.
-    pub fn read(&self, bytes: &mut [u8]) -> io::Result<()> {
-        self.open(OFlag::empty())?.read_exact_at(bytes, 0)
-    }
 }
 
 impl EventDir {
@@ -128,18 +98,12 @@ impl EventDir {
         ))
     }
 
-    /// Where the progress of the directory's owner is noted; makes the note if it is to be written.
-    pub fn note(&self, write: bool) -> io::Result<Note> {
+    /// The files in [`PRIVATE`].
+    pub fn private(&self) -> io::Result<Private> {
         let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        // Opened apart from the lock, which a copy of its descriptor would share.
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
-        let note = Note { dir: File::from(openat(held.file(), ".", flags, Mode::empty())?) };
-        if write {
-            note.open(OFlag::O_CREAT)?;
-            fsync(held.file())?;
-            fsync(&self.root)?;
-        }
-        Ok(note)
+        let own = File::from(openat(held.file(), ".", flags, Mode::empty())?);
+        Ok(Private::new(own, self.root.try_clone()?))
     }
 
     /// Locks again where another process removed what was locked.

@@ -11,7 +11,7 @@ use super::model::{Made, MemStore, PATIENCE, wait_until};
 use super::*;
 use crate::block::{Place, Source};
 use crate::config;
-use crate::delivery::recovery::queue_changes;
+use crate::delivery::behind::queue_changes;
 use crate::delivery::{self, Budget, CommitPoint, Delivery, Error, Finish, Gauges, Inbox, Parts, Verdict};
 use crate::msink::file::{FileSink, Now};
 use crate::msink::name::NameTemplate;

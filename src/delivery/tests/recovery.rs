@@ -380,8 +380,35 @@ fn other_lines_keep_to_the_place_of_their_piece_whenever_recovery_is_killed() {
 }
 
 #[test]
+fn lines_behind_the_last_block_stay_although_their_records_are_gone_when_recovery_begins_again() {
+    for left in 0..8_usize {
+        for cut in [0, 1, 30, 450, 900] {
+            let world = World::new(1, &[&[0], &[0]]);
+            // Two blocks of which nothing was written; the lines are longer now.
+            let mut make = other(400);
+            let first = world.recover(&mut Source { make: other(400), asked: Vec::new() });
+            let content = world.content(0);
+            assert!(content.len() > world.expected[&0].len() + 2000, "lines are behind the blocks");
+            // Killed while it wrote them, or when they were there.
+            fs::write(world.path(0), &content[..content.len() - cut]).unwrap();
+            // Retention or compaction takes records before the next one.
+            let make = move |block: &Block| {
+                let made = make(block).lines.into_iter().map(|(_, lines)| {
+                    let lines = lines.split_inclusive(|byte| *byte == b'\n').enumerate();
+                    (0, lines.filter(|(n, _)| left & (1 << n) != 0).flat_map(|(_, line)| line.to_vec()).collect())
+                });
+                all_of(made)
+            };
+            let again = world.recover(&mut Source { make, asked: Vec::new() });
+            assert!(world.content(0) == content, "left {left:b}, cut {cut}");
+            assert_eq!(again.state, first.state, "left {left:b}, cut {cut}");
+        }
+    }
+}
+
+#[test]
 fn rejects_and_removals_of_the_tail_are_brought_along() {
-    use crate::delivery::recovery::queue_changes;
+    use crate::delivery::behind::queue_changes;
     use crate::msource::journal::{QueueCause, QueueChange};
     use crate::msource::store::StoreChange;
     let mut world = World::new(1, &[&[0]]);
