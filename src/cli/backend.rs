@@ -109,6 +109,8 @@ pub struct Adoption {
     pub entries: u64,
     /// Entries of its failure queue that were in ours already.
     pub known_entries: u64,
+    /// Entries that stay in its failure queue, since they may have come from another copy of it.
+    pub left_entries: u64,
 }
 
 /// An event file of an adopted home.

@@ -227,6 +227,10 @@ pub(super) fn adoption(adoption: &Adoption) -> String {
         "{} of its failure queue moved into this home's{already}",
         if adoption.entries == 1 { "1 entry".to_owned() } else { format!("{} entries", adoption.entries) }
     );
+    if adoption.left_entries > 0 {
+        let left = counted(adoption.left_entries, "entry").replace("entrys", "entries");
+        let _ = writeln!(text, "{left} of it stay there: they may have come from another copy of that home");
+    }
     let _ = writeln!(text, "its files stay in {}: point a collector there", clean(&adoption.dir.display().to_string()));
     text
 }

@@ -6,24 +6,29 @@
 
 use std::time::{Duration, Instant};
 
+/// How long an answer must last that takes records away, and may be a passing one. A new leader knows how far its log was
+/// acknowledged once its followers have asked it, 30 s at most unless `replica.lag.time.max.ms` is set.
+pub const DOUBT: Duration = Duration::from_mins(1);
+
 /// How long an answer may stay out without beginning again.
 pub(super) const SILENCE: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Doubt<T> {
+pub struct Doubt<T> {
     said: T,
     since: Instant,
     last: Instant,
 }
 
 impl<T: PartialEq> Doubt<T> {
-    pub(super) fn new(said: T, now: Instant) -> Self {
+    /// An answer that is given for the first time.
+    pub fn new(said: T, now: Instant) -> Self {
         Self { said, since: now, last: now }
     }
 
     /// Takes an answer; returns whether it has lasted.
-    pub(super) fn lasts(&mut self, said: T, now: Instant, patience: Duration) -> bool {
+    pub fn lasts(&mut self, said: T, now: Instant, patience: Duration) -> bool {
         let is_believed = !patience.is_zero() && self.last.duration_since(self.since) >= patience;
         let is_silent = now.duration_since(self.last) > SILENCE && !is_believed;
         if self.said != said || is_silent {

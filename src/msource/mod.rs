@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod assignment;
 pub mod consumer;
-mod doubt;
+pub mod doubt;
 pub mod journal;
 pub mod native;
 pub mod payload;

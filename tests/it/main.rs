@@ -10,6 +10,10 @@ mod harness;
 /// `adopt`: the home of an instance that is gone.
 #[cfg(test)]
 mod adopt;
+/// Adoptions of homes that were adopted before in part or as another copy, of topics that are away, and what a foreign home may
+/// see of ours.
+#[cfg(test)]
+mod adopt_again;
 /// Answers of brokers that are lost, failed or partial: to every kind of request, at every kind of start.
 #[cfg(test)]
 mod answers;

@@ -8,6 +8,7 @@ use crossbeam_channel::bounded;
 use super::super::broken::failed;
 use super::super::pipeline::Pipeline;
 use super::super::queue::{RETRY_BLOCK, RETRY_BYTES, stopping};
+use super::taken::{Fate, Taken};
 use crate::block::{DoneBlock, Place, Rejected, Source};
 use crate::control::Failure;
 use crate::delivery::Inbox;
@@ -16,45 +17,72 @@ use crate::msource::TopicPartition;
 use crate::msource::journal::{QueueCause, QueueEntry};
 use crate::msource::store::Walk;
 
-/// Moves every entry, in order of arrival; returns how many came, and how many were here already.
+/// How many entries of a failure queue moved, and what became of the others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Moved {
+    /// They came into ours.
+    pub(super) entries: u64,
+    /// They were here already.
+    pub(super) known: u64,
+    /// They stay where they are: whether they were here nobody can tell.
+    pub(super) left: u64,
+}
+
+/// Moves every entry, in order of arrival.
 ///
 /// What is here is durable before it goes there, and with it how far their queue was taken over. So a repetition after an
 /// interruption takes none twice, whatever became of the entries here meanwhile. What we read again ourselves after a takeover is
 /// here, too.
-pub(super) fn take(ours: &Pipeline, theirs: &Pipeline, progress: &dyn Fn(&str)) -> Result<(u64, u64), Failure> {
+pub(super) fn take(ours: &Pipeline, theirs: &Pipeline, progress: &dyn Fn(&str)) -> Result<Moved, Failure> {
     let (_here, _there) = (ours.turn(0, progress)?, theirs.turn(0, progress)?);
     let mut known = HashSet::new();
     ours.entries(0, &mut |_, entry| {
         known.insert(identity(&entry));
         Walk::On
     })?;
-    let home = &theirs.home.0;
-    let taken = ours.gauges.durable().state.adopted.get(home).copied().unwrap_or(0);
-    let (mut from, mut moved, mut seen) = (0, 0, 0);
+    let taken = Taken::of(&ours.gauges.durable().state.adopted, (&theirs.home.0, theirs.home.1));
+    let (mut next, mut moved) = (0, Moved::default());
     loop {
-        let (mut fresh, mut removed, mut bytes) = (Vec::new(), Vec::new(), 0);
-        theirs.entries(from, &mut |key, entry| {
-            removed.push((key, entry.size()));
-            if key >= taken && known.insert(identity(&entry)) {
-                bytes += entry.size();
+        let (mut fresh, mut removed, mut bytes, mut last) = (Vec::new(), Vec::new(), 0, None);
+        theirs.entries(next, &mut |key, entry| {
+            last = Some(key);
+            let size = entry.size();
+            let is_here = taken.fate(key) == Fate::Taken || known.contains(&identity(&entry));
+            if !is_here && taken.fate(key) == Fate::Doubtful {
+                moved.left += 1;
+                return Walk::On;
+            }
+            removed.push((key, size));
+            if !is_here {
+                known.insert(identity(&entry));
+                bytes += size;
                 fresh.push(entry);
             }
             if removed.len() >= RETRY_BLOCK || bytes >= RETRY_BYTES { Walk::Stop } else { Walk::On }
         })?;
-        let Some((last, _)) = removed.last() else { break };
-        from = last + 1;
-        moved += fresh.len() as u64;
-        seen += (removed.len() - fresh.len()) as u64;
-        if from > taken {
-            add(ours, (home, from), fresh, progress)?;
+        let Some(last) = last else { break };
+        next = last + 1;
+        moved.entries += fresh.len() as u64;
+        moved.known += (removed.len() - fresh.len()) as u64;
+        if let Some(note) = taken.note(next) {
+            add(ours, note, fresh, progress)?;
         }
         fault::point("adopt.added");
-        remove(theirs, removed, progress)?;
+        if !removed.is_empty() {
+            remove(theirs, removed, progress)?;
+        }
         fault::point("adopt.removed");
-        progress(&format!("{moved} entries of the failure queue moved"));
+        progress(&format!("{} entries of the failure queue moved", moved.entries));
     }
-    tracing::info!(moved, known = seen, "took the failure queue over");
-    Ok((moved, seen))
+    let Moved { entries, known, left } = moved;
+    tracing::info!(entries, known, "took the failure queue over");
+    if left > 0 {
+        tracing::error!(
+            left,
+            "entries stay in the failure queue of the adopted home: entries of another copy of it were taken over under their numbers, and may be the same"
+        );
+    }
+    Ok(moved)
 }
 
 /// A topic that was created anew has other records under the same offsets.
@@ -62,11 +90,11 @@ fn identity(entry: &QueueEntry) -> (TopicPartition, String, i64) {
     (entry.partition.clone(), entry.topic_id.clone(), entry.offset)
 }
 
-/// Adds entries as they are, and notes that those of that home below `upto` are here: none is also noted, since what was here
+/// Adds entries as they are, and notes how far that queue was taken over; see [`Taken::note`]. None is also noted, since what was here
 /// already may be a line before they have removed it. Durable when this returns.
 fn add(
     ours: &Pipeline,
-    (home, upto): (&str, u64),
+    (note, upto): (&str, u64),
     entries: Vec<QueueEntry>,
     progress: &dyn Fn(&str),
 ) -> Result<(), Failure> {
@@ -75,7 +103,7 @@ fn add(
     let block = DoneBlock {
         place: Place::of(ours.tickets.take()),
         is_last: true,
-        source: Source::Adopted { home: home.to_owned(), upto },
+        source: Source::Adopted { home: note.to_owned(), upto },
         recipe: Arc::clone(&ours.desk.engine().fingerprint),
         pieces: Vec::new(),
         records,

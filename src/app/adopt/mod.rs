@@ -14,13 +14,15 @@
 //! **Not promised.** That the other instance is gone: its locks tell it on this host only. What it has written of live files
 //! and never committed is repeated by whoever took its partitions over; then nothing is done about its positions.
 //!
-//! The home itself is read in [`other`], positions are in [`positions`], the failure queue is in [`entries`].
+//! The home itself is read in [`other`], positions are in [`positions`], the failure queue is in [`entries`], and
+//! which entries were taken over before in [`taken`].
 //!
 //! **How it fails.** With the first step that cannot be done; what was done before it stays done.
 
 mod entries;
 pub(super) mod other;
 mod positions;
+mod taken;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -30,7 +32,7 @@ use crossbeam_channel::bounded;
 use self::other::Other;
 use super::asker::Asker;
 use super::broken::failed;
-use super::home::{self, View};
+use super::home::View;
 use super::offsets::{self, Whose};
 use super::pipeline::{Pipeline, engine};
 use super::places::Opening;
@@ -55,7 +57,6 @@ pub(super) fn adopt(
     progress: &dyn Fn(&str),
 ) -> Result<Adoption, Failure> {
     let other = Other::find(place, config, dir)?;
-    home::become_owner(config)?;
     let their_lock = other.lock()?;
     if let Some(before) = other.adopted()? {
         return Ok(Adoption { dir: other.config.sink.dir, before: Some(before), ..Adoption::default() });
@@ -110,7 +111,7 @@ fn take_over(
         let state = ours.gauges.durable().state.clone();
         settle_in_group((config, Whose::Ours), ours, &Asker::new(config, config.rpc.timeout)?, &state, progress)?;
     }
-    let (entries, known_entries) = entries::take(ours, theirs, progress)?;
+    let moved = entries::take(ours, theirs, progress)?;
     let positions = match other.config.kafka.assignment {
         Assignment::Group => positions::commit(&other.config, &asker, &settled, progress)?,
         Assignment::All => positions::take(config, ours, &settled, progress)?,
@@ -121,8 +122,9 @@ fn take_over(
         before: None,
         files,
         positions,
-        entries,
-        known_entries,
+        entries: moved.entries,
+        known_entries: moved.known,
+        left_entries: moved.left,
     };
     Ok((adoption, ours.home.0.clone()))
 }

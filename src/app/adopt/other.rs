@@ -1,7 +1,7 @@
 //! The home that is adopted: found, read, locked, and marked in the end.
 //!
-//! Its configuration is its own: `config/` below it, what `config/common.env` sets, and of our environment only what its
-//! files name with `${NAME}`, which are the secrets that both need. Our own `MTGA_` variables mean our home.
+//! Its configuration is its own: `config/` below it, and what `config/common.env` sets. A foreign disk names whom to connect to
+//! and what to tell them, so it gets nothing of our environment, which may hold secrets, but the addresses in [`SHARED`].
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -24,6 +24,9 @@ use crate::regular;
 
 /// Name of the marker below `store.path`: a JSON object on one line, see [`Marker`].
 const MARKER: &str = "adopted.json";
+
+/// What the files of the other home may have of our environment.
+const SHARED: [&str; 1] = ["KAFKA_BROKERS"];
 
 /// See the module.
 pub(super) struct Other {
@@ -137,7 +140,7 @@ impl Other {
 /// The configuration that the other instance ran with.
 fn load(place: &Place, dir: &Path) -> Result<Config, Failure> {
     let mut env: BTreeMap<_, _> =
-        place.env.clone().into_iter().filter(|(name, _)| !name.starts_with("MTGA_")).collect();
+        place.env.clone().into_iter().filter(|(name, _)| SHARED.contains(&name.as_str())).collect();
     let mistake = |text: String| Failure::new(FailureKind::Config, format!("{}: {text}", dir.display()));
     match regular::read_to_string(&dir.join("config/common.env")) {
         Ok(text) => env.extend(assignments(&text).map_err(mistake)?),
@@ -152,7 +155,14 @@ fn load(place: &Place, dir: &Path) -> Result<Config, Failure> {
         cpus: thread::available_parallelism().map_or(1, std::num::NonZero::get),
     };
     let loaded = config::load(&sources).map_err(|mistakes| {
-        let lines: Vec<_> = mistakes.iter().map(|mistake| format!("{}: {mistake}", dir.display())).collect();
+        let mut lines: Vec<_> = mistakes.iter().map(|mistake| format!("{}: {mistake}", dir.display())).collect();
+        if lines.iter().any(|line| line.contains("is not set")) {
+            lines.push(format!(
+                "{}: adopt gives another home nothing of this host's environment: write what it needs as NAME=value into its \
+                 config/common.env",
+                dir.display()
+            ));
+        }
         Failure::new(FailureKind::Config, lines.join("\n"))
     })?;
     Ok(loaded.config)

@@ -15,6 +15,7 @@ use crate::delivery::Inbox;
 use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
+use crate::msource::doubt::{DOUBT, Doubt};
 use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position, State};
 use crate::msource::native::{Commit, GroupOffset};
 
@@ -37,28 +38,50 @@ pub(super) fn commit(
     let partitions: Vec<_> = state.partitions.keys().cloned().collect();
     let topics: BTreeSet<_> = partitions.iter().map(|partition| partition.topic.to_string()).collect();
     let topics: Vec<_> = topics.into_iter().collect();
+    let (mut committed, mut doubt) = (BTreeSet::new(), None);
+    let patience = fault::duration("FAULT_DOUBT_MS", DOUBT);
     loop {
         let group = asker.group_offsets(&partitions)?;
         let ids = if topics.is_empty() { BTreeMap::default() } else { asker.topic_ids(&topics)? };
-        let (mut rows, mut commits) = (Vec::new(), Vec::new());
+        let (mut rows, mut commits, mut gone) = (Vec::new(), Vec::new(), Vec::new());
         for ((partition, here), group) in state.partitions.iter().zip(&group) {
             let outcome = match ids.get(&*partition.topic) {
                 Some(id) => judge(config, state, here, group.as_ref(), id),
                 None => PositionOutcome::Gone,
             };
-            if outcome == PositionOutcome::Committed {
-                commits.push(commit_of(config, state, (partition, here), group.as_ref()));
+            match outcome {
+                PositionOutcome::Committed => {
+                    commits.push(commit_of(config, state, (partition, here), group.as_ref()));
+                }
+                PositionOutcome::Gone => gone.push(partition.clone()),
+                _ => {}
             }
-            rows.push(row(partition, here, outcome));
+            let is_done = outcome == PositionOutcome::Current && committed.contains(partition);
+            rows.push(row(partition, here, if is_done { PositionOutcome::Committed } else { outcome }));
         }
+        // What the topics that are there have does not wait for those that may come back.
         if commits.is_empty() {
-            return Ok(rows);
+            let now = Instant::now();
+            let doubt = doubt.get_or_insert_with(|| Doubt::new(gone.clone(), now));
+            if gone.is_empty() || doubt.lasts(gone, now, patience) {
+                return Ok(rows);
+            }
+            progress(&format!(
+                "the brokers have no topic of some positions, or another one: waiting {} s whether that lasts",
+                patience.as_secs()
+            ));
+            std::thread::park_timeout(PACE);
+            continue;
         }
         fault::point("adopt.commit");
         match asker.commit(&commits) {
             Ok(()) => {
                 fault::point("adopt.committed");
-                return Ok(rows);
+                committed.extend(commits.into_iter().map(|commit| commit.partition));
+                if gone.is_empty() {
+                    return Ok(rows);
+                }
+                continue;
             }
             Err(error) if Instant::now() >= deadline => {
                 let group = &config.kafka.group_id;

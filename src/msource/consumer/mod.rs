@@ -61,6 +61,7 @@ use crossbeam_channel::Receiver;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::TopicPartition;
+use super::doubt::DOUBT;
 use super::journal::Mark;
 use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec, Remains};
 use crate::config::Assignment;
@@ -89,10 +90,6 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a service that stops waits for the group to take its offsets. They are saved here already.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
-
-/// How long an answer must last that takes records away, and may be a passing one. A new leader knows how far its log was
-/// acknowledged once its followers have asked it, 30 s at most unless `replica.lag.time.max.ms` is set.
-const DOUBT: Duration = Duration::from_mins(1);
 
 /// Pause after a request that failed, and between looks at what is waited for.
 const RETRY: Duration = Duration::from_secs(1);

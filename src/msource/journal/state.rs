@@ -43,7 +43,8 @@ pub struct State {
     pub place: Place,
     /// Each recipe with the number of the last block that it made: what recovery may still need.
     pub recipes: BTreeMap<String, u64>,
-    /// How far the failure queues of other homes were taken over: UUID of the home, and the first key of its queue that was not.
+    /// How far the failure queues of other homes were taken over: which home, as whoever adopts it writes that, and the first key
+    /// of its queue that was not.
     pub adopted: BTreeMap<String, u64>,
 }
 

@@ -46,6 +46,9 @@ const LEADER_NOT_AVAILABLE: i16 = 5;
 /// An error that the group gives for one partition, and that passes when somebody lifts it.
 const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
 
+/// The error of a topic that is not there.
+const UNKNOWN_TOPIC: i16 = 3;
+
 /// Answers to fetches below this size hold no records worth damaging.
 const WITH_RECORDS: usize = 1000;
 
@@ -285,6 +288,19 @@ impl Proxy {
     /// Changes every answer to a request in place, until [`Proxy::pass_unchanged`].
     pub(crate) fn rewrite(&self, api_key: i16, change: impl FnMut(&mut [u8]) + Send + 'static) {
         self.shared.lock().rewrite.insert(api_key, Rewrite(Box::new(change)));
+    }
+
+    /// Has brokers say that there is no topic of this name, until [`Proxy::pass_unchanged`].
+    pub(crate) fn hide_topic(&self, name: &str) {
+        let name = name.to_owned();
+        self.rewrite(METADATA, move |frame| {
+            for at in 3..frame.len() {
+                // Behind its error and the length of its name, before its id.
+                if frame[at..].starts_with(name.as_bytes()) && frame[at - 1] == name.len() as u8 + 1 {
+                    frame[at - 3..at - 1].copy_from_slice(&UNKNOWN_TOPIC.to_be_bytes());
+                }
+            }
+        });
     }
 
     /// Ends [`Proxy::rewrite`].
