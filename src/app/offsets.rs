@@ -77,6 +77,7 @@ pub(super) fn set(
             settle(pipeline, &state, (partition, group.as_ref()), Whose::Ours, &wait)?;
         }
     }
+    fault::point("set.settled");
     let commits = commits(pipeline, &moved);
     let asker = asker.within(config.rpc.timeout);
     // In a group other instances go by the group's offsets, so the group comes first: what it refuses is not moved here.
@@ -97,7 +98,9 @@ pub(super) fn set(
         }
         tracing::warn!(%error, "the group was not told");
     }
+    fault::point("set.committed");
     note(pipeline, &moved, &wait)?;
+    fault::point("set.saved");
     let after = moved.iter().map(|(standing, _)| standing.row()).collect();
     Ok(Moved { before, after })
 }
@@ -275,6 +278,7 @@ fn note(pipeline: &Pipeline, moved: &[(Standing, i64)], wait: Wait<'_>) -> Resul
         let frame = Frame::Move { to: position, cause: MoveCause::Operator };
         pipeline.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(failed)?;
         wait(&answered)?;
+        fault::point("set.noted");
     }
     let (reply, answered) = bounded(1);
     let before = pipeline.tickets.next();

@@ -20,6 +20,9 @@ mod answers;
 /// Why Kafka gives no records, as an operator is told.
 #[cfg(test)]
 mod causes;
+/// `set_offset` and `adopt`, killed at each of their steps, and repeated after the service has run.
+#[cfg(test)]
+mod commands;
 /// Mistakes in configuration and settings, absent brokers, second daemons, what a dead daemon leaves behind.
 #[cfg(test)]
 mod config;
