@@ -6,7 +6,7 @@
 //!
 //! **The owner** of a home is the owner of its directory, or, where that is root's, the owner of `tmp` in it: a deployment
 //! whose programs and configuration are root's runs under a user of its own all the same. A home that is root's runs as
-//! root, as in a container.
+//! root, as in a container, unless its store lies elsewhere and is another user's: [`become_owner_of_store`].
 
 use std::ffi::CString;
 use std::fs::{self, Metadata};
@@ -39,8 +39,22 @@ pub fn become_owner(home: &Path) -> Result<(), Failure> {
     become_owner_of(&owner, home)
 }
 
+/// Becomes the owner of a home's store for good, when root asks: it may lie elsewhere, and be another user's than the home. No
+/// file of another owner may be left in it, not even the lock, or the service could not go on. A store that is not there yet
+/// will be root's.
+pub fn become_owner_of_store(store: &Path) -> Result<(), Failure> {
+    if !geteuid().is_root() {
+        return Ok(());
+    }
+    match fs::metadata(store) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(Failure::new(FailureKind::Failed, format!("cannot look at {}: {error}", store.display()))),
+        Ok(owner) => become_owner_of(&owner, store),
+    }
+}
+
 /// Becomes the owner of this file or directory for good; `home` is what it belongs to, for the message.
-pub fn become_owner_of(owner: &Metadata, home: &Path) -> Result<(), Failure> {
+fn become_owner_of(owner: &Metadata, home: &Path) -> Result<(), Failure> {
     if !geteuid().is_root() || owner.uid() == 0 {
         return Ok(());
     }

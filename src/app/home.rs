@@ -6,7 +6,6 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use nix::unistd::geteuid;
 use uuid::Uuid;
 
 use super::broken::{Broken, chain, failed};
@@ -20,7 +19,6 @@ use crate::durable::create_private_dirs;
 use crate::lock::{HomeLock, ReadLock};
 use crate::msource::journal::{self, Contents, Frame, History, Mark, QueueEntry, State};
 use crate::msource::store::{SledStore, Store, StoreChange, StoreError, Walk};
-use crate::privileges;
 use crate::transform::recipe::{Engine, Recipe};
 
 /// How long another process is waited for that holds the store: a command that reads it is done sooner.
@@ -34,20 +32,6 @@ pub(super) struct Opened {
     pub(super) checked: Checked,
     pub(super) contents: Contents,
     pub(super) known: Known,
-}
-
-/// Becomes the owner of a stopped home's store, when root asks: no file of another owner may be left in it, or the service
-/// could not go on. For good, since the command ends soon.
-pub(super) fn become_owner(config: &Config) -> Result<(), Failure> {
-    let root = &config.store.path;
-    if !geteuid().is_root() {
-        return Ok(());
-    }
-    let owner = match fs::metadata(root) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        metadata => metadata.map_err(|error| failed(format!("cannot look at {}: {error}", root.display())))?,
-    };
-    privileges::become_owner_of(&owner, root)
 }
 
 /// Whether there is neither journal nor store, as below a mount point whose disk is missing.

@@ -104,12 +104,10 @@ impl Backend for App {
     }
 
     fn local(&self, config: &Config) -> Result<Box<dyn Service>, Failure> {
-        home::become_owner(config)?;
         Ok(Box::new(Stopped { config: config.clone(), lock: None }))
     }
 
     fn stopped(&self, config: &Config, lock: HomeLock) -> Result<Box<dyn Service>, Failure> {
-        home::become_owner(config)?;
         Ok(Box::new(Stopped { config: config.clone(), lock: Some(lock) }))
     }
 
@@ -121,7 +119,6 @@ impl Backend for App {
         to: OffsetTarget,
         progress: &dyn Fn(&str),
     ) -> Result<Moved, Failure> {
-        home::become_owner(config)?;
         let stopped = Stopped { config: config.clone(), lock: Some(lock) };
         stopped.with_pipeline(|pipeline| offsets::set(config, pipeline, what, to, progress))
     }

@@ -14,6 +14,7 @@ use crate::control::client::Remote;
 use crate::control::{Failure, FailureKind, Service};
 use crate::daemon;
 use crate::lock::{self, Holder, HomeLock, Purpose};
+use crate::privileges;
 
 /// `rpc.timeout` when the config cannot be read.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -104,6 +105,13 @@ impl Context<'_> {
         Ok(config)
     }
 
+    /// The same for a command that opens the home: as the owner of its store from here on, when root asks.
+    pub(super) fn own_config(&mut self) -> Result<Config, Failure> {
+        let config = self.config()?;
+        privileges::become_owner_of_store(&config.store.path)?;
+        Ok(config)
+    }
+
     /// Reads the config and shows its warnings, but for secrets that every user can read, which are returned.
     pub(super) fn config_and_exposed(&mut self) -> Result<(Config, Vec<String>), Failure> {
         match self.backend.load(&self.place) {
@@ -177,7 +185,7 @@ impl Context<'_> {
         match self.reach()? {
             Reach::Running(running) => Ok(Box::new(running.remote)),
             Reach::Stopped => {
-                let config = self.config()?;
+                let config = self.own_config()?;
                 self.backend.local(&config)
             }
         }
@@ -189,7 +197,7 @@ impl Context<'_> {
             if let Reach::Running(running) = self.reach()? {
                 return Ok(Box::new(running.remote));
             }
-            let config = self.config()?;
+            let config = self.own_config()?;
             match HomeLock::acquire(&config.store.path, Purpose::Command) {
                 Ok(lock) => return self.backend.stopped(&config, lock),
                 // It was started just now.
@@ -203,7 +211,7 @@ impl Context<'_> {
 
     /// Locks the home for a command that needs it stopped; returns the config that says where it is.
     pub(super) fn lock_stopped(&mut self) -> Result<(Config, HomeLock), Failure> {
-        let config = self.config()?;
+        let config = self.own_config()?;
         let lock = HomeLock::acquire(&config.store.path, Purpose::Command)
             .map_err(|failure| Failure::new(FailureKind::Failed, failure.message))?;
         Ok((config, lock))

@@ -43,7 +43,7 @@ impl Context<'_> {
 
     /// The config, once everything that can be checked without the brokers is right.
     fn checked_config(&mut self) -> Result<Config, Failure> {
-        let config = self.config()?;
+        let config = self.own_config()?;
         let failures = self.backend.check(&config, Scope::Offline);
         let Some(first) = failures.first() else { return Ok(config) };
         let messages: Vec<_> = failures.iter().map(|failure| failure.message.as_str()).collect();

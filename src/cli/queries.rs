@@ -10,6 +10,7 @@ use super::context::{Context, Reach, Running, in_utf8, show_progress};
 use super::{DemoOptions, Exit, Missing, Moved, OffsetTarget, Plain, Scope, Selection, VerifyOptions, complain, table};
 use crate::config::Visibility;
 use crate::control::{ClearQuery, Failure, FailureKind, ListQuery, Peer, Service, State, total_lag};
+use crate::privileges;
 use crate::record::Reason;
 
 impl Context<'_> {
@@ -17,7 +18,7 @@ impl Context<'_> {
         let asked = match self.reach()? {
             Reach::Running(running) => running.remote.status(),
             Reach::Stopped => {
-                self.config().and_then(|config| self.backend.local(&config)).and_then(|service| service.status())
+                self.own_config().and_then(|config| self.backend.local(&config)).and_then(|service| service.status())
             }
         };
         match asked {
@@ -126,7 +127,11 @@ impl Context<'_> {
         let failures = match self.config_and_exposed() {
             Ok((config, exposed)) => {
                 let exposed = exposed.into_iter().map(|secret| Failure::new(FailureKind::Config, secret));
-                exposed.chain(self.backend.check(&config, scope)).collect()
+                let found = match privileges::become_owner_of_store(&config.store.path) {
+                    Ok(()) => self.backend.check(&config, scope),
+                    Err(failure) => vec![failure],
+                };
+                exposed.chain(found).collect()
             }
             Err(failure) => vec![failure],
         };

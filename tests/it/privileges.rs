@@ -96,6 +96,52 @@ fn a_service_that_root_starts_runs_as_the_owner_of_its_home_and_is_stopped_by_bo
     setpriv(&["stop"]).success();
 }
 
+/// Everything below a directory with another owner than our user.
+fn not_ours(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        let metadata = fs::symlink_metadata(&path).expect("a file");
+        if metadata.is_dir() {
+            found.extend(not_ours(&path));
+        }
+        if metadata.uid() != USER {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_store_of_another_user_than_the_home_is_left_to_that_user_by_every_command() {
+    let mut home = home();
+    let store = home.path("").parent().expect("a parent").join("store");
+    fs::create_dir(&store).expect("a directory");
+    std::os::unix::fs::chown(&store, Some(USER), Some(USER)).expect("root may");
+    fs::set_permissions(&store, Permissions::from_mode(0o700)).expect("permissions");
+    home.set("store.path", store.to_str().expect("a path"));
+    // The service may write into the rest of its home, which is root's.
+    for dir in ["", "config", "settings", "scripts", "mctl", "tmp", "logs", "data"] {
+        std::os::unix::fs::chown(home.path(dir), Some(0), Some(0)).expect("root may");
+    }
+    for dir in ["tmp", "logs", "data"] {
+        fs::set_permissions(home.path(dir), Permissions::from_mode(0o777)).expect("permissions");
+    }
+    for args in [&["check", "--offline"][..], &["set_offset", "all", "1"], &["status"], &["start"]] {
+        // What becomes of the command is not the point here.
+        let _: Finished = home.mtga(args);
+        assert_eq!(not_ours(&store), Vec::<PathBuf>::new(), "{args:?}");
+    }
+    let status = fs::read_to_string(format!("/proc/{}/status", home.pid())).expect("it runs");
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:")).expect("a field");
+    assert!(ids.split_whitespace().all(|id| id == USER.to_string()), "{status}");
+    home.stop();
+    home.start();
+    home.mtga(["restart"]).success();
+    home.stop();
+    assert_eq!(not_ours(&store), Vec::<PathBuf>::new());
+}
+
 /// A process of root's. Killed when dropped.
 struct Bystander(Child);
 
