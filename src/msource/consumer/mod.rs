@@ -204,6 +204,7 @@ pub struct Consumer {
     batch: Vec<Message>,
     paused: bool,
     no_room_since: Option<Instant>,
+    ahead: room::Ahead,
     /// Why there are no records: shown until some come.
     trouble: Trouble,
     rights: rights::Rights,
@@ -262,8 +263,10 @@ impl Consumer {
     pub fn new(parts: Parts) -> Result<Self, Error> {
         let client = Client::new(&parts.properties).map_err(Error::Client)?;
         let now = Instant::now();
+        // The largest value is as much of the memory bound as librdkafka's queue is.
+        let payload_limit = parts.desk.engine().payload_limit;
         Ok(Self {
-            payload_limit: parts.desk.engine().payload_limit,
+            payload_limit,
             subscription: Subscription::of(&parts.config),
             static_member: StaticMember::of(&parts.config),
             parts,
@@ -279,6 +282,7 @@ impl Consumer {
             batch: Vec::with_capacity(BATCH),
             paused: false,
             no_room_since: None,
+            ahead: room::Ahead::new(payload_limit as u64),
             trouble: Trouble::default(),
             rights: rights::Rights::default(),
             probe_at: now,

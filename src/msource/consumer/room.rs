@@ -14,6 +14,41 @@ use super::slot::Fetch;
 use super::{Consumer, Error, IDLE_WAIT, PATIENCE};
 use crate::config::WhenFull;
 
+/// Longest wait for room while much may be fetched meanwhile.
+const SHORT_WAIT: Duration = Duration::from_millis(20);
+
+/// What librdkafka has fetched ahead. It stops fetching when keys and values are many, and does not count headers. That these
+/// may be far larger is seen here, by the records that were taken lately.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    /// Bytes of headers that may lie in its queue.
+    most: u64,
+    /// Bytes of headers that a record may have: the most lately, which a smaller one lowers by a sixteenth of the difference.
+    each: u64,
+}
+
+impl Ahead {
+    pub(super) const fn new(most: u64) -> Self {
+        Self { most, each: 0 }
+    }
+
+    /// A record with so many bytes of headers was taken.
+    #[inline]
+    pub(super) fn taken(&mut self, headers: u64) {
+        self.each = headers.max((self.each * 15 + headers) / 16);
+    }
+
+    /// Whether so many records ahead are too many.
+    fn is_too_far(&self, queued: usize) -> bool {
+        self.each.saturating_mul(queued as u64) > self.most
+    }
+
+    /// How long a wait may be in which records are fetched.
+    fn wait(&self) -> Duration {
+        if self.each == 0 { IDLE_WAIT } else { SHORT_WAIT }
+    }
+}
+
 impl Consumer {
     /// Whether records may be taken now.
     pub(super) fn has_room(&mut self) -> bool {
@@ -45,10 +80,11 @@ impl Consumer {
             for number in 0..self.slots.len() {
                 self.cut(number)?;
             }
-            if since.elapsed() < PATIENCE {
-                self.parts.budget.wait_for_room(IDLE_WAIT);
+            if since.elapsed() < PATIENCE && !self.ahead.is_too_far(self.client.queued()) {
+                let wait = self.ahead.wait();
+                self.parts.budget.wait_for_room(wait);
                 if self.parts.gauges.stalled().is_some() || self.queue_is_full() {
-                    std::thread::park_timeout(IDLE_WAIT);
+                    std::thread::park_timeout(wait);
                 }
                 return Ok(());
             }
@@ -76,14 +112,34 @@ impl Consumer {
             self.cut(number)?;
         }
         let until = Instant::now() + PATIENCE;
-        while !self.parts.budget.wait_for_room(IDLE_WAIT) {
+        while !self.parts.budget.wait_for_room(self.ahead.wait()) {
             let now = Instant::now();
-            if now >= until || self.parts.desk.stopping() || self.parts.gauges.is_over() {
+            let too_far = self.ahead.is_too_far(self.client.queued());
+            if now >= until || too_far || self.parts.desk.stopping() || self.parts.gauges.is_over() {
                 self.slots.iter_mut().filter(|slot| slot.fetch == Fetch::On).for_each(|slot| slot.read_again(now));
                 break;
             }
             self.serve_seals()?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_ahead_are_too_many_by_the_headers_of_those_before_and_only_while_these_have_some() {
+        let mut ahead = Ahead::new(8 << 20);
+        ahead.taken(0);
+        assert!(!ahead.is_too_far(1_000_000));
+        ahead.taken(800 << 10);
+        assert!(ahead.is_too_far(11) && !ahead.is_too_far(10));
+        assert!(ahead.wait() < IDLE_WAIT);
+        (0..200).for_each(|_| ahead.taken(100));
+        assert!(!ahead.is_too_far(50_000) && ahead.is_too_far(90_000), "{ahead:?}");
+        (0..200).for_each(|_| ahead.taken(0));
+        assert!(!ahead.is_too_far(1_000_000) && ahead.wait() == IDLE_WAIT, "{ahead:?}");
     }
 }

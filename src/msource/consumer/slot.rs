@@ -113,14 +113,15 @@ impl Slot {
         (self.partition.clone(), place)
     }
 
-    /// Adds a record to the open block; returns what it costs. `claimed` tells how long a value is when it is decompressed.
+    /// Adds a record with so many bytes of headers to the open block; returns what it costs. `claimed` tells how long a value
+    /// is when it is decompressed.
     #[inline]
-    pub(super) fn add(&mut self, record: Message, now: Instant, claimed: impl Fn(&[u8]) -> u64) -> u64 {
+    pub(super) fn add(&mut self, record: Message, headers: u64, now: Instant, claimed: impl Fn(&[u8]) -> u64) -> u64 {
         self.told = Told::Record;
         if !self.is_open() {
             self.since = now;
         }
-        let size = record.size() as u64;
+        let size = record.size() as u64 + headers;
         let mut cost = size + RECORD_COST;
         if self.unpacked > 0 || self.open.is_empty() {
             let unpacked = claimed(record.value().unwrap_or_default());

@@ -76,8 +76,10 @@ impl Consumer {
                 continue;
             }
             let claimed = |value: &[u8]| claimed_size(self.parts.config.payload, self.payload_limit, value);
-            cost += slot.add(message, now, claimed);
+            let headers = message.headers_size() as u64;
+            cost += slot.add(message, headers, now, claimed);
             records += 1;
+            self.ahead.taken(headers);
             if slot.open.len() >= self.parts.cut.lines || slot.bytes.max(slot.unpacked) >= self.parts.cut.bytes {
                 self.account(&mut records, &mut cost);
                 self.cut(number)?;

@@ -1,6 +1,6 @@
 //! A record as librdkafka hands it out, read in place.
 
-use std::ffi::c_int;
+use std::ffi::{CStr, c_int};
 use std::ptr;
 
 use rdkafka::bindings as rd;
@@ -113,20 +113,37 @@ impl Message {
 
     /// The record's headers, copied; `None` for a value that is null.
     pub fn headers(&self) -> Vec<(String, Option<Vec<u8>>)> {
-        let mut headers = ptr::null_mut();
         let mut copied = Vec::new();
-        // SAFETY: the headers belong to the message and are copied while it is live.
+        self.each_header(|name, value| {
+            copied.push((name.to_string_lossy().into_owned(), value.map(<[u8]>::to_vec)));
+        });
+        copied
+    }
+
+    /// Bytes of the record's headers. They lie in memory beside key and value for as long as the record does.
+    pub fn headers_size(&self) -> usize {
+        let mut size = 0;
+        self.each_header(|name, value| size += name.count_bytes() + value.map_or(0, <[u8]>::len));
+        size
+    }
+
+    /// Shows each header. librdkafka makes a copy of them for that, which would stay with the record, so it is taken from it and
+    /// freed.
+    #[inline]
+    fn each_header(&self, mut show: impl FnMut(&CStr, Option<&[u8]>)) {
+        let mut headers = ptr::null_mut();
+        // SAFETY: the message is live, and no other thread has it. The headers are ours then, and not used after they are freed.
         unsafe {
-            if KafkaError::check(rd::rd_kafka_message_headers(self.0, &raw mut headers) as c_int).is_err() {
-                return copied;
+            if rd::rd_kafka_message_detach_headers(self.0, &raw mut headers) as c_int != 0 {
+                return;
             }
             for index in 0..rd::rd_kafka_header_cnt(headers) {
                 let (mut name, mut value, mut size) = (ptr::null(), ptr::null(), 0);
                 rd::rd_kafka_header_get_all(headers, index, &raw mut name, &raw mut value, &raw mut size);
-                copied.push((text(name), (!value.is_null()).then(|| bytes(value, size).to_vec())));
+                show(CStr::from_ptr(name), (!value.is_null()).then(|| bytes(value, size)));
             }
+            rd::rd_kafka_headers_destroy(headers);
         }
-        copied
     }
 }
 
@@ -182,7 +199,10 @@ mod tests {
             client.consume(&mut messages, 1, Duration::from_millis(50));
         }
         let record = messages.iter().find(|message| message.is_record()).expect("just found");
-        assert_eq!(record.headers(), [("null".to_owned(), None), ("empty".to_owned(), Some(Vec::new()))]);
+        for _ in 0..2 {
+            assert_eq!(record.headers_size(), "null".len() + "empty".len());
+            assert_eq!(record.headers(), [("null".to_owned(), None), ("empty".to_owned(), Some(Vec::new()))]);
+        }
     }
 
     #[test]

@@ -15,7 +15,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, TopicRe
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::DeliveryResult;
+use rdkafka::message::{DeliveryResult, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 
 use super::{Mix, Record, SOON, broker, holds, wait_until};
@@ -208,6 +208,11 @@ impl Topic {
         Producer::configured(&self.brokers, codec, &further).send(&self.name, records);
     }
 
+    /// Produces the records, each with these headers.
+    pub(crate) fn produce_with_headers(&self, headers: &OwnedHeaders, records: &[Record]) {
+        Producer::new(&self.brokers, Codec::None).send_with(&self.name, records, Some(headers));
+    }
+
     /// Produces the records within one transaction, and ends it so.
     pub(crate) fn transact(&self, records: &[Record], end: Transaction) -> Option<Open> {
         static COUNT: AtomicU64 = AtomicU64::new(0);
@@ -354,6 +359,10 @@ impl Producer {
     }
 
     fn send(&self, topic: &str, records: &[Record]) {
+        self.send_with(topic, records, None);
+    }
+
+    fn send_with(&self, topic: &str, records: &[Record], headers: Option<&OwnedHeaders>) {
         for record in records {
             let mut next: BaseRecord<'_, [u8], [u8]> =
                 BaseRecord::to(topic).partition(record.partition).timestamp(record.timestamp);
@@ -362,6 +371,9 @@ impl Producer {
             }
             if let Some(value) = &record.value {
                 next = next.payload(value);
+            }
+            if let Some(headers) = headers {
+                next = next.headers(headers.clone());
             }
             while let Err((error, back)) = self.0.send(next) {
                 assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull), "cannot produce: {error}");
