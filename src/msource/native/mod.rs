@@ -400,8 +400,9 @@ impl Client {
             // during the callback.
             unsafe {
                 let answers = Arc::from_raw(answers.cast::<Answers>());
-                // An error of the whole request stands beside the list, whose elements then have no answer of their own.
-                let of_all = |own| if own == NOT_ANSWERED as c_int && err != 0 { err } else { own };
+                // An error of the whole request stands beside the list, whose elements then have no answer of their own, or,
+                // where librdkafka itself gave up, what a broker answered to an earlier attempt.
+                let of_all = |own| if err < 0 || (own == NOT_ANSWERED as c_int && err != 0) { err } else { own };
                 let found = elements(offsets)
                     .iter()
                     .map(|element| ((text(element.topic), element.partition), of_all(raw(&raw const element.err))));
@@ -621,6 +622,33 @@ mod tests {
             // SAFETY: it was compiled, and is used no more.
             unsafe { regfree(&raw mut theirs) };
         });
+    }
+
+    /// librdkafka sends it again by itself when the coordinator is loading, and keeps in the list what was answered then.
+    #[test]
+    fn a_commit_whose_last_attempt_was_lost_is_not_known_whatever_an_earlier_one_was_told() {
+        use rdkafka::mocking::MockCluster;
+        use rdkafka::types::RDKafkaApiKey;
+
+        let brokers = MockCluster::new(1).expect("brokers");
+        brokers.create_topic("t", 1, 1).expect("a topic");
+        let properties = [
+            ("bootstrap.servers", brokers.bootstrap_servers()),
+            ("group.id", "g".to_owned()),
+            ("retry.backoff.ms", "10".to_owned()),
+            ("reconnect.backoff.ms", "10".to_owned()),
+        ];
+        let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
+        let partition = TopicPartition { topic: "t".into(), partition: 0 };
+        let commit = Commit { partition, offset: 5, leader_epoch: -1, metadata: String::new() };
+        let commits = std::slice::from_ref(&commit);
+        assert_eq!(client.commit(commits, Duration::from_mins(1)), Ok(vec![Ok(())]));
+        let told = RDKafkaRespErr::RD_KAFKA_RESP_ERR_COORDINATOR_LOAD_IN_PROGRESS;
+        let lost = RDKafkaRespErr::RD_KAFKA_RESP_ERR__TRANSPORT;
+        brokers.request_errors(RDKafkaApiKey::OffsetCommit, &[&[told][..], &[lost; 9]].concat());
+        let answer = client.commit(commits, Duration::from_secs(5));
+        let error = answer.and_then(|mut answers| answers.remove(0)).expect_err("the last attempt was lost");
+        assert!((error.code as i32) < 0, "{error:?} is taken for an answer");
     }
 
     #[test]
