@@ -155,7 +155,7 @@ mod tests {
         let budget = Arc::new(Budget::new(10));
         budget.take(10);
         budget.reached(FIRST);
-        assert_eq!(Room::wait(&*budget, FIRST), Wanted::Yes);
+        assert_eq!(answer(&waiting(&budget, |budget| Room::wait(budget, FIRST))), Some(Wanted::Yes));
         let second = waiting(&budget, |budget| Room::wait(budget, SECOND));
         assert!(second.recv_timeout(Duration::from_millis(20)).is_err());
         budget.reached(SECOND);
