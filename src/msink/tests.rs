@@ -121,6 +121,21 @@ fn a_file_is_in_the_ledger_before_it_exists_and_lines_go_where_they_were_told() 
 }
 
 #[test]
+fn the_age_of_a_file_counts_from_when_it_is_there() {
+    let mut world = World::new(9);
+    // Since then the disk is at work on it.
+    world.now.tick -= Duration::from_secs(3);
+    let (first, _) = world.append("a", "\n");
+    for seconds in [57; 10].into_iter().chain([32]) {
+        world.pass(seconds);
+        assert_eq!(world.append("a", "\n").0, first, "it is not idle");
+    }
+    assert_eq!(world.rotate(), None, "2 s more than its age since it was begun");
+    world.pass(1);
+    assert_eq!(world.rotate(), Some(RotateReason::Age));
+}
+
+#[test]
 fn each_bound_finishes_a_file_by_the_timer() {
     let mut world = World::new(9);
     let long = "x".repeat(30) + "\n";

@@ -86,6 +86,9 @@ struct Active {
     path: String,
     stem: String,
     opened: i64,
+    /// How long it took after that until it was there, seconds: its age counts from then on. On a slow disk each file would be
+    /// too old for a second block otherwise.
+    took: i64,
     last_line: Instant,
     inode: u64,
     length: u64,
@@ -184,6 +187,7 @@ impl FileSink {
                     path: state.path(),
                     stem,
                     opened: state.opened,
+                    took: 0,
                     last_line: now.tick,
                     inode: state.inode,
                     length: state.length,
@@ -365,6 +369,7 @@ impl FileSink {
             path,
             stem,
             opened,
+            took: now.tick.elapsed().as_secs_f64().round() as i64,
             last_line: now.tick,
             inode,
             length: 0,

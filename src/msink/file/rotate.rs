@@ -77,7 +77,7 @@ impl FileSink {
         if active.length == 0 {
             return None;
         }
-        let age = u64::try_from(now.wall - active.opened).unwrap_or(0);
+        let age = u64::try_from(now.wall - active.opened - active.took).unwrap_or(0);
         if self.visibility == Visibility::Live && active.is_foreign() {
             foreign(&active.path);
             Some(RotateReason::Foreign)
