@@ -8,8 +8,10 @@
 //! comes behind the range would have to be undone with it. A range is prepared only of a partition whose assignment lasts.
 //!
 //! The thread that reads begins and ends assignments; the thread that writes admits and prepares. Both go through one lock,
-//! and an admission, or a preparation, holds it until its frame is in the journal. So what the writing thread may do to a
-//! partition is over as soon as the reading thread has ended its assignment, and a barrier behind that shows all of it.
+//! which nobody holds while the disk is at work: who serves the group never waits for it here. An admission or a preparation
+//! takes effect when it is looked at under the lock, and its frame follows. So nothing begins at the writing thread once the
+//! reading thread has ended an assignment, and a barrier behind that shows all that had begun. A partition begins after such a
+//! barrier only; that one is not begun whose range is just being prepared is seen to here.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -110,8 +112,8 @@ impl Tracker {
         self.lock().current.get(partition).is_some_and(|(current, _)| *current == epoch)
     }
 
-    /// Admits the offsets `[from, to)` of an assignment, and calls `record` before anyone else can begin or end one. When
-    /// `record` fails, the partition stands where it stood.
+    /// Admits the offsets `[from, to)` of an assignment, and calls `record`. When that fails, the partition stands where it
+    /// stood.
     pub fn admit<T, E>(
         &self,
         partition: &TopicPartition,
@@ -120,34 +122,52 @@ impl Tracker {
         to: i64,
         record: impl FnOnce() -> Result<T, E>,
     ) -> Result<Result<T, E>, Refusal> {
-        let mut assignments = self.lock();
-        let assignments = &mut *assignments;
-        let Some((_, next)) = assignments.current.get_mut(partition).filter(|(current, _)| *current == epoch) else {
-            return Err(Refusal::Stale);
-        };
-        if *next != from {
-            return Err(Refusal::NotNext { expected: *next });
-        }
-        if assignments.undecided.contains(partition) {
-            return Err(Refusal::Undecided);
+        {
+            let assignments = self.lock();
+            let Some((_, next)) = assignments.current.get(partition).filter(|(current, _)| *current == epoch) else {
+                return Err(Refusal::Stale);
+            };
+            if *next != from {
+                return Err(Refusal::NotNext { expected: *next });
+            }
+            if assignments.undecided.contains(partition) {
+                return Err(Refusal::Undecided);
+            }
         }
         let recorded = record();
-        if recorded.is_ok() {
+        if recorded.is_ok()
+            && let Some((current, next)) = self.lock().current.get_mut(partition)
+            && *current == epoch
+        {
             *next = to;
         }
         Ok(recorded)
     }
 
-    /// Prepares ranges: `record` sees which assignments last, before anyone can begin or end one, and returns what it has put
-    /// into the journal with the partitions of it. These are not begun again before they are [decided](Self::decided).
-    pub fn prepare<T, E>(
+    /// Prepares ranges: `choose` sees which assignments last, before anyone can begin or end one, and names the partitions;
+    /// `record` puts ranges of them into the journal, and names those that have one. These are not begun again before they are
+    /// [decided](Self::decided), and none of the others while `record` is at work.
+    pub fn prepare<C, T, E>(
         &self,
-        record: impl FnOnce(&Lasting<'_>) -> Result<(T, Vec<TopicPartition>), E>,
+        choose: impl FnOnce(&Lasting<'_>) -> (C, Vec<TopicPartition>),
+        record: impl FnOnce(C) -> Result<(T, Vec<TopicPartition>), E>,
     ) -> Result<T, E> {
+        let (chosen, mut marked) = {
+            let mut assignments = self.lock();
+            let (chosen, named) = choose(&Lasting(&assignments.current));
+            let marked: Vec<_> =
+                named.into_iter().filter(|partition| assignments.undecided.insert(partition.clone())).collect();
+            (chosen, marked)
+        };
+        let recorded = record(chosen);
+        if let Ok((_, prepared)) = &recorded {
+            marked.retain(|partition| !prepared.contains(partition));
+        }
         let mut assignments = self.lock();
-        let (recorded, prepared) = record(&Lasting(&assignments.current))?;
-        assignments.undecided.extend(prepared);
-        Ok(recorded)
+        for partition in &marked {
+            assignments.undecided.remove(partition);
+        }
+        recorded.map(|(recorded, _)| recorded)
     }
 
     /// Whether a range of the partition is still not decided, as its journal says it.
@@ -207,6 +227,38 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn nobody_waits_for_the_disk_and_nothing_begins_beside_a_range_that_is_being_prepared() {
+        let tracker = Tracker::default();
+        let [of, other] = [0, 1].map(partition);
+        let epoch = tracker.begin(of.clone(), 0).expect("nothing is prepared");
+        // As if another thread came meanwhile.
+        let admitted = tracker.admit(&of, epoch, 0, 5, || {
+            assert!(tracker.assignments.try_lock().is_ok(), "it is at work on the disk");
+            tracker.end(&of);
+            Ok::<_, ()>(())
+        });
+        assert_eq!(admitted, Ok(Ok(())), "it was admitted before that");
+        assert_eq!(tracker.admit(&of, epoch, 5, 6, || Ok::<_, ()>(())), Err(Refusal::Stale));
+        let record = |prepared: Result<Vec<TopicPartition>, ()>| {
+            let begun = tracker.begin(of.clone(), 5).expect("nothing is prepared");
+            let named = vec![of.clone(), other.clone()];
+            let lasts = tracker.prepare(
+                |lasting| (lasting.epoch(&of), named),
+                |lasts| {
+                    assert!(tracker.assignments.try_lock().is_ok(), "it is at work on the disk");
+                    tracker.end(&of);
+                    assert_eq!((tracker.begin(of.clone(), 5), tracker.begin(other.clone(), 5)), (None, None));
+                    prepared.map(|prepared| (lasts, prepared))
+                },
+            );
+            assert_eq!(lasts.unwrap_or(Some(begun)), Some(begun));
+            [of.clone(), other.clone()].map(|partition| tracker.begin(partition, 5).is_some())
+        };
+        assert_eq!(record(Err(())), [true, true], "nothing is prepared");
+        assert_eq!(record(Ok(vec![of.clone()])), [false, true]);
+    }
+
     proptest! {
         /// The model keeps, for each partition, every epoch it ever had, the one place where the current one stands, and
         /// whether a range of it is not decided.
@@ -228,10 +280,10 @@ mod tests {
                         }
                     }
                     Step::Prepare(number) => {
-                        let lasts = tracker.prepare(|lasting| {
-                            let lasts = lasting.epoch(&partition(number)).is_some();
-                            Ok::<_, ()>((lasts, lasts.then(|| partition(number)).into_iter().collect()))
-                        });
+                        let lasts = tracker.prepare(
+                            |lasting| (lasting.epoch(&partition(number)).is_some(), vec![partition(number)]),
+                            |lasts| Ok::<_, ()>((lasts, lasts.then(|| partition(number)).into_iter().collect())),
+                        );
                         prop_assert_eq!(lasts, Ok(standing.contains_key(&number)));
                         if lasts == Ok(true) {
                             undecided.insert(number);

@@ -146,6 +146,45 @@ fn a_network_that_carries_nothing_past_the_session_while_the_first_start_is_told
     }
 }
 
+/// Waits until the first instance has so many records in hidden files, and none of them can be lost.
+fn wait_hidden_is_durable(fleet: &Fleet, records: u64) {
+    wait_until("what it has hidden is durable", SOON, || {
+        let state = journal::read(&fleet.homes[0].path("tmp/store/journal")).map_err(|error| error.to_string())?.state;
+        let consumed = state.map_or(0, |state| state.totals.consumed);
+        holds(consumed == records, consumed)
+    });
+}
+
+/// Frozen past its session between the note that a range is refused and the removal of its files, twice: while it takes its
+/// partitions, and again when it is back.
+#[test]
+fn an_instance_frozen_past_its_session_while_it_refuses_what_another_one_has_read_reads_nothing_twice() {
+    let topic = Topic::create("frozenrefuse", 2);
+    let mut fleet = Lone::of(sealed_group::sealed(&topic, 2, Protocol::Cooperative), Protocol::Cooperative).fleet;
+    fleet.set("sink.rotate", &json!({"age": "1h", "idle": "1h"}));
+    fleet.set("store.checkpoint", &"100ms");
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 200);
+    fleet.start(0);
+    wait_hidden_is_durable(&fleet, 200);
+    fleet.kill(0);
+    // Another one reads it, and publishes at its end.
+    fleet.start(1);
+    fleet.wait_answers(1);
+    fleet.wait_progress(1, 200);
+    fleet.stop(1);
+    fleet.set("sink.rotate", &json!({"age": "1s", "idle": "500ms"}));
+    fleet.start_to_fail(0, "refuse.noted:1:stop,refuse.noted:2:stop");
+    for _ in 0..2 {
+        fleet.wait_frozen(0);
+        fleet.wait_forgotten(&[]);
+        fleet.signal(0, Signal::SIGCONT);
+    }
+    fleet.start(1);
+    fleet.wait_shared(&[0, 1]);
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 200, 200));
+    sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
 /// A slow disk below an instance that hides its files for a second.
 fn slow(topic: &Topic, protocol: Protocol, millis: [u64; 2]) -> Fleet {
     let mut fleet = Lone::of(sealed_group::sealed(topic, 1, protocol), protocol).fleet;
@@ -248,11 +287,7 @@ fn an_instance_whose_disk_fails_while_it_takes_partitions_keeps_nobody_from_thei
     let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 200);
     fleet.put_on_layer(0);
     fleet.start(0);
-    wait_until("what it has hidden is durable", SOON, || {
-        let state = journal::read(&fleet.homes[0].path("tmp/store/journal")).map_err(|error| error.to_string())?.state;
-        let consumed = state.map_or(0, |state| state.totals.consumed);
-        holds(consumed == 200, consumed)
-    });
+    wait_hidden_is_durable(&fleet, 200);
     fleet.kill(0);
     // Another one has read what it had hidden: that is to be removed, which fails.
     fleet.start(1);

@@ -13,7 +13,7 @@
 //! publishes nothing that the next owner publishes too.
 //!
 //! A range is prepared only of a partition whose assignment lasts, which is looked at under the lock of the
-//! [tracker](crate::msource::tracker) when `Prepared` is appended: it may have been lost, and even given to us again, since
+//! [tracker](crate::msource::tracker) just before `Prepared` is appended: it may have been lost, and even given to us again, since
 //! its publication was requested. What it has grown by then stays as it is, for whoever judges it. And a partition is not
 //! begun again while a range of it is not decided.
 //!
@@ -42,7 +42,7 @@ use crate::fault;
 use crate::msink::file::{Group, HiddenGone, Now, RotateReason};
 use crate::msource::TopicPartition;
 use crate::msource::journal::{FileState, Frame, Position, Seal, SealedFile, SealedOffsets, SealedRange};
-use crate::msource::tracker::Lasting;
+use crate::msource::tracker::{Epoch, Lasting};
 use decision::Step;
 
 /// What is at work, and what comes next.
@@ -316,12 +316,21 @@ impl Delivery {
         let wanted = std::mem::take(&mut self.seal.wanted);
         self.seal.stage = Stage::Wanted;
         let tracker = Arc::clone(&self.tracker);
-        let appended = tracker.prepare(|lasting| {
-            let appended = self.append_prepared(wanted, lasting)?;
+        let is_alone = matches!(self.commit_point, CommitPoint::Journal);
+        // It may have been wanted in another assignment: only one that lasts now is prepared, and committed in itself alone.
+        let choose = |lasting: &Lasting<'_>| {
+            let epoch = |group: &Group| group.as_ref().and_then(|partition| lasting.epoch(partition));
+            let with_epoch = wanted.into_iter().map(|(group, reason)| (epoch(&group), group, reason));
+            let ours: Vec<_> =
+                with_epoch.filter(|(epoch, group, _)| is_alone || group.is_none() || epoch.is_some()).collect();
+            let partitions = ours.iter().filter_map(|(_, group, _)| group.clone()).collect();
+            (ours, partitions)
+        };
+        let Appended { seal, asking } = tracker.prepare(choose, |ours| {
+            let appended = self.append_prepared(ours)?;
             let partitions = appended.seal.ranges.iter().filter_map(|range| range.partition().cloned()).collect();
             Ok::<_, Error>((appended, partitions))
         })?;
-        let Appended { seal, asking } = appended;
         if seal.ranges.is_empty() {
             return Ok(());
         }
@@ -345,21 +354,17 @@ impl Delivery {
         Ok(())
     }
 
-    /// Appends `Prepared` for those of the wanted groups that may be published, while no assignment can end. Without ranges
-    /// nothing is appended.
-    fn append_prepared(
-        &mut self,
-        mut wanted: BTreeMap<Group, RotateReason>,
-        lasting: &Lasting<'_>,
-    ) -> Result<Appended, Error> {
-        wanted.retain(|group, _| {
-            self.decides(group) || group.as_ref().is_some_and(|partition| lasting.epoch(partition).is_some())
-        });
-        let seal = self.seal_of(&wanted);
+    /// Appends `Prepared` for these groups, each with the assignment of its partition. Without ranges nothing is appended.
+    fn append_prepared(&mut self, ours: Vec<(Option<Epoch>, Group, RotateReason)>) -> Result<Appended, Error> {
+        let epochs: BTreeMap<_, _> = ours.iter().map(|(epoch, group, _)| (group.clone(), *epoch)).collect();
+        let seal = self.seal_of(&ours.into_iter().map(|(_, group, reason)| (group, reason)).collect());
         let offsets = seal.ranges.iter().filter_map(|range| range.offsets.as_ref());
         let asked = offsets.filter(|offsets| !self.decides(&Some(offsets.to.partition.clone())));
         let asking: Vec<_> = asked
-            .map(|SealedOffsets { to, .. }| Asking { position: to.clone(), epoch: lasting.epoch(&to.partition) })
+            .map(|SealedOffsets { to, .. }| {
+                let epoch = epochs.get(&Some(to.partition.clone())).copied().flatten();
+                Asking { position: to.clone(), epoch }
+            })
             .collect();
         if !seal.ranges.is_empty() {
             self.append(&Frame::Prepared(Box::new(seal.clone())))?;

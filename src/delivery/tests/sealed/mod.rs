@@ -177,6 +177,30 @@ fn what_is_lost_and_given_back_while_it_is_synced_for_its_publication_goes_on_an
 }
 
 #[test]
+fn what_is_lost_and_given_back_in_the_last_sync_before_it_is_prepared_is_not_prepared() {
+    let mut world = grown();
+    world.run(0).work.checkpoint(Finish::No).recv_timeout(PATIENCE).unwrap();
+    let store = Arc::clone(&world.homes[0].store);
+    let journal = world.homes[0].last_segment().unwrap();
+    {
+        let _busy = store.0.lock().unwrap();
+        let before = fs::read(&journal).unwrap();
+        let _unanswered = world.run(0).work.checkpoint(Finish::Hidden(vec![partition(0)]));
+        // There is nothing else to be made durable: this is the checkpoint of the seal, by the thread that prepares it.
+        wait_until("it is being synced", || fs::read(&journal).unwrap() != before);
+        world.regain(0);
+    }
+    drop(store);
+    let run = world.run(0);
+    run.work.looked();
+    assert_eq!(run.seals.len(), 0, "nothing was prepared of what was not ours");
+    world.resolve(0);
+    world.block(0, 0, 5);
+    world.settled(0);
+    world.check();
+}
+
+#[test]
 fn what_was_prepared_for_one_assignment_is_not_committed_in_another_and_bars_it_until_it_is_judged() {
     let mut world = grown();
     let answered = world.run(0).work.checkpoint(Finish::Hidden(vec![partition(0)]));

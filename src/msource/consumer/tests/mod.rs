@@ -13,6 +13,9 @@ use super::seals::Rejoin;
 use super::slot::Fetch;
 use super::watchdog::{MOST_LEFT, Old};
 use super::*;
+
+mod waits;
+
 use crate::block::{RawBlock, Source};
 use crate::config::{Kafka, OutOfRange, Payload, Start, TimeZone, Validation, Visibility, WhenFull};
 use crate::delivery::{Asking, Budget, Gauges, Inbox, Prepared, SealRequest, Verdict};
