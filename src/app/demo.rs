@@ -21,6 +21,7 @@ use super::broken::{chain, failed};
 use super::pipeline::{Pipeline, engine};
 use super::places::Opening;
 use super::ready::Feed;
+use super::retry;
 use super::{TICK, load};
 use crate::cli::{DemoOptions, Format, Place, table};
 use crate::config::Config;
@@ -104,6 +105,7 @@ fn play(
     let desk = Arc::new(Desk::new(engine(config)?));
     let lock = HomeLock::acquire(&config.store.path, Purpose::Service)?;
     let pipeline = Pipeline::start(config, &lock, &desk, Feed::Kafka, Opening::First)?;
+    retry::begin(&pipeline, &config.failure_queue)?;
     let partitions =
         (0..PARTITIONS).map(|partition| TopicPartition { topic: TOPIC.into(), partition: partition as i32 });
     let stage = Stage { pipeline: &pipeline, partitions: partitions.collect(), records };

@@ -44,6 +44,7 @@ mod ready;
 mod rebuild;
 mod retry;
 mod supervise;
+mod turns;
 mod verify;
 
 use asker::Asker;
@@ -52,7 +53,6 @@ use export::Exports;
 use home::View;
 use live::Live;
 use pipeline::{Pipeline, engine};
-use places::Opening;
 use ready::Feed;
 
 /// How often the main thread looks after the others.
@@ -170,11 +170,7 @@ impl Stopped {
     /// Runs a pipeline that is fed by nothing.
     fn with_pipeline<T>(&self, act: impl FnOnce(&Pipeline) -> Result<T, Failure>) -> Result<T, Failure> {
         let Some(lock) = &self.lock else { return Err(failed("this home is not locked; this is a bug")) };
-        let desk = Arc::new(Desk::new(engine(&self.config)?));
-        let pipeline = Pipeline::start(&self.config, lock, &desk, Feed::Nothing, Opening::First)?;
-        let outcome = act(&pipeline);
-        let ended = pipeline.end();
-        outcome.and_then(|value| Ok(ended.map(|()| value)?))
+        Pipeline::run((&self.config, lock), Feed::Nothing, act)
     }
 
     fn not_running() -> Failure {

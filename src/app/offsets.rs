@@ -8,6 +8,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::asker::{Asker, PACE, Standing, Which, session, unavailable_text};
 use super::broken::failed;
 use super::pipeline::Pipeline;
+use super::queue::stopping;
 use crate::cli::{Moved, OffsetTarget, Selection};
 use crate::config::{Assignment, Config};
 use crate::control::{Failure, FailureKind};
@@ -16,7 +17,7 @@ use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Held, Owner, begun_with, is_copied, judge};
 use crate::msource::consumer::is_answer;
-use crate::msource::journal::{Frame, Mark, MoveCause, Position, SealedOffsets, State};
+use crate::msource::journal::{Mark, MoveCause, Position, SealedOffsets, State};
 use crate::msource::native::{Commit, GroupOffset, KafkaError};
 
 /// Moves positions of a stopped service: in the group, and then in the journal.
@@ -273,15 +274,8 @@ fn note(pipeline: &Pipeline, moved: &[(Standing, i64)], wait: Wait<'_>) -> Resul
     for (Standing { partition, topic_id, .. }, to) in moved {
         let position =
             Position { partition: partition.clone(), topic_id: topic_id.clone(), next: *to, leader_epoch: -1 };
-        let (reply, answered) = bounded(1);
-        let ticket = pipeline.tickets.take();
-        let frame = Frame::Move { to: position, cause: MoveCause::Operator };
-        pipeline.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(failed)?;
-        wait(&answered)?;
+        wait(&pipeline.ask_move(position, MoveCause::Operator).ok_or_else(stopping)?)?;
         fault::point("set.noted");
     }
-    let (reply, answered) = bounded(1);
-    let before = pipeline.tickets.next();
-    pipeline.inbox.send(Inbox::Checkpoint { before, finish: Finish::No, reply }).map_err(failed)?;
-    wait(&answered)
+    wait(&pipeline.ask_checkpoint(Finish::No).ok_or_else(stopping)?)
 }

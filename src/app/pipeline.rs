@@ -9,9 +9,8 @@ use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use super::broken::{Broken, chain, failed};
 use super::places::Opening;
-use super::queue::Turns;
 use super::ready::{Feed, Ready, history};
-use super::retry;
+use super::turns::Turns;
 use crate::block::RawBlock;
 use crate::config::{Assignment, Config, Mode, WhenFull};
 use crate::control::{Failure, FailureKind};
@@ -19,6 +18,7 @@ use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox
 use crate::lock::HomeLock;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
+use crate::msource::journal::{Frame, MoveCause, Position};
 use crate::msource::properties;
 use crate::msource::store::Store;
 use crate::msource::tracker::Tracker;
@@ -98,12 +98,40 @@ impl Pipeline {
             return Err(failed("the lock is that of another home; this is a bug").into());
         }
         let ready = Ready::new(config, desk, feed, opening)?;
-        let pipeline = Self::spawn(config, desk, feed, ready)?;
-        if feed == Feed::Kafka {
-            let retrier = retry::spawn(&pipeline, &config.failure_queue).map_err(failed)?;
-            *pipeline.retrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(retrier);
-        }
-        Ok(pipeline)
+        Ok(Self::spawn(config, desk, feed, ready)?)
+    }
+
+    /// Runs one that is fed by nothing, and ends it. What ended it tells more than who noticed.
+    pub(super) fn run<T>(
+        (config, lock): (&Config, &HomeLock),
+        feed: Feed,
+        act: impl FnOnce(&Self) -> Result<T, Failure>,
+    ) -> Result<T, Failure> {
+        let desk = Arc::new(Desk::new(engine(config)?));
+        let pipeline = Self::start(config, lock, &desk, feed, Opening::First)?;
+        let outcome = act(&pipeline);
+        pipeline.end()?;
+        outcome
+    }
+
+    /// Has a thread that works with the pipeline waited for when that ends.
+    pub(super) fn keep_retrier(&self, retrier: JoinHandle<()>) {
+        *self.retrier.lock().unwrap_or_else(PoisonError::into_inner) = Some(retrier);
+    }
+
+    /// Asks for a checkpoint of everything sent so far, which finishes something before: where the answer will come, `None` when
+    /// the delivery has ended.
+    pub(super) fn ask_checkpoint(&self, finish: Finish) -> Option<Receiver<()>> {
+        let (reply, answered) = bounded(1);
+        let checkpoint = Inbox::Checkpoint { before: self.tickets.next(), finish, reply };
+        self.inbox.send(checkpoint).ok().map(|()| answered)
+    }
+
+    /// Has a partition stand elsewhere; the same about the answer.
+    pub(super) fn ask_move(&self, to: Position, cause: MoveCause) -> Option<Receiver<()>> {
+        let (reply, answered) = bounded(1);
+        let frame = Frame::Move { to, cause };
+        self.inbox.send(Inbox::Note { ticket: self.tickets.take(), frame, reply }).ok().map(|()| answered)
     }
 
     fn spawn(config: &Config, desk: &Arc<Desk>, feed: Feed, ready: Ready) -> Result<Arc<Self>, Failure> {
@@ -139,7 +167,7 @@ impl Pipeline {
             sink_dir: config.sink.dir.clone(),
             rotate: config.sink.rotate.clone(),
             commit_point: commit_point(config, requests),
-            claimed: Arc::clone(&turns.claimed),
+            claimed: turns.claimed(),
             queue_bound: queue_bound(config),
             witness,
         })
@@ -219,9 +247,8 @@ impl Pipeline {
             }
             std::thread::park_timeout(Duration::from_millis(20));
         };
-        let (reply, answered) = bounded(1);
-        let barrier = Inbox::Checkpoint { before: self.tickets.next(), finish: Finish::Files, reply };
-        if turn.is_none() || self.inbox.send(barrier).is_err() || answered.recv_deadline(deadline).is_err() {
+        let is_done = |answered: Receiver<()>| answered.recv_deadline(deadline).is_ok();
+        if turn.is_none() || !self.ask_checkpoint(Finish::Files).is_some_and(is_done) {
             tracing::warn!("work on the failure queue was cut short: the next start completes it");
         }
     }

@@ -4,8 +4,8 @@
 //! two blocks at once and `drop_oldest` takes none that is being worked on. Work goes in rounds of a bounded size; each ends
 //! when it is durable and in the store. Nothing here holds more than a round in memory.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::atomic::Ordering;
+use std::sync::{MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, SendTimeoutError, bounded};
@@ -96,39 +96,6 @@ fn row(position: u64, entry: &QueueEntry, max_attempts: u32, now: i64) -> Failur
 /// Text with what is not printable escaped.
 fn printable(bytes: &[u8]) -> String {
     terminal::shown(&String::from_utf8_lossy(bytes)).into_owned()
-}
-
-/// Lets one at a time work on the queue.
-#[derive(Debug, Default)]
-pub(super) struct Turns {
-    taken: Mutex<()>,
-    waiting: AtomicUsize,
-    /// The first key that is worked on; see [`crate::delivery::Parts`].
-    pub(super) claimed: Arc<Mutex<u64>>,
-}
-
-impl Turns {
-    pub(super) fn new() -> Self {
-        Self { claimed: Arc::new(Mutex::new(u64::MAX)), ..Self::default() }
-    }
-
-    /// The turn, if nobody has it; within the patience, asking again and again.
-    pub(super) fn try_take(&self) -> Option<MutexGuard<'_, ()>> {
-        match self.taken.try_lock() {
-            Ok(taken) => Some(taken),
-            Err(TryLockError::Poisoned(taken)) => Some(taken.into_inner()),
-            Err(TryLockError::WouldBlock) => None,
-        }
-    }
-
-    /// Whether a command waits for its turn.
-    pub(super) fn are_wanted(&self) -> bool {
-        self.waiting.load(Ordering::Acquire) > 0
-    }
-
-    fn claim(&self, from: u64) {
-        *self.claimed.lock().unwrap_or_else(PoisonError::into_inner) = from;
-    }
 }
 
 /// A turn at the queue, with everything before it in the store.
@@ -260,14 +227,12 @@ impl Pipeline {
 
     /// Waits for a turn at the queue, with the keys from `from` on claimed.
     pub(super) fn turn<'a>(&'a self, from: u64, progress: &'a dyn Fn(&str)) -> Result<Turn<'a>, Failure> {
-        self.turns.waiting.fetch_add(1, Ordering::AcqRel);
+        let waiting = self.turns.wait();
         let mut looks = 0;
         let taken = loop {
-            if let Err(stop) = self.refuse_stop() {
-                break Err(stop);
-            }
+            self.refuse_stop()?;
             if let Some(taken) = self.turns.try_take() {
-                break Ok(taken);
+                break taken;
             }
             looks += 1;
             if looks % 25 == 0 {
@@ -275,8 +240,8 @@ impl Pipeline {
             }
             std::thread::park_timeout(PROGRESS / 25);
         };
-        self.turns.waiting.fetch_sub(1, Ordering::AcqRel);
-        let mut turn = Turn { pipeline: self, progress, open: false, _taken: taken? };
+        drop(waiting);
+        let mut turn = Turn { pipeline: self, progress, open: false, _taken: taken };
         // From here on nothing is dropped from there; what was dropped before is out of the store after this.
         self.turns.claim(from);
         turn.settle()?;
@@ -310,10 +275,7 @@ impl Pipeline {
 
     /// Waits until everything sent so far is durable.
     pub(super) fn barrier(&self, progress: &dyn Fn(&str)) -> Result<(), Failure> {
-        let (reply, answered) = bounded(1);
-        let before = self.tickets.next();
-        self.inbox.send(Inbox::Checkpoint { before, finish: Finish::No, reply }).map_err(|_| stopping())?;
-        self.wait(&answered, progress)
+        self.wait(&self.ask_checkpoint(Finish::No).ok_or_else(stopping)?, progress)
     }
 
     pub(super) fn wait(&self, answered: &Receiver<()>, progress: &dyn Fn(&str)) -> Result<(), Failure> {

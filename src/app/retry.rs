@@ -16,9 +16,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::{self, JoinHandle};
+use std::thread;
 use std::time::Duration;
 
+use super::broken::failed;
 use super::pipeline::Pipeline;
 use super::queue::{RETRY_BYTES, is_parked};
 use crate::config::FailureQueue;
@@ -44,7 +45,7 @@ const DUE_MAX: usize = 10_000;
 const DUE_BLOCK: usize = 200;
 
 /// Starts the thread; it ends with the pipeline.
-pub(super) fn spawn(pipeline: &Arc<Pipeline>, settings: &FailureQueue) -> std::io::Result<JoinHandle<()>> {
+pub(super) fn begin(pipeline: &Arc<Pipeline>, settings: &FailureQueue) -> Result<(), Failure> {
     let retrier = Retrier {
         pipeline: Arc::clone(pipeline),
         settings: settings.clone(),
@@ -56,7 +57,8 @@ pub(super) fn spawn(pipeline: &Arc<Pipeline>, settings: &FailureQueue) -> std::i
         tried: 0,
         stayed: 0,
     };
-    thread::Builder::new().name("retry".into()).spawn(move || retrier.run())
+    pipeline.keep_retrier(thread::Builder::new().name("retry".into()).spawn(move || retrier.run()).map_err(failed)?);
+    Ok(())
 }
 
 /// See the module.

@@ -17,6 +17,7 @@ use super::live::Live;
 use super::pipeline::Pipeline;
 use super::places::Opening;
 use super::ready::Feed;
+use super::retry;
 use crate::cli::Process;
 use crate::control::{Failure, Service, State};
 use crate::lock::HomeLock;
@@ -64,8 +65,9 @@ fn run(live: &Arc<Live>, process: &Process<'_>, opening: Opening, trouble: &mut 
     let starting = {
         let (live, lock) = (Arc::clone(live), Arc::clone(&process.lock));
         let start = move || {
-            let pipeline = Pipeline::start(&live.config, &lock, &live.desk, Feed::Kafka, opening);
-            pipeline.map(|pipeline| live.begin(pipeline))
+            let pipeline = Pipeline::start(&live.config, &lock, &live.desk, Feed::Kafka, opening)?;
+            retry::begin(&pipeline, &live.config.failure_queue)?;
+            Ok::<_, Broken>(live.begin(pipeline))
         };
         // On a thread of its own: recovery may wait for brokers, and signals are to be heard meanwhile.
         thread::Builder::new().name("start".into()).spawn(start).map_err(failed)?

@@ -136,6 +136,21 @@ fn adopt(ours: &Home, lost: &Home) -> Value {
     serde_json::from_str(&done.success()).expect("adopt prints JSON")
 }
 
+/// Has a home read 600 records, and be killed with the second half of them written and not committed, or prepared.
+fn lose(home: &Home, topic: &Topic, kind: &str) -> Vec<Record> {
+    let mut produced = topic.fill(Codec::None, Mix::Dirty, 0, 300);
+    read_to_the_end(home);
+    produced.extend(topic.fill(Codec::None, Mix::Dirty, 300, 300));
+    if kind == "sealed" {
+        home.killed_at("seal.prepared");
+    } else {
+        let service = home.foreground();
+        home.wait_written(oracle::expect(&produced).counts.written);
+        service.kill();
+    }
+    produced
+}
+
 /// Demands that every record has its line, or its entry of a failure queue, once in one of these homes.
 fn assert_each_once(what: &str, homes: [&Home; 2], produced: &[Record]) {
     let expected = oracle::expect(produced);
@@ -177,16 +192,7 @@ fn an_adoption_that_is_interrupted_at_each_step_and_repeated_after_a_start_loses
             }
         }
         ours.set("kafka.topics", vec![other.name.clone()]);
-        let mut produced = topic.fill(Codec::None, Mix::Dirty, 0, 300);
-        read_to_the_end(&lost);
-        produced.extend(topic.fill(Codec::None, Mix::Dirty, 300, 300));
-        if *kind == "sealed" {
-            lost.killed_at("seal.prepared");
-        } else {
-            let service = lost.foreground();
-            lost.wait_written(oracle::expect(&produced).counts.written);
-            service.kill();
-        }
+        let mut produced = lose(&lost, &topic, kind);
         produced.extend(other.fill(Codec::None, Mix::Dirty, 1000, 100));
         read_to_the_end(&ours);
         let place = lost.path("");
@@ -227,16 +233,7 @@ fn an_adoption_in_a_group_that_is_interrupted_and_repeated_after_a_start_loses_a
             }
         }
         ours.set("kafka.instance_id", "two");
-        let mut produced = topic.fill(Codec::None, Mix::Dirty, 0, 300);
-        read_to_the_end(&lost);
-        produced.extend(topic.fill(Codec::None, Mix::Dirty, 300, 300));
-        if *kind == "sealed" {
-            lost.killed_at("seal.prepared");
-        } else {
-            let service = lost.foreground();
-            lost.wait_written(oracle::expect(&produced).counts.written);
-            service.kill();
-        }
+        let mut produced = lose(&lost, &topic, kind);
         let place = lost.path("");
         killed_at(&ours, point, &["adopt", place.to_str().expect("a path")]);
         produced.extend(topic.fill(Codec::None, Mix::Dirty, 600, 100));

@@ -25,28 +25,24 @@ mod positions;
 mod taken;
 
 use std::path::Path;
-use std::sync::Arc;
-
-use crossbeam_channel::bounded;
 
 use self::other::Other;
 use super::asker::Asker;
 use super::broken::failed;
 use super::home::View;
 use super::offsets::{self, Whose};
-use super::pipeline::{Pipeline, engine};
-use super::places::Opening;
+use super::pipeline::Pipeline;
+use super::queue::stopping;
 use super::ready::Feed;
 use crate::cli::{AdoptedFile, Adoption, FileOutcome, Place};
 use crate::config::{Assignment, Config, Visibility};
 use crate::control::{Failure, FailureKind};
-use crate::delivery::{Finish, Inbox};
+use crate::delivery::Finish;
 use crate::fault;
 use crate::lock::HomeLock;
 use crate::logging::{self, Console};
 use crate::msink::name::{UNDECIDED, hidden};
 use crate::msource::TopicPartition;
-use crate::msource::consumer::Desk;
 use crate::msource::journal::{FileState, State};
 
 /// See the module. The lock is that of our own home.
@@ -70,28 +66,15 @@ pub(super) fn adopt(
         let what = "is a copy of this home, not another one";
         return Err(Failure::new(FailureKind::Usage, format!("{} {what}", other.dir.display())));
     }
-    let taken = run((&other.config, &their_lock), Feed::Adopted, |theirs| {
+    let taken = Pipeline::run((&other.config, &their_lock), Feed::Adopted, |theirs| {
         fault::point("adopt.recovered");
-        run((config, lock), Feed::Nothing, |ours| take_over(&other, config, &found, (ours, theirs), progress))
+        Pipeline::run((config, lock), Feed::Nothing, |ours| take_over(&other, config, &found, (ours, theirs), progress))
     });
     let (adoption, ours) = taken.map_err(|failure| other.about(&failure))?;
     fault::point("adopt.done");
     other.mark(&ours, &place.home)?;
     tracing::info!(dir = %other.dir.display(), home = adoption.home, "adopted a home");
     Ok(adoption)
-}
-
-/// Runs a pipeline that is fed by nothing. What ended it tells more than who noticed.
-fn run<T>(
-    (config, lock): (&Config, &HomeLock),
-    feed: Feed,
-    act: impl FnOnce(&Pipeline) -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let desk = Arc::new(Desk::new(engine(config)?));
-    let pipeline = Pipeline::start(config, lock, &desk, feed, Opening::First)?;
-    let outcome = act(&pipeline);
-    let ended = pipeline.end();
-    outcome.and_then(|value| Ok(ended.map(|()| value)?))
 }
 
 /// Everything between two pipelines; returns also who we are.
@@ -198,10 +181,7 @@ fn settle_alone(config: &Config, theirs: &Pipeline, state: &State, progress: &dy
 }
 
 fn finish(theirs: &Pipeline, finish: Finish, progress: &dyn Fn(&str)) -> Result<(), Failure> {
-    let (reply, answered) = bounded(1);
-    let before = theirs.tickets.next();
-    theirs.inbox.send(Inbox::Checkpoint { before, finish, reply }).map_err(failed)?;
-    theirs.wait(&answered, progress)
+    theirs.wait(&theirs.ask_checkpoint(finish).ok_or_else(stopping)?, progress)
 }
 
 /// What became of the files that were not finished when the home was found, as the disk has them now.

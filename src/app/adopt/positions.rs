@@ -3,20 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use crossbeam_channel::bounded;
-
 use super::super::asker::{Asker, PACE, session};
-use super::super::broken::failed;
 use super::super::pipeline::Pipeline;
+use super::super::queue::stopping;
 use crate::cli::{AdoptedPosition, PositionOutcome};
 use crate::config::{Assignment, Config, Visibility};
 use crate::control::{Failure, FailureKind};
-use crate::delivery::Inbox;
 use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
 use crate::msource::doubt::{DOUBT, Doubt};
-use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position, State};
+use crate::msource::journal::{Mark, MoveCause, PartitionState, Position, State};
 use crate::msource::native::{Commit, GroupOffset};
 
 fn row(partition: &TopicPartition, here: &PartitionState, outcome: PositionOutcome) -> AdoptedPosition {
@@ -183,9 +180,5 @@ fn note(
         next: here.next,
         leader_epoch: here.leader_epoch,
     };
-    let (reply, answered) = bounded(1);
-    let frame = Frame::Move { to, cause: MoveCause::Takeover };
-    let ticket = ours.tickets.take();
-    ours.inbox.send(Inbox::Note { ticket, frame, reply }).map_err(failed)?;
-    ours.wait(&answered, progress)
+    ours.wait(&ours.ask_move(to, MoveCause::Takeover).ok_or_else(stopping)?, progress)
 }
