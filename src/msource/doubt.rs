@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 pub const DOUBT: Duration = Duration::from_mins(1);
 
 /// How long an answer may stay out without beginning again.
-pub(super) const SILENCE: Duration = Duration::from_secs(30);
+pub const SILENCE: Duration = Duration::from_secs(30);
 
 /// See the module.
 #[derive(Clone, Copy, Debug)]
