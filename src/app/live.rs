@@ -19,6 +19,7 @@ use crate::control::{
 use crate::delivery::Gauges;
 use crate::fault::point;
 use crate::logging::LevelHandle;
+use crate::msource::TopicPartition;
 use crate::msource::consumer::Desk;
 use crate::record::Reason;
 
@@ -141,15 +142,12 @@ impl Live {
             Some(asker) => asker,
             None => Asker::new(&self.config, timeout)?,
         };
-        let ours = pipeline.as_ref().map(|pipeline| pipeline.tracker.partitions()).unwrap_or_default();
         let state = gauges.durable().state.clone();
-        let pending = self.desk.pending();
         let asker = asker.within(timeout);
-        let waits = ours.is_empty() && self.desk.state().0 == State::Waiting && !self.without_share();
-        let rows = if pipeline.is_none() || waits {
-            asker.stopped_rows(&self.config, &state)
-        } else {
-            asker.running_rows(&self.config, &state, &ours, &pending)
+        let ours = pipeline.as_ref().map(|pipeline| pipeline.tracker.partitions());
+        let rows = match &ours {
+            Some(ours) if !self.has_none(ours) => asker.running_rows(&self.config, &state, ours, &self.desk.pending()),
+            _ => asker.stopped_rows(&self.config, &state),
         };
         if let Some(lag) = rows.as_ref().ok().and_then(|rows| total_lag(rows).ok()) {
             *lock(&self.lag) = Some((Instant::now(), lag.unsigned_abs()));
@@ -158,7 +156,12 @@ impl Live {
         rows
     }
 
-    /// Whether the group has given every partition to others: then there is nothing to wait for, and no lag.
+    /// Whether no partition is ours, and the group has not given them all to others either: nobody here knows what is behind then.
+    fn has_none(&self, ours: &[TopicPartition]) -> bool {
+        let waits = self.desk.state().0 == State::Waiting || self.desk.pending().is_empty();
+        ours.is_empty() && waits && !self.without_share()
+    }
+
     fn without_share(&self) -> bool {
         self.desk.without_share.load(Ordering::Relaxed)
     }
@@ -166,12 +169,14 @@ impl Live {
     /// The lag, asked again when it is not fresh; `None` when it is not known of every partition, with the reason if it was
     /// asked for.
     fn lag(&self) -> (Option<u64>, Option<String>) {
+        let ours = lock(&self.pipeline).as_ref().map(|pipeline| pipeline.tracker.partitions());
+        let waits = self.desk.state().0 == State::Waiting && !self.without_share();
+        if waits || ours.is_some_and(|ours| self.has_none(&ours)) {
+            return (None, None);
+        }
         let fresh = |(at, lag): (Instant, u64)| (at.elapsed() < LAG_FRESH).then_some(lag);
         if let Some(lag) = lock(&self.lag).and_then(fresh) {
             return (Some(lag), None);
-        }
-        if self.desk.state().0 == State::Waiting && !self.without_share() {
-            return (None, None);
         }
         match self.rows(LAG_TIMEOUT).and_then(|rows| total_lag(&rows)) {
             Ok(lag) => (u64::try_from(lag).ok(), None),

@@ -5,6 +5,8 @@ use std::time::Duration;
 use mtga::control::{PartitionOffsets, State};
 use mtga::msource::TopicPartition;
 use mtga::msource::journal::{self, Journal, PartitionState};
+use nix::sys::signal::Signal;
+use serde_json::json;
 
 use crate::harness::fleet::{Fleet, Membership, Protocol};
 use crate::harness::proxy::{LIST_OFFSETS, Loss, OFFSET_COMMIT};
@@ -308,4 +310,80 @@ fn a_record_that_comes_while_the_brokers_are_asked_for_a_time_is_not_skipped() {
             scope.spawn(move || assert_a_time_skips_nothing(in_group));
         }
     });
+}
+
+/// Waits until the instance says that nobody knows what is behind, while nobody has its partitions.
+fn assert_the_lag_is_unknown(home: &Home) {
+    let status = home.status();
+    let asked = home.mtga(["kafka_lag"]);
+    assert_eq!(status.lag, None, "{status:?}");
+    assert_ne!(asked.stdout.trim(), "0", "{status:?}");
+    let reason = status.reason.unwrap_or_default();
+    assert!(!reason.contains("has no partition"), "{reason}");
+}
+
+#[test]
+fn while_the_group_cannot_be_reached_past_the_session_the_lag_is_unknown() {
+    let topic = Topic::create("lostlag", 2);
+    let proxy = Proxy::new(broker::address());
+    let mut home = behind(&proxy, &topic);
+    home.set("kafka.assignment", "group");
+    home.set("kafka.librdkafka", json!({"session.timeout.ms": "2000", "heartbeat.interval.ms": "300"}));
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, EACH);
+    let service = home.foreground();
+    home.wait_done(&produced);
+    proxy.cut();
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, EACH, EACH));
+    wait_until("the partitions are lost", SOON, || {
+        let status = home.try_status()?;
+        holds(status.partitions == 0, status)
+    });
+    for _ in 0..3 {
+        assert_the_lag_is_unknown(&home);
+        let asked = home.mtga(["kafka_lag"]).code(69);
+        assert_eq!(asked.stdout, "");
+    }
+    proxy.heal();
+    home.wait_done(&produced);
+    service.terminate();
+}
+
+/// It waits for a member that is frozen: nobody has a partition meanwhile.
+#[test]
+fn while_an_eager_group_rebalances_the_lag_of_its_members_is_unknown() {
+    let topic = Topic::create("eagerlag", 2);
+    let mut fleet = Fleet::new(&topic, 4, Protocol::Eager, Membership::Dynamic);
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, EACH);
+    // The third one has no partition.
+    for number in 0..3 {
+        fleet.start(number);
+    }
+    let mut without = 0;
+    wait_until("two have a partition, and the third one has none", SOON, || {
+        let statuses: Vec<_> = (0..3).map(|number| fleet.ask(number)).collect::<Result<_, _>>()?;
+        let has_none = |reason: Option<&str>| reason.is_some_and(|reason| reason.contains("has no partition"));
+        let found = statuses.iter().position(|status| has_none(status.reason.as_deref()) && status.lag == Some(0));
+        without = found.unwrap_or_default();
+        let others = statuses.iter().filter(|status| status.partitions == 1).count();
+        holds(found.is_some() && others == 2, statuses)
+    });
+    fleet.wait_done(&produced);
+    let frozen = (0..3).find(|number| *number != without).expect("there are three");
+    fleet.signal(frozen, Signal::SIGSTOP);
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, EACH, EACH));
+    fleet.start(3);
+    let others: Vec<_> = (0..3).filter(|number| *number != frozen).collect();
+    for number in &others {
+        wait_until("the group rebalances", SOON, || {
+            let status = fleet.ask(*number)?;
+            holds(status.reason.as_deref().is_some_and(|reason| reason.contains("JoinGroup")), status)
+        });
+    }
+    for number in others {
+        assert_the_lag_is_unknown(&fleet.homes[number]);
+    }
+    fleet.signal(frozen, Signal::SIGCONT);
+    fleet.wait_done(&produced);
+    fleet.stop_all();
+    fleet.assert_exactly(&produced);
 }

@@ -26,6 +26,9 @@ const REVOKE_DEADLINE: Duration = Duration::from_mins(1);
 
 impl Consumer {
     pub(super) fn events(&mut self) -> Result<(), Error> {
+        // Before this pass's events: an assignment that librdkafka only passes on its way into the next generation is over by then.
+        let without = self.share.is_nothing(self.client.group_step());
+        self.parts.desk.without_share.store(without, Ordering::Relaxed);
         while let Some(event) = self.client.next_event() {
             match event {
                 Event::Assign(partitions) => self.assigned(partitions),
@@ -65,7 +68,6 @@ impl Consumer {
         tracing::info!(count = partitions.len(), "the group assigned partitions");
         self.retry_pause = RETRY;
         if self.is_of_old_topics(&partitions) {
-            self.show_share();
             return;
         }
         let none = partitions.is_empty();
@@ -78,13 +80,19 @@ impl Consumer {
         } else {
             self.unanswered.told(Instant::now());
         }
-        self.show_share();
+        if self.slots.is_empty() && self.pending.is_empty() {
+            self.share.leaves_nothing();
+            self.trouble.over();
+        } else {
+            self.not_without_share();
+        }
     }
 
     /// Gives partitions back: finished, checkpointed and committed, unless they were lost already.
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
         let lost = self.client.assignment_lost() || self.reassigned != Reassigned::No;
         tracing::info!(count = partitions.len(), lost, "the group revoked partitions");
+        self.not_without_share();
         self.pending.retain(|partition| !partitions.contains(partition));
         self.unanswered.end();
         let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
@@ -106,7 +114,6 @@ impl Consumer {
         }
         let kept = self.partitions();
         self.rewind(&kept);
-        self.show_share();
         self.joins_after_revocation();
         Ok(())
     }
@@ -158,14 +165,10 @@ impl Consumer {
         Ok(())
     }
 
-    /// Tells why there is nothing to do, when the group gave everything to others.
-    fn show_share(&mut self) {
-        let without = self.slots.is_empty() && self.pending.is_empty() && self.failed.is_none();
-        self.parts.desk.without_share.store(without, Ordering::Relaxed);
-        if without {
-            self.trouble.over();
-            self.in_trouble_quietly("the group has no partition for this instance".to_owned());
-        }
+    /// Nobody knows who has the partitions that are not ours.
+    fn not_without_share(&mut self) {
+        self.share.is_unknown();
+        self.parts.desk.without_share.store(false, Ordering::Relaxed);
     }
 
     pub(super) fn log_answer(answer: Result<(), KafkaError>) {
@@ -228,6 +231,7 @@ impl Consumer {
         self.reassigned = Reassigned::No;
         self.unanswered.end();
         self.static_member.begins_again();
+        self.not_without_share();
         self.watchdog.excuse();
         self.check_left()?;
         let new = Client::new(&self.parts.properties).map_err(Error::Client)?;
@@ -253,7 +257,7 @@ impl Consumer {
         self.pending.clear();
         self.unanswered.end();
         self.paused = false;
-        self.parts.desk.without_share.store(false, Ordering::Relaxed);
+        self.not_without_share();
         let name = &self.parts.config.instance_id;
         self.in_trouble(match error.code {
             Code::FencedInstanceId => format!(

@@ -9,7 +9,8 @@
 //! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more;
 //! `refusal` and `topic_ids` decide what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals`
 //! speak with the group, `rights` asks for those that are missing, `answer` sees to it that the group is answered in time,
-//! `static_member` looks at what one is given back, and the `watchdog` looks at all of it.
+//! `static_member` looks at what one is given back, `share` knows whether others have everything, and the `watchdog` looks at
+//! all of it.
 //!
 //! **No wait without end.** Whoever needs an answer of the delivery waits for it some seconds at most, and looks again in a
 //! later pass: meanwhile the group is served.
@@ -33,6 +34,7 @@ mod refusal;
 mod rights;
 mod room;
 mod seals;
+mod share;
 mod slot;
 mod starts;
 mod static_member;
@@ -55,6 +57,7 @@ pub use trouble::Weight;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::Receiver;
@@ -70,6 +73,7 @@ use crate::delivery::Finish;
 use crate::fault;
 use answer::Unanswered;
 use held::Held;
+use share::Share;
 use slot::Slot;
 use static_member::StaticMember;
 use subscription::Subscription;
@@ -193,6 +197,7 @@ pub struct Consumer {
     /// Assigned, but their start is not known yet.
     pending: BTreeSet<TopicPartition>,
     held: Held,
+    share: Share,
     subscription: Subscription,
     static_member: StaticMember,
     /// Whether librdkafka waits for an answer to the assignment of some of these.
@@ -275,6 +280,7 @@ impl Consumer {
             index: HashMap::new(),
             pending: BTreeSet::new(),
             held: Held::default(),
+            share: Share::default(),
             unanswered: Unanswered::default(),
             settling: None,
             retry_at: now,
@@ -458,6 +464,8 @@ impl Consumer {
             desk.show(control::State::Consuming, denied.or(held));
         } else if held.is_some() {
             desk.show(control::State::Waiting, held);
+        } else if desk.without_share.load(Ordering::Relaxed) {
+            desk.show(control::State::Waiting, Some("the group has no partition for this instance".to_owned()));
         } else if let Some(step) = self.client.group_step() {
             desk.show(control::State::Waiting, Some(step.waiting_for(&self.parts.config.group_id)));
         } else if desk.state().0 == control::State::Consuming {
