@@ -32,6 +32,9 @@ mod deploy;
 /// Disks that fail: full, read-only, gone, I/O errors, syncs that fail.
 #[cfg(test)]
 mod disk;
+/// What is on the disk at a step, when the power is cut right behind it.
+#[cfg(test)]
+mod durable;
 /// The first answers to each kind of request, lost at each kind of start.
 #[cfg(test)]
 mod every_answer;

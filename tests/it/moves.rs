@@ -6,10 +6,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use mtga::control::State;
-use mtga::msource::journal;
 
 use crate::harness::tail::Tail;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
+use crate::sealed_files::wait_durable;
 
 /// Every file below a directory.
 fn files(dir: &Path) -> Vec<PathBuf> {
@@ -92,15 +92,6 @@ fn wait_no_lag(home: &Home) {
     });
 }
 
-/// Waits until a checkpoint covers so many records.
-fn wait_durable(home: &Home, records: u64) {
-    wait_until("a checkpoint covers everything", SOON, || {
-        let state = journal::read(&home.path("tmp/store/journal")).map_err(|error| error.to_string())?.state;
-        let consumed = state.map_or(0, |state| state.totals.consumed);
-        holds(consumed == records, consumed)
-    });
-}
-
 /// How the run ends that comes after a backup, and before it is put back.
 #[derive(Clone, Copy, PartialEq)]
 enum Run {
@@ -126,7 +117,7 @@ fn put_back(kind: Kind, back: Back, run: Run) -> (Home, Vec<Record>) {
     produced.extend(topic.fill(Codec::None, Mix::Clean, 100, 200));
     home.wait_written(300);
     if kind.sealed {
-        wait_durable(&home, 300);
+        wait_durable(&home, produced.len());
     }
     home.kill9();
     if run == Run::Killed {

@@ -40,7 +40,7 @@ fn state(home: &Home) -> Result<journal::State, String> {
 }
 
 /// Waits until a checkpoint covers so many records.
-fn wait_durable(home: &Home, records: usize) {
+pub(crate) fn wait_durable(home: &Home, records: usize) {
     wait_until("a checkpoint covers everything", SOON, || {
         let state = journal::read(&home.path("tmp/store/journal")).map_err(|error| error.to_string())?.state;
         let consumed = state.map_or(0, |state| state.totals.consumed);
