@@ -12,14 +12,12 @@ use crate::msource::assignment::{Decision, Known, begun_with, decide};
 use crate::msource::consumer::{Meant, Weight, topic_names, unmatched_text};
 use crate::msource::journal::State;
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
+use crate::msource::outlast::Outlast;
 use crate::msource::properties;
 use crate::msource::rights::{Missing, missing};
 
 /// How long brokers may take to say who they are, after another question was not answered.
 const BROKERS_TIMEOUT: Duration = Duration::from_millis(500);
-
-/// How much later than its session a coordinator may notice that a member is gone.
-const SESSION_MARGIN: Duration = Duration::from_secs(2);
 
 /// Interval between two attempts.
 pub(super) const PACE: Duration = Duration::from_millis(500);
@@ -205,17 +203,11 @@ impl Asker {
     /// Waits until no commit of a member that has died can reach the group any more: it takes none of whoever is no member, and
     /// it knows a member that says nothing for the length of its session.
     pub(super) fn outlast_members(&self, config: &Config, progress: &dyn Fn(&str)) -> Result<(), Failure> {
-        let (group, session) = (&config.kafka.group_id, session(config) + SESSION_MARGIN);
-        let begun = Instant::now();
+        let group = &config.kafka.group_id;
+        let mut outlast = Outlast::since(Instant::now(), properties::session(&config.kafka));
         loop {
             let members = self.client.members(group, self.timeout).map_err(|error| self.unavailable(&error))?;
-            if members == 0 {
-                return Ok(());
-            }
-            let left = session.saturating_sub(begun.elapsed());
-            if left.is_zero() {
-                return Ok(());
-            }
+            let Some(left) = outlast.left(members, Instant::now()) else { return Ok(()) };
             progress(&format!(
                 "waiting for the session of the instance that died, whose last commit the group {group} may still take: \
                  {members} members, {} s at most",
@@ -354,10 +346,4 @@ impl Asker {
 
 pub(super) fn unavailable_text(text: String) -> Failure {
     Failure::new(FailureKind::Unavailable, text)
-}
-
-/// How long the group keeps a member that says nothing.
-pub(super) fn session(config: &Config) -> Duration {
-    let set = config.kafka.librdkafka.get("session.timeout.ms").and_then(|text| text.parse().ok());
-    Duration::from_millis(set.unwrap_or(45_000))
 }

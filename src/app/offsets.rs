@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
-use super::asker::{Asker, PACE, Standing, Which, session, unavailable_text};
+use super::asker::{Asker, PACE, Standing, Which, unavailable_text};
 use super::broken::failed;
 use super::pipeline::Pipeline;
 use super::queue::stopping;
@@ -19,6 +19,7 @@ use crate::msource::assignment::{Held, Owner, begun_with, is_copied, judge};
 use crate::msource::consumer::is_answer;
 use crate::msource::journal::{Mark, MoveCause, Position, SealedOffsets, State};
 use crate::msource::native::{Commit, GroupOffset, KafkaError};
+use crate::msource::properties;
 
 /// Moves positions of a stopped service: in the group, and then in the journal.
 pub(super) fn set(
@@ -232,7 +233,7 @@ fn commit(config: &Config, mut asker: Asker, commits: &[Commit], progress: &dyn 
             Err(error) => error,
         };
         let patience = match config.kafka.assignment {
-            Assignment::Group if has_members(&error) => session(config) + config.rpc.timeout,
+            Assignment::Group if has_members(&error) => properties::session(&config.kafka) + config.rpc.timeout,
             Assignment::Group => config.rpc.timeout,
             Assignment::All => Duration::ZERO,
         };

@@ -10,6 +10,7 @@ pub mod consumer;
 pub mod doubt;
 pub mod journal;
 pub mod native;
+pub mod outlast;
 pub mod payload;
 pub mod properties;
 pub mod reread;

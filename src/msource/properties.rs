@@ -141,6 +141,21 @@ pub fn brokers_assign(kafka: &Kafka) -> bool {
     kafka.librdkafka.get("group.protocol").is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer"))
 }
 
+/// librdkafka's own `session.timeout.ms`.
+const CLASSIC_SESSION: Duration = Duration::from_secs(45);
+
+/// The longest session of KIP-848, where brokers know it alone: `group.consumer.max.session.timeout.ms` unless somebody sets it.
+const LONGEST_SESSION: Duration = Duration::from_mins(1);
+
+/// How long the group keeps a member that says nothing, at most.
+pub fn session(kafka: &Kafka) -> Duration {
+    if brokers_assign(kafka) {
+        return LONGEST_SESSION;
+    }
+    let set = kafka.librdkafka.get("session.timeout.ms").and_then(|text| text.parse().ok());
+    set.map_or(CLASSIC_SESSION, Duration::from_millis)
+}
+
 /// Whether only committed transactions are read.
 pub fn committed_only(kafka: &Kafka) -> bool {
     // librdkafka takes it in letters of either case.

@@ -4,9 +4,9 @@ use mtga::control::State;
 use serde_json::{Value, json};
 
 use crate::harness::process::Finished;
-use crate::harness::proxy::{DESCRIBE_GROUPS, OFFSET_COMMIT, Proxy};
+use crate::harness::proxy::{CONSUMER_GROUP_DESCRIBE, DESCRIBE_GROUPS, OFFSET_COMMIT, Proxy};
 use crate::harness::topic::committed;
-use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
+use crate::harness::{Codec, Home, Mix, OwnBroker, Record, SOON, Topic, events, holds, oracle, wait_until};
 
 /// Records of the range whose commit is late.
 const RECORDS: u64 = 500;
@@ -14,16 +14,27 @@ const RECORDS: u64 = 500;
 /// How long the group keeps the instance that died: enough for the commit to arrive within it on a busy machine.
 const SESSION: &str = "12000";
 
-fn sealed_in_group(home: &mut Home) {
-    home.in_group().set("kafka.librdkafka", json!({"session.timeout.ms": SESSION}));
+fn classic() -> Value {
+    json!({"session.timeout.ms": SESSION})
+}
+
+/// KIP-848, where brokers know how long sessions are.
+fn by_brokers() -> Value {
+    json!({"group.protocol": "consumer"})
+}
+
+fn sealed_in_group(home: &mut Home, properties: Value) {
+    // The brokers would keep a static member from joining while its session of before lasts.
+    let name = if properties == by_brokers() { "" } else { "one" };
+    home.in_group().set("kafka.librdkafka", properties).set("kafka.instance_id", name);
     home.set("sink.visibility", "sealed").set("sink.rotate", json!({"age": "1s", "idle": "300ms", "size": "1MiB"}));
 }
 
 /// A home that was killed while the commit of what it had prepared was on its way: behind this proxy.
-fn killed_before_its_commit_arrived(topic: &Topic) -> (Home, Proxy, Vec<Record>) {
+fn killed_before_its_commit_arrived(topic: &Topic, properties: Value) -> (Home, Proxy, Vec<Record>) {
     let proxy = Proxy::new(&topic.brokers);
     let mut home = Home::with_brokers(topic, proxy.address());
-    sealed_in_group(&mut home);
+    sealed_in_group(&mut home, properties);
     let service = home.foreground();
     home.wait_for(State::Consuming);
     proxy.hold_requests(OFFSET_COMMIT);
@@ -76,9 +87,9 @@ fn expected(records: &[Record]) -> Vec<String> {
 #[test]
 fn an_adoption_waits_until_no_commit_of_the_lost_home_can_come() {
     let topic = Topic::create("lateadopt", 1);
-    let (mut lost, late, mut produced) = killed_before_its_commit_arrived(&topic);
+    let (mut lost, late, mut produced) = killed_before_its_commit_arrived(&topic, classic());
     let mut ours = Home::new(&topic);
-    sealed_in_group(&mut ours);
+    sealed_in_group(&mut ours, classic());
     ours.set("kafka.instance_id", "two");
     let done = beside_the_late_commit(&topic, &mut lost, &late, |lost| {
         Finished::run(ours.command().args(["--json", "adopt"]).arg(lost.path("")), 2 * SOON)
@@ -96,7 +107,7 @@ fn an_adoption_waits_until_no_commit_of_the_lost_home_can_come() {
 #[test]
 fn an_offset_is_set_once_no_commit_of_the_killed_service_can_come() {
     let topic = Topic::create("lateset", 1);
-    let (mut home, late, mut produced) = killed_before_its_commit_arrived(&topic);
+    let (mut home, late, mut produced) = killed_before_its_commit_arrived(&topic, classic());
     let done = beside_the_late_commit(&topic, &mut home, &late, |home| {
         Finished::run(home.command().args(["set_offset", &topic.name, "latest"]), 2 * SOON)
     });
@@ -110,4 +121,53 @@ fn an_offset_is_set_once_no_commit_of_the_killed_service_can_come() {
     });
     service.terminate();
     events::assert_same("the home", &expected(&produced), &lines(&[&home]));
+}
+
+/// With KIP-848 whoever joins ends nobody else's membership, also not that of its own earlier run.
+#[test]
+fn a_topic_that_is_taken_out_is_not_given_up_while_the_commit_of_the_killed_service_can_come() {
+    let broker = OwnBroker::new(&format!("group.consumer.session.timeout.ms={SESSION}"));
+    let [old, new] = ["lateold", "latenew"].map(|name| Topic::on(broker.address(), name, 1, &[]));
+    let (mut home, late, mut produced) = killed_before_its_commit_arrived(&old, by_brokers());
+    let asked = Proxy::new(broker.address());
+    home.set("kafka.brokers", asked.address()).set("kafka.topics", json!([new.name]));
+    let service = home.foreground();
+    wait_until("it has asked who is in the group", SOON, || {
+        let is_decided = events::hidden(&home.path("data")).is_empty();
+        holds(asked.answered(CONSUMER_GROUP_DESCRIBE) > 0 || is_decided, home.try_status())
+    });
+    late.let_pass();
+    wait_until("what the group has taken is published", SOON, || {
+        let found = lines(&[&home]).len();
+        holds(found == produced.len(), (found, events::hidden(&home.path("data"))))
+    });
+    service.terminate();
+    // Another instance still has the topic.
+    let mut other = Home::with_brokers(&old, broker.address());
+    sealed_in_group(&mut other, by_brokers());
+    let service = other.foreground();
+    produced.extend(old.fill(Codec::None, Mix::Clean, RECORDS, 100));
+    wait_until("the later records are published", SOON, || {
+        let found = lines(&[&other]).len();
+        holds(found == 100, found)
+    });
+    service.terminate();
+    events::assert_same("both homes", &expected(&produced), &lines(&[&home, &other]));
+}
+
+#[test]
+fn a_topic_that_is_taken_out_is_given_up_when_the_session_of_the_killed_service_is_over() {
+    let [old, new] = ["lostold", "lostnew"].map(|name| Topic::create(name, 1));
+    let (mut home, late, _) = killed_before_its_commit_arrived(&old, by_brokers());
+    home.set("kafka.brokers", old.brokers.clone()).set("kafka.topics", json!([new.name]));
+    let service = home.foreground();
+    wait_until("the range is given up", SOON, || {
+        let hidden = events::hidden(&home.path("data"));
+        holds(hidden.is_empty() && home.log().contains("is not in kafka.topics any more"), hidden)
+    });
+    late.let_pass();
+    service.terminate();
+    assert_eq!(lines(&[&home]).len(), 0);
+    let group = committed(&format!("g_{}", old.name), &old);
+    assert_ne!(group.get(&0), Some(&(RECORDS as i64)), "the group takes no commit of it any more");
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use super::super::asker::{Asker, PACE, session};
+use super::super::asker::{Asker, PACE};
 use super::super::pipeline::Pipeline;
 use super::super::queue::stopping;
 use crate::cli::{AdoptedPosition, PositionOutcome};
@@ -15,6 +15,7 @@ use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
 use crate::msource::doubt::{DOUBT, Doubt};
 use crate::msource::journal::{Mark, MoveCause, PartitionState, Position, State};
 use crate::msource::native::{Commit, GroupOffset};
+use crate::msource::properties;
 
 fn row(partition: &TopicPartition, here: &PartitionState, outcome: PositionOutcome) -> AdoptedPosition {
     let TopicPartition { topic, partition } = partition;
@@ -31,7 +32,7 @@ pub(super) fn commit(
     state: &State,
     progress: &dyn Fn(&str),
 ) -> Result<Vec<AdoptedPosition>, Failure> {
-    let deadline = Instant::now() + session(config) + config.rpc.timeout;
+    let deadline = Instant::now() + properties::session(&config.kafka) + config.rpc.timeout;
     let partitions: Vec<_> = state.partitions.keys().cloned().collect();
     let topics: BTreeSet<_> = partitions.iter().map(|partition| partition.topic.to_string()).collect();
     let topics: Vec<_> = topics.into_iter().collect();

@@ -111,8 +111,8 @@ pub enum Held {
     ByUs,
     /// Another's or nobody's: our commit may still be on its way.
     NotByUs,
-    /// Another's or nobody's, and never ours again: its topic is not consumed any more. We joined the group since, so no commit of
-    /// an assignment before can come any more.
+    /// Another's or nobody's, and never ours again: its topic is not consumed any more, and no commit of an assignment before can
+    /// come. In a classic group that is so once we have joined it; with KIP-848 only when the members of before are gone.
     NeverAgain,
 }
 

@@ -8,9 +8,9 @@
 //! A record goes through `take`, into the open block of its `slot`, while there is `room`. `starts` finds out where a partition
 //! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more;
 //! `refusal` and `topic_ids` decide what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals`
-//! speak with the group, `rights` asks for those that are missing, `answer` sees to it that the group is answered in time,
-//! `static_member` looks at what one is given back, `share` knows whether others have everything, and the `watchdog` looks at
-//! all of it.
+//! speak with the group, `elsewhere` looks at what is not ours, `rights` asks for those that are missing, `answer` sees to it
+//! that the group is answered in time, `static_member` looks at what one is given back, `share` knows whether others have
+//! everything, and the `watchdog` looks at all of it.
 //!
 //! **No wait without end.** Whoever needs an answer of the delivery waits for it some seconds at most, and looks again in a
 //! later pass: meanwhile the group is served.
@@ -25,6 +25,7 @@
 
 mod answer;
 mod blocked;
+mod elsewhere;
 mod fetching;
 mod gaps;
 mod group;
@@ -67,6 +68,8 @@ use super::TopicPartition;
 use super::doubt::DOUBT;
 use super::journal::Mark;
 use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec, Remains};
+use super::outlast::Outlast;
+use super::properties::session;
 use crate::config::Assignment;
 use crate::control;
 use crate::delivery::Finish;
@@ -228,6 +231,8 @@ pub struct Consumer {
     leaving: seals::Leaving,
     /// When to ask again about what is hidden of partitions that are not ours.
     look_at: Instant,
+    /// Whether commits of an earlier run can still come.
+    outlast: Outlast,
     /// Since when that is not answered, and whether that was told.
     unknown_since: Option<(Instant, Said)>,
     /// What the group had for each partition when it was asked last.
@@ -270,6 +275,7 @@ impl Consumer {
         let now = Instant::now();
         // The largest value is as much of the memory bound as librdkafka's queue is.
         let payload_limit = parts.desk.engine().payload_limit;
+        let outlast = Outlast::since(now, session(&parts.config));
         Ok(Self {
             payload_limit,
             subscription: Subscription::of(&parts.config),
@@ -301,6 +307,7 @@ impl Consumer {
             reassigned: Reassigned::No,
             leaving: seals::Leaving::No,
             look_at: now,
+            outlast,
             unknown_since: None,
             found: HashMap::new(),
             refused: BTreeSet::new(),

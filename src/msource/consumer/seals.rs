@@ -7,13 +7,12 @@
 //! even. So the client is given up with it and joins anew. In that later generation no request of before is taken any more,
 //! and the group's own word counts. Where it has not moved, the same commit is sent again.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select_biased};
 
+use super::elsewhere::said_unconfigured;
 use super::group::is_member;
-use super::starts::is_meant;
 use super::topics::Topics;
 use super::watchdog::Old;
 use super::{Code, Consumer, Error, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Said, next_question};
@@ -389,13 +388,14 @@ impl Consumer {
         };
         partitions.retain(|partition| unknown.iter().all(|(without, _)| without != partition));
         if !partitions.is_empty() {
+            // Before the group is asked: what it has not taken by then, it never will.
+            let held = self.held_elsewhere(&partitions);
             let answers = self.client.committed(&partitions, RETRY);
             let answers = answers.unwrap_or_else(|error| vec![Err(error); partitions.len()]);
             let until = Instant::now() + PATIENCE;
-            for (partition, group) in partitions.into_iter().zip(answers) {
+            for ((partition, group), held) in partitions.into_iter().zip(answers).zip(held) {
                 match group {
                     Ok(group) => {
-                        let held = self.held_elsewhere(&partition);
                         let judged = self.judge_one(&state, &partition, group.as_ref(), held)?;
                         if judged == Judged::Waits || Instant::now() >= until {
                             return Ok(());
@@ -407,16 +407,6 @@ impl Consumer {
         }
         self.said_unknown(&unknown);
         Ok(())
-    }
-
-    /// How a partition is held that is not ours now: it may come to us again while its topic is configured.
-    fn held_elsewhere(&self, partition: &TopicPartition) -> Held {
-        // Without an assignment in this run, a commit of the run before may still be on its way.
-        let joined = !self.slots.is_empty() || self.parts.desk.without_share.load(Ordering::Relaxed);
-        if !joined || is_meant(&self.parts.config.topics, &partition.topic) {
-            return Held::NotByUs;
-        }
-        Held::NeverAgain
     }
 
     /// Tells, once, when it cannot be found out for minutes what the group has taken.
@@ -439,13 +429,6 @@ impl Consumer {
     pub(super) fn has_base(&self, partition: &TopicPartition, mark: Option<&Mark>) -> bool {
         let known = |here: &PartitionState| here.growth.is_some() || here.mark.as_ref() == mark;
         self.parts.gauges.durable().state.partitions.get(partition).is_some_and(known)
-    }
-}
-
-/// Says that what was hidden of a topic goes because nobody here consumes it any more.
-fn said_unconfigured(partition: &TopicPartition, held: Held) {
-    if held == Held::NeverAgain {
-        tracing::warn!(%partition, "a topic is not in kafka.topics any more: discarded its unpublished records, which the group has not taken; configured again, they are read again");
     }
 }
 

@@ -281,6 +281,33 @@ impl Client {
         .map(Option::unwrap_or_default)
     }
 
+    /// How many members the group has besides this client.
+    pub fn other_members(&self, group: &str, timeout: Duration) -> Result<usize, KafkaError> {
+        // SAFETY: the id is copied and given back.
+        let own = unsafe {
+            let id = rd::rd_kafka_memberid(self.rk);
+            let own = text(id);
+            if !id.is_null() {
+                rd::rd_kafka_mem_free(self.rk, id.cast());
+            }
+            own
+        };
+        self.of_group(group, Beside::Nothing, timeout, |description| {
+            // SAFETY: it is live, and so is what it returns.
+            unsafe {
+                let members = rd::rd_kafka_ConsumerGroupDescription_member_count(description);
+                let id = |index| {
+                    text(rd::rd_kafka_MemberDescription_consumer_id(rd::rd_kafka_ConsumerGroupDescription_member(
+                        description,
+                        index,
+                    )))
+                };
+                (0..members).filter(|index| id(*index) != own).count()
+            }
+        })
+        .map(Option::unwrap_or_default)
+    }
+
     /// Has the coordinator describe a group; the description is live while it is read. `None` where there is no such group. A
     /// coordinator that is not ready yet is asked again.
     pub(super) fn of_group<T>(

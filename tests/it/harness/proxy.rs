@@ -24,6 +24,8 @@ pub(crate) const JOIN_GROUP: i16 = 11;
 pub(crate) const OFFSET_COMMIT: i16 = 8;
 /// Number of the request `DescribeGroups`.
 pub(crate) const DESCRIBE_GROUPS: i16 = 15;
+/// Number of the request `ConsumerGroupDescribe`, of KIP-848.
+pub(crate) const CONSUMER_GROUP_DESCRIBE: i16 = 69;
 
 /// A loopback address, as long as ours, that no proxy and no broker has.
 pub(crate) const NOWHERE: &str = "127.9.9.9";
