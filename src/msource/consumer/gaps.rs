@@ -14,7 +14,7 @@ use super::refusal::{Log, Place, Refusal, Remedy, remedy};
 use super::seals::{Rejoin, is_answer};
 use super::slot::{Fetch, Moving, Slot};
 use super::starts::offsets_at;
-use super::{Consumer, Error, InFlight, REQUEST_TIMEOUT, RETRY};
+use super::{Consumer, Error, InFlight, PATIENCE, REQUEST_TIMEOUT, RETRY};
 use crate::config::{Assignment, OutOfRange, Start};
 use crate::delivery::Finish;
 use crate::msource::TopicPartition;
@@ -114,7 +114,7 @@ impl Consumer {
     fn stop_out_of_range(&mut self, number: usize, log: &Log, remedy: Remedy) -> Result<(), Error> {
         let slot = &self.slots[number];
         let (partition, offset, epoch) = (slot.partition.clone(), slot.next, slot.epoch);
-        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT)? {
+        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), PATIENCE)? {
             self.read_again_after(number, RETRY);
             return Ok(());
         }
@@ -198,7 +198,7 @@ impl Consumer {
     /// Makes it durable that a partition goes on elsewhere, and reads it from there.
     pub(super) fn go_on_at(&mut self, number: usize, to: i64, cause: MoveCause) -> Result<(), Error> {
         let partition = self.slots[number].partition.clone();
-        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), REQUEST_TIMEOUT)? {
+        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), PATIENCE)? {
             // What is hidden ends where the gap begins: no manifest may say that it covers it.
             self.read_again_after(number, RETRY);
             return Ok(());
@@ -253,6 +253,8 @@ impl Consumer {
         if is_back && self.parts.config.assignment == Assignment::Group {
             // The group is past it, and so would be the next owner.
             self.slots[number].fetch = Fetch::Tell(Instant::now());
+            // What was asked for before does not stand for this move.
+            self.standing = None;
         } else {
             self.read_again_after(number, Duration::ZERO);
         }

@@ -179,7 +179,7 @@ impl Consumer {
 
     /// Ends the assignment of partitions; what is open of them is dropped.
     pub(super) fn release(&mut self, partitions: &[TopicPartition]) {
-        self.settling = None;
+        (self.settling, self.standing, self.publishing) = (None, None, None);
         for partition in partitions {
             self.parts.tracker.end(partition);
         }

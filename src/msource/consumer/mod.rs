@@ -207,6 +207,10 @@ pub struct Consumer {
     unanswered: Unanswered,
     /// Answered once everything is durable that was sent before the pending partitions were given to us.
     settling: Option<Receiver<()>>,
+    /// Answered once everything is durable that partitions stand for which went back, or whose topic is no more.
+    standing: Option<Receiver<()>>,
+    /// Answered once what is hidden of topics that are no more is published.
+    publishing: Option<Receiver<()>>,
     retry_at: Instant,
     discover_at: Instant,
     batch: Vec<Message>,
@@ -289,6 +293,8 @@ impl Consumer {
             share: Share::default(),
             unanswered: Unanswered::default(),
             settling: None,
+            standing: None,
+            publishing: None,
             retry_at: now,
             discover_at: now,
             batch: Vec::with_capacity(BATCH),

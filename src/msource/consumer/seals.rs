@@ -90,6 +90,15 @@ enum Judged {
     Waits,
 }
 
+/// What became of the judgement of all partitions that are pending.
+#[derive(Debug, Default)]
+pub(super) struct PendingJudged {
+    /// Whether something was taken back or published, so that where they stand is to be looked at again.
+    pub(super) has_changed: bool,
+    /// The group did not say what it has of these. They wait, and hold back no other.
+    pub(super) unknown: Vec<(TopicPartition, KafkaError)>,
+}
+
 /// Whether the group is to be joined anew.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rejoin {
@@ -226,39 +235,36 @@ impl Consumer {
         }
     }
 
-    /// Decides about what partitions that were given to us have hidden: goes on with it, or takes it back. Returns whether
-    /// something was taken back or published, so that where they stand is to be looked at again.
-    pub(super) fn judge_pending(&mut self) -> Result<bool, Error> {
+    /// Decides about what these partitions have hidden, which were given to us: goes on with it, or takes it back.
+    pub(super) fn judge_pending(&mut self, pending: &[TopicPartition]) -> Result<PendingJudged, Error> {
         if self.parts.config.assignment == Assignment::All {
-            return self.judge_alone();
+            return Ok(PendingJudged { has_changed: self.judge_alone()?, unknown: Vec::new() });
         }
         let state = self.parts.gauges.durable().state.clone();
-        let partitions: Vec<_> = self.pending.iter().filter(|partition| state.is_hidden(partition)).cloned().collect();
+        let partitions: Vec<_> = pending.iter().filter(|partition| state.is_hidden(partition)).cloned().collect();
+        let mut judged = PendingJudged::default();
         if partitions.is_empty() {
-            return Ok(false);
+            return Ok(judged);
         }
-        let asked = Instant::now();
         let answers = self.client.committed(&partitions, REQUEST_TIMEOUT);
-        let offsets = match answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) {
-            Ok(offsets) => offsets,
-            Err(error) => {
-                self.note_refusal(&error);
-                self.in_trouble(format!("cannot find out what the group has taken: {error}"));
-                self.retry_at = self.resolve_again(asked, RETRY);
-                return Ok(true);
-            }
-        };
+        let answers = answers.unwrap_or_else(|error| vec![Err(error); partitions.len()]);
         // Many partitions on a slow disk take long. The rest is judged in the next pass.
         let until = Instant::now() + PATIENCE;
-        let mut changed = false;
-        for (partition, group) in partitions.into_iter().zip(offsets) {
-            let judged = self.judge_one(&state, &partition, group.as_ref(), Held::ByUs)?;
-            changed |= judged != Judged::Same;
-            if judged == Judged::Waits || changed && Instant::now() >= until {
+        for (partition, answer) in partitions.into_iter().zip(answers) {
+            let group = match answer {
+                Ok(group) => group,
+                Err(error) => {
+                    judged.unknown.push((partition, error));
+                    continue;
+                }
+            };
+            let of_it = self.judge_one(&state, &partition, group.as_ref(), Held::ByUs)?;
+            judged.has_changed |= of_it != Judged::Same;
+            if of_it == Judged::Waits || judged.has_changed && Instant::now() >= until {
                 break;
             }
         }
-        Ok(changed)
+        Ok(judged)
     }
 
     /// The same where the journal decides: only what is not whole any more is taken back, or what another configuration hid.

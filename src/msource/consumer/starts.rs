@@ -142,22 +142,36 @@ impl Consumer {
         }
         fault::point("assign.settled");
         let asked = Instant::now();
-        let pending: Vec<_> = self.pending.iter().cloned().collect();
-        let topics = self.set_aside_of_gone_topics(&pending)?;
-        if let Topics::Unknown(unknown) = &topics
-            && let Some((partition, error)) = unknown.first()
-        {
-            self.in_trouble(format!("cannot find out whether the topic of {partition} is still there: {error}"));
+        let mut pending: Vec<_> = self.pending.iter().cloned().collect();
+        let mut unknown = match self.set_aside_of_gone_topics(&pending)? {
+            Topics::There => Vec::new(),
+            Topics::Unknown(unknown) => unknown,
+            Topics::SetAside => {
+                self.retry_at = self.resolve_again(asked, RETRY);
+                return Ok(());
+            }
+        };
+        let is_known = |unknown: &[(TopicPartition, KafkaError)], partition: &TopicPartition| {
+            unknown.iter().all(|(without, _)| without != partition)
+        };
+        pending.retain(|partition| is_known(&unknown, partition));
+        let judged = self.judge_pending(&pending)?;
+        if judged.has_changed {
+            return Ok(());
         }
-        if topics != Topics::There {
+        unknown.extend(judged.unknown);
+        pending.retain(|partition| is_known(&unknown, partition));
+        if pending.is_empty() {
+            if let Some((partition, error)) = unknown.first() {
+                self.note_refusal(error);
+                self.in_trouble(format!("cannot find out what the group has taken of {partition}: {error}"));
+            }
+            self.held.note_partitions(&unknown);
             self.retry_at = self.resolve_again(asked, RETRY);
             return Ok(());
         }
-        if self.judge_pending()? {
-            return Ok(());
-        }
         fault::point("assign.judged");
-        let starts = match self.starts(&pending) {
+        let mut starts = match self.starts(&pending) {
             Ok(starts) => starts,
             Err(error) => {
                 self.note_refusal(&error);
@@ -166,6 +180,7 @@ impl Consumer {
                 return Ok(());
             }
         };
+        starts.unknown.extend(unknown);
         let holds_back = !starts.unknown.is_empty();
         for (_, error) in &starts.unknown {
             self.note_refusal(error);
@@ -211,11 +226,18 @@ impl Consumer {
         Ok(settled)
     }
 
-    /// Makes everything durable that was sent so far; if that takes long, it is tried again later.
+    /// Makes everything durable that partitions stand for which are read. When that takes long, the next pass waits on.
     pub(super) fn settled(&mut self) -> Result<bool, Error> {
-        let settled = self.parts.gauges.stalled().is_none() && self.barrier(Finish::No, PATIENCE)?;
+        if self.parts.gauges.stalled().is_some() {
+            return Ok(false);
+        }
+        let standing = match self.standing.take() {
+            Some(standing) => standing,
+            None => self.send_barrier(Finish::No)?,
+        };
+        let settled = self.answered_soon(&standing)?.is_some();
         if !settled {
-            self.retry_at = Instant::now() + RETRY;
+            self.standing = Some(standing);
         }
         Ok(settled)
     }
@@ -409,7 +431,7 @@ impl Consumer {
 
     /// Makes starts durable here and known to the group; returns those that are, and lets [`Self::settle`] wait for what is
     /// noted of them.
-    pub(super) fn pin(&mut self, starts: Vec<Begin>) -> Result<Vec<Position>, Error> {
+    pub(super) fn pin(&mut self, mut starts: Vec<Begin>) -> Result<Vec<Position>, Error> {
         let (mut notes, mut fresh) = (Vec::new(), Vec::new());
         for Begin { at, frame, tells } in &starts {
             if let Some(Frame::Move { to, cause: MoveCause::Recreated }) = frame {
@@ -434,18 +456,18 @@ impl Consumer {
                 return Ok(Vec::new());
             }
             // Unless the group knows the start, the next owner would resolve it once more and might find another one.
-            let acknowledged = self
-                .client
-                .commit(&fresh, REQUEST_TIMEOUT)
-                .and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>());
-            if let Err(error) = acknowledged {
-                self.note_refusal(&error);
-                if self.hides() && !is_answer(&error) {
-                    // It could arrive after the commit of a seal, and take that back.
-                    self.rejoin = Rejoin::Due;
+            let answers = self.client.commit(&fresh, REQUEST_TIMEOUT);
+            let mut answers = answers.unwrap_or_else(|error| vec![Err(error); fresh.len()]).into_iter();
+            fresh.retain(|commit| match answers.next() {
+                Some(Err(error)) => {
+                    // Only its own partition waits for it.
+                    starts.retain(|start| start.at.partition != commit.partition);
+                    self.not_pinned(&error);
+                    false
                 }
-                self.retry_at = Instant::now() + RETRY;
-                self.in_trouble_by(error.code, format!("the group did not take the starts: {error}"));
+                _ => true,
+            });
+            if starts.is_empty() || self.rejoin == Rejoin::Due {
                 return Ok(Vec::new());
             }
         }
@@ -470,6 +492,17 @@ impl Consumer {
             self.settling = Some(self.send_barrier(Finish::No)?);
         }
         Ok(starts.into_iter().map(|start| start.at).collect())
+    }
+
+    /// The group did not take the start of a partition.
+    fn not_pinned(&mut self, error: &KafkaError) {
+        self.note_refusal(error);
+        if self.hides() && !is_answer(error) {
+            // It could arrive after the commit of a seal, and take that back.
+            self.rejoin = Rejoin::Due;
+        }
+        self.retry_at = Instant::now() + RETRY;
+        self.in_trouble_by(error.code, format!("the group did not take the starts: {error}"));
     }
 
     /// Has something noted in the journal, in its place among the blocks; the answer comes when it is durable.

@@ -15,7 +15,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::slot::{Fetch, Slot};
 use super::topic_ids::{Meaning, Said};
 use super::watchdog::Old;
-use super::{Consumer, Error, REQUEST_TIMEOUT, RETRY};
+use super::{Consumer, Error, REQUEST_TIMEOUT};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::msource::TopicPartition;
@@ -44,8 +44,10 @@ impl Consumer {
         }
         self.ids_seen = changes;
         for slot in &mut self.slots {
-            if is_other(&self.client, &slot.partition, &slot.topic_id) {
+            if slot.fetch != Fetch::Stale && is_other(&self.client, &slot.partition, &slot.topic_id) {
                 slot.fetch = Fetch::Stale;
+                // What was asked for before does not stand for this one.
+                (self.standing, self.publishing) = (None, None);
             }
         }
     }
@@ -59,14 +61,19 @@ impl Consumer {
         for number in 0..self.slots.len() {
             self.cut(number)?;
         }
-        if !self.settled()? {
-            return Ok(());
+        if self.publishing.is_none() {
+            if !self.settled()? {
+                return Ok(());
+            }
+            let gone = self.slots.iter().filter(|slot| slot.fetch == Fetch::Stale);
+            let gone: Vec<_> = gone.map(|slot| slot.partition.clone()).collect();
+            // Nobody can read again what is hidden of the old topic: it is published while the group still takes its offsets.
+            self.publishing = if self.hides() { Some(self.send_barrier(Finish::Hidden(gone))?) } else { None };
         }
-        let gone: Vec<_> = self.slots.iter().filter(|slot| slot.fetch == Fetch::Stale).collect();
-        let gone: Vec<_> = gone.into_iter().map(|slot| slot.partition.clone()).collect();
-        // Nobody can read again what is hidden of the old topic: it is published while the group still takes its offsets.
-        if self.hides() && !self.barrier(Finish::Hidden(gone), REQUEST_TIMEOUT)? {
-            self.retry_at = Instant::now() + RETRY;
+        if let Some(published) = self.publishing.take()
+            && self.answered_soon(&published)?.is_none()
+        {
+            self.publishing = Some(published);
             return Ok(());
         }
         let (old, others): (Vec<&Slot>, Vec<&Slot>) = self.slots.iter().partition(|slot| slot.fetch == Fetch::Stale);

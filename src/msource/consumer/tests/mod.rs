@@ -389,7 +389,7 @@ fn the_group_is_told_once_more_where_a_partition_stands_of_which_it_did_not_take
         }
         told
     });
-    assert!(bench.consumer.judge_pending().expect("it goes on"), "it is decided");
+    assert!(bench.consumer.judge_pending(&[partition()]).expect("it goes on").has_changed, "it is decided");
     state.seals.clear();
     let here = PartitionState { leader_epoch: -1, mark: Some(base), ..PartitionState::default() };
     state.partitions.insert(partition(), here);

@@ -21,3 +21,42 @@ fn a_seal_of_an_assignment_before_this_one_is_let_go_and_not_committed() {
     assert_eq!(offsets, [Ok(None)]);
     assert!(bench.is_ours(), "the assignment that lasts goes on");
 }
+
+#[test]
+fn what_partitions_stand_for_that_are_read_is_waited_for_over_several_passes() {
+    let mut bench = Bench::new(0, 0);
+    assert!(!bench.consumer.settled().expect("it goes on"), "nobody answers");
+    let Ok(Inbox::Checkpoint { reply, finish: Finish::No, .. }) = bench.inbox.try_recv() else { panic!("a barrier") };
+    reply.send(()).expect("it is waited for");
+    assert!(bench.consumer.settled().expect("it goes on"), "it is answered");
+    assert!(bench.inbox.is_empty(), "one was enough");
+}
+
+/// A topic of one partition, and the positions of two.
+fn half_there(bench: &Bench) -> [Position; 2] {
+    bench.brokers.create_topic("other", 1, 1).expect("a topic");
+    [0, 1].map(|partition| Position { partition: TopicPartition { topic: "other".into(), partition }, ..at(5) })
+}
+
+#[test]
+fn a_partition_of_which_the_group_does_not_say_what_it_took_holds_back_no_other_that_is_judged() {
+    let mut bench = Bench::new(0, 0);
+    let positions = half_there(&bench);
+    let commit = bench.consumer.commit_of(&positions[0], 7);
+    assert_eq!(bench.consumer.client.commit(&[commit], SOON), Ok(vec![Ok(())]));
+    bench.consumer.parts.gauges = Arc::new(Gauges::new(prepared(&positions)));
+    let inbox = bench.inbox.clone();
+    let delivery = thread::spawn(move || match inbox.recv_timeout(SOON) {
+        Ok(Inbox::Decided { partition, verdict, reply: Some(reply), .. }) => {
+            reply.send(()).expect("it is waited for");
+            (partition.partition, verdict)
+        }
+        other => panic!("no verdict: {other:?}"),
+    });
+    // The one that is not there comes first.
+    let [there, missing] = positions.map(|position| position.partition);
+    let judged = bench.consumer.judge_pending(&[missing.clone(), there]).expect("it goes on");
+    assert_eq!(delivery.join().expect("no panic"), (0, Verdict::Committed));
+    assert!(judged.has_changed);
+    assert_eq!(judged.unknown.into_iter().map(|(partition, _)| partition).collect::<Vec<_>>(), [missing]);
+}
