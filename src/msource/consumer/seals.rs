@@ -221,16 +221,24 @@ impl Consumer {
     /// Waits for an answer of the delivery, which may need the group's word before it can give it.
     pub(super) fn answered<T>(&mut self, answered: &Receiver<T>, patience: Duration) -> Result<Option<T>, Error> {
         let deadline = Instant::now() + patience;
+        // Without a group nobody sends requests: the channel is closed, and a closed channel is always ready.
+        let asks_group = self.parts.config.assignment == Assignment::Group;
         loop {
             self.serve_seals()?;
             let left = deadline.saturating_duration_since(Instant::now()).min(IDLE_WAIT);
-            let requests = if self.asked.is_none() { self.parts.seals.clone() } else { crossbeam_channel::never() };
+            let is_free = asks_group && self.asked.is_none();
+            let requests = if is_free { self.parts.seals.clone() } else { crossbeam_channel::never() };
             select_biased! {
                 recv(answered) -> answer => return answer.map(Some).map_err(|_| Error::Closed),
-                recv(requests) -> request => if let Ok(SealRequest { number, asking }) = request {
+                recv(requests) -> request => {
+                    let SealRequest { number, asking } = request.map_err(|_| Error::Closed)?;
                     self.asked = Some(Asked { number, open: asking, again: Instant::now() });
                 },
-                default(left) => if Instant::now() >= deadline { return Ok(None) },
+                default(left) => {},
+            }
+            // Whatever was ready, so that requests without an end do not outlast the deadline.
+            if Instant::now() >= deadline {
+                return Ok(None);
             }
         }
     }

@@ -214,6 +214,18 @@ fn whoever_waits_while_the_answer_to_a_commit_is_lost_keeps_slots_and_client_and
     wait_until("the old client is gone", || !old.are_left());
 }
 
+/// Without a group, nobody has the other end of the channel for requests.
+#[test]
+fn without_a_group_a_wait_for_the_delivery_ends_at_its_deadline() {
+    let Bench { brokers: _brokers, mut consumer, inbox: _inbox, seals, .. } = Bench::new(0, 0);
+    consumer.parts.config.assignment = Assignment::All;
+    drop(seals);
+    let (ended, end) = bounded(1);
+    thread::spawn(move || drop(ended.send(consumer.barrier(Finish::No, Duration::from_millis(50)))));
+    let answered = end.recv_timeout(Duration::from_secs(10)).expect("the wait ends").expect("it goes on");
+    assert!(!answered, "nobody answers barriers here");
+}
+
 #[test]
 fn a_gap_behind_a_seal_that_is_not_decided_is_left_to_the_next_assignment() {
     for (sent_before, moves) in [(Rejoin::Due, 0), (Rejoin::No, 1)] {
