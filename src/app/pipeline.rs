@@ -13,8 +13,9 @@ use super::ready::{Feed, Ready, history};
 use super::turns::Turns;
 use crate::block::RawBlock;
 use crate::config::{Assignment, Config, Mode, WhenFull};
-use crate::control::{Failure, FailureKind};
+use crate::control::{Failure, FailureKind, STOP_PATIENCE};
 use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, SealRequest, Tickets};
+use crate::fault;
 use crate::lock::HomeLock;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
@@ -38,6 +39,14 @@ const STOP_DEADLINE: Duration = Duration::from_secs(25);
 
 /// How long work on the failure queue may take to come to an end at a stop.
 const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What a stop waits for at most, one after the other. The command that waits for it is not to give up before: `restart` would
+/// leave no service.
+const _: () = {
+    // The drain, the queue, a delivery that hangs in the disk, and the thread that retries.
+    let longest = 2 * STOP_DEADLINE.as_secs() + 2 * QUEUE_DEADLINE.as_secs();
+    assert!(longest < STOP_PATIENCE.as_secs());
+};
 
 /// Share of `memory` for blocks in flight; librdkafka's queue has a quarter.
 const BLOCKS_SHARE: u64 = 2;
@@ -299,7 +308,7 @@ impl Pipeline {
     }
 
     fn delivery_outcome(&self) -> Result<(), Broken> {
-        match self.ended.recv_timeout(STOP_DEADLINE) {
+        match self.ended.recv_timeout(stop_deadline()) {
             Ok(Ok(())) | Err(crossbeam_channel::RecvTimeoutError::Timeout) => Ok(()),
             Ok(Err(error)) => Err(Broken::new(error.cure(), &error)),
             Err(crossbeam_channel::RecvTimeoutError::Disconnected) => {
@@ -344,7 +353,11 @@ fn commit_point(config: &Config, requests: Sender<SealRequest>) -> CommitPoint {
 fn consume(parts: consumer::Parts) -> Result<JoinHandle<Result<(), consumer::Error>>, Failure> {
     let consumer = Consumer::new(parts).map_err(|error| Failure::new(FailureKind::Config, chain(&error)))?;
     let thread = std::thread::Builder::new().name("kafka".into());
-    thread.spawn(move || consumer.run(STOP_DEADLINE)).map_err(failed)
+    thread.spawn(move || consumer.run(stop_deadline())).map_err(failed)
+}
+
+fn stop_deadline() -> Duration {
+    fault::duration("FAULT_STOP_MS", STOP_DEADLINE)
 }
 
 /// How blocks are cut: in `stream` mode a block is whatever has arrived.

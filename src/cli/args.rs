@@ -139,7 +139,7 @@ impl Command {
 #[derive(Debug, Args)]
 pub(super) struct Patience {
     /// How long to wait for the drain
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = duration)]
+    #[arg(long, value_name = "TIME", default_value = "90s", value_parser = duration)]
     pub(super) timeout: Duration,
 }
 
@@ -237,6 +237,15 @@ mod tests {
         assert_eq!(duration("18446744073709551615d"), Ok(Duration::from_secs(u64::from(u32::MAX))));
         for wrong in ["", "7", "d", "-1s", "1.5s", "7 d", "99999999999999999999s"] {
             assert!(duration(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_drain_is_waited_for_until_the_service_has_given_up_by_itself() {
+        for command in ["stop", "restart"] {
+            let line = Line::try_parse_from(["mtga", command]).expect("a command");
+            let (Command::Stop(patience) | Command::Restart(patience)) = line.command else { panic!("{line:?}") };
+            assert_eq!(patience.timeout, crate::control::STOP_PATIENCE);
         }
     }
 

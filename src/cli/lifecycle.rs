@@ -35,7 +35,13 @@ impl Context<'_> {
 
     pub(super) fn restart(&mut self, patience: Duration) -> Result<Exit, Failure> {
         let config = self.checked_config()?;
-        match self.stop(patience)? {
+        let stopped = self.stop(patience).map_err(|mut late| {
+            if late.kind == FailureKind::TimedOut {
+                late.message += "\nno other one was started: when it is gone, start it";
+            }
+            late
+        });
+        match stopped? {
             Exit::Done => self.launch(config),
             exit => Ok(exit),
         }

@@ -20,6 +20,10 @@ use serde::{Deserialize, Serialize};
 use crate::record::Reason;
 use crate::zone::{Source, TimeZone};
 
+/// How long `stop` and `restart` wait for a drain unless they are told otherwise: a service that cannot drain, on a full disk for
+/// example, has given up by itself and is gone before that.
+pub const STOP_PATIENCE: Duration = Duration::from_secs(90);
+
 /// What the commands ask of a service, running or stopped. Calls block; none may take the data plane's locks for long.
 pub trait Service: Send + Sync {
     /// How the service is doing.

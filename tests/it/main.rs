@@ -47,6 +47,9 @@ mod formats;
 /// A service that is stopped with SIGSTOP: every command comes back in time.
 #[cfg(test)]
 mod frozen;
+/// Starts, stops and restarts on a full disk.
+#[cfg(test)]
+mod full_disk;
 /// Several instances of one group: rebalances, instances that are killed, frozen, or have each other's name.
 #[cfg(test)]
 mod group;
