@@ -4,11 +4,11 @@
 //! that leaves them to be seen, and the next one need not make the same lines: retention or compaction may have taken their
 //! records meanwhile. It would cut them off, as bytes that no block covers, or write others over them.
 //!
-//! **Promise.** What goes behind the last block is noted first, durably: [`Spill::lay_down`]. A later recovery from the same
+//! **Promise.** What goes behind the last block is noted first, durably: `Spill::lay_down`. A later recovery from the same
 //! end of the same journal finds it, completes it, and adds what is new behind it. Its lines stay, and count.
 //!
-//! **Format.** The file [`NAME`] in the private directory of the event directory, replaced as a whole: postcard's encoding of
-//! [`Noted`], and its CRC-32C (u32, little-endian). One that cannot be read, or is of another journal's end, says nothing.
+//! **Format.** The file `NAME` in the private directory of the event directory, replaced as a whole: postcard's encoding of
+//! `Noted`, and its CRC-32C (u32, little-endian). One that cannot be read, or is of another journal's end, says nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
