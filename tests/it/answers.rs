@@ -387,18 +387,3 @@ fn while_an_eager_group_rebalances_the_lag_of_its_members_is_unknown() {
     fleet.stop_all();
     fleet.assert_exactly(&produced);
 }
-
-#[test]
-fn a_partition_whose_start_the_group_does_not_take_holds_back_no_other() {
-    let topic = Topic::create("unpinned", 3);
-    let produced = topic.fill(Codec::None, Mix::Clean, 0, 300);
-    let proxy = Proxy::new(broker::address());
-    let mut home = Home::new(&topic);
-    home.in_group().set("kafka.brokers", proxy.address());
-    proxy.refuse_last_partition(1000);
-    let service = home.foreground();
-    // One that is refused is sent alone the next time, which is taken. All of them together never were.
-    home.wait_done(&produced);
-    home.assert_exactly(&produced);
-    service.terminate();
-}
