@@ -27,6 +27,7 @@ pub mod record;
 pub mod regular;
 pub mod settings;
 pub mod signals;
+pub mod synced;
 pub mod terminal;
 pub mod transform;
 pub mod zone;

@@ -1,6 +1,5 @@
 //! The checkpoint thread: makes a prefix of the blocks durable while the next ones are written.
 
-use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +13,7 @@ use super::{Error, Gauges, Inbox};
 use crate::fault::point;
 use crate::msource::journal::{Frame, Journal};
 use crate::msource::store::{Store, StoreChange, StoreError};
+use crate::synced::SyncedFile;
 
 /// First and longest pause between attempts while the store's disk is full.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
@@ -22,7 +22,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from
 #[derive(Debug)]
 pub(super) struct Job {
     /// The files with lines that are not synced; none when `sink.fsync` is off.
-    pub(super) files: Vec<Arc<File>>,
+    pub(super) files: Vec<Arc<SyncedFile>>,
     /// What goes into the store.
     pub(super) change: StoreChange,
     /// What the change counts against the memory bound, bytes.

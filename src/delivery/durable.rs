@@ -63,6 +63,7 @@ impl Delivery {
         self.dirty = false;
         self.last_checkpoint = Instant::now();
         self.answers.append(&mut self.next_answers);
+        tracing::debug!(number = self.state.number, "checkpoint begins");
         let job = self.job();
         let sent = self.jobs.as_ref().and_then(|jobs| jobs.send(job).ok());
         sent.ok_or_else(|| Error::Thread("the checkpoint thread ended".into()))

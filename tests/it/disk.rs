@@ -5,10 +5,9 @@
 //! by itself is done by a real one.
 
 use std::fs::{self, Permissions};
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::path::Path;
 
 use mtga::control::State;
 use mtga::record::Reason;
@@ -16,7 +15,7 @@ use nix::errno::Errno;
 
 use crate::harness::disk::{Layer, Model};
 use crate::harness::process::Service;
-use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
+use crate::harness::{Codec, Home, Mix, Mount, Record, SOON, Topic, holds, wait_until};
 
 /// A home on a disk that fails on command.
 struct Rig {
@@ -137,6 +136,38 @@ fn a_failed_sync_while_a_file_makes_room_for_another_is_not_forgotten() {
     });
 }
 
+/// Whoever makes room for another file is told of the failure, while a checkpoint is about to sync the same open file: the
+/// system reports a failure once, so the checkpoint's own sync would succeed.
+#[test]
+fn a_failed_sync_that_the_delivery_is_told_of_is_no_success_for_the_checkpoint_beside_it() {
+    let mut rig = Rig::new("told", |home| {
+        home.set("sink.file", "{partition}/events.{seq}.log").set("sink.max_open_files", 1).set("log.level", "debug");
+        home.set("sink.batch.linger", "20ms").set("store.checkpoint", "2s");
+    });
+    let service = rig.home.foreground_with(|command| {
+        command.env("FAULT_POINT", "checkpoint.begun:1:6000,checkpoint.begun:2:6000");
+        rig.layer.command(command)
+    });
+    let fill = |rig: &mut Rig, partition, first: u64| {
+        let ours = (first..).map(|n| Mix::Clean.record(n, 2)).filter(|record| record.partition == partition);
+        let more: Vec<_> = ours.take(10).collect();
+        rig.topic.produce(Codec::None, &more);
+        rig.produced.extend(more);
+    };
+    fill(&mut rig, 0, 0);
+    wait_until("a checkpoint has these lines", SOON, || {
+        let log = rig.home.log();
+        let begun = log.lines().rfind(|line| line.contains("checkpoint begins"));
+        holds(begun.is_some_and(|line| !line.contains("number=0")), begun.map(str::to_owned))
+    });
+    fill(&mut rig, 0, 1000);
+    rig.home.wait_written(20);
+    rig.layer.fail_sync("data/0/", 1);
+    fill(&mut rig, 1, 2000);
+    wait_until("a sync fails", SOON, || holds(rig.layer.has_failed_sync(), "none has"));
+    rig.assert_exactly(service);
+}
+
 /// Lets a sync of the start fail.
 fn assert_a_start_goes_on_after_a_failed_sync(pattern: &str, nth: u32) {
     let mut rig = Rig::new("first", |home| {
@@ -224,44 +255,16 @@ fn a_service_that_pauses_can_be_stopped_and_goes_on_at_the_next_start() {
     rig.assert_exactly(service);
 }
 
-/// A file system in memory, for as long as this lives.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(at: PathBuf, size: &str) -> Self {
-        fs::create_dir_all(&at).expect("a directory");
-        run(Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size},mode=750"), "none"]).arg(&at));
-        Self(at)
-    }
-
-    fn remount(&self, how: &str) -> bool {
-        let mut mount = Command::new("mount");
-        mount.args(["-o", &format!("remount,{how}")]).arg(&self.0);
-        mount.status().is_ok_and(|status| status.success())
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        drop(Command::new("umount").arg("--lazy").arg(&self.0).status());
-    }
-}
-
-fn run(command: &mut Command) {
-    assert!(command.status().is_ok_and(|status| status.success()), "{command:?}: this test needs root");
-}
-
 #[test]
 fn a_start_on_a_full_disk_says_so_and_waits_for_room() {
     let topic = Topic::create("start", 2);
     let home = Home::new(&topic);
-    // Dropped before the home, whose directory it lies in.
     let disk = Mount::new(home.path("tmp/store"), "64m");
-    fs::write(disk.0.join("ballast"), vec![0; 65 << 20]).expect_err("no room is left");
+    fs::write(disk.path().join("ballast"), vec![0; 65 << 20]).expect_err("no room is left");
     let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 2000);
     let started = home.mtga(["start"]).success();
     assert!(started.contains("paused") && started.contains("store"), "the command says what is the matter: {started}");
-    fs::remove_file(disk.0.join("ballast")).expect("the ballast");
+    fs::remove_file(disk.path().join("ballast")).expect("the ballast");
     home.wait_done(&produced);
     home.assert_exactly(&produced);
     home.stop();
@@ -286,30 +289,13 @@ fn a_directory_that_is_read_only_for_a_while_pauses_the_service() {
     home.stop();
 }
 
-/// Makes a directory and everything in it another user's.
-fn give_away(dir: &Path, user: u32) {
-    chown(dir, Some(user), Some(user)).expect("this test needs root");
-    for entry in fs::read_dir(dir).expect("a directory").flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            give_away(&entry.path(), user);
-        } else {
-            chown(entry.path(), Some(user), Some(user)).expect("this test needs root");
-        }
-    }
-}
-
 #[test]
 fn a_permission_that_is_lost_and_regained_pauses_the_service() {
     const NOBODY: u32 = 65534;
     let topic = Topic::create("permission", 2);
     let mut home = Home::new(&topic);
     home.set("sink.rotate.size", "64KiB");
-    fs::set_permissions(home.path("").parent().expect("a parent"), Permissions::from_mode(0o755)).expect("ours");
-    // The binary is a link to one that is everybody's.
-    for part in ["tmp", "logs", "data"] {
-        fs::create_dir_all(home.path(part)).expect("a directory");
-        give_away(&home.path(part), NOBODY);
-    }
+    home.give_to(NOBODY);
     let load = topic.load(Codec::Snappy, Mix::Dirty);
     let service = home.foreground_with(|command| command.uid(NOBODY).gid(NOBODY));
     home.wait_written(1000);

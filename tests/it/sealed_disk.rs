@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::harness::disk::{Layer, Model};
 use crate::harness::process::Service;
-use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
+use crate::harness::{Codec, Home, Mix, Mount, Record, SOON, Topic, events, holds, oracle, wait_until};
 
 /// How the partitions are had.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -342,9 +342,8 @@ fn an_event_directory_that_is_taken_away_and_made_again_gets_what_was_hidden_in_
 #[test]
 fn a_disk_that_is_full_while_files_are_hidden_is_waited_for() {
     let mut rig = Rig::new("sealfull", Mode::Group, 2);
-    // Dropped before the home, whose directory it lies in.
     let disk = Mount::new(rig.data(), "8m");
-    let ballast = disk.0.join("ballast");
+    let ballast = disk.path().join("ballast");
     fs::write(&ballast, vec![0; 9 << 20]).expect_err("no room is left");
     fs::File::options()
         .write(true)
@@ -358,25 +357,6 @@ fn a_disk_that_is_full_while_files_are_hidden_is_waited_for() {
     rig.wait_seen();
     service.terminate();
     rig.wait_terminated();
-}
-
-/// A file system in memory, for as long as this lives.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(at: PathBuf, size: &str) -> Self {
-        fs::create_dir_all(&at).expect("a directory");
-        let mut mount = std::process::Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", &format!("size={size},mode=750"), "none"]).arg(&at);
-        assert!(mount.status().is_ok_and(|status| status.success()), "this test needs root");
-        Self(at)
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        drop(std::process::Command::new("umount").arg("--lazy").arg(&self.0).status());
-    }
 }
 
 /// Runs `verify`; the faults that it finds.

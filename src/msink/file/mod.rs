@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +26,7 @@ use super::manifest;
 use super::name::NameTemplate;
 use crate::config::{self, Compression, Visibility};
 use crate::msource::journal::{FileIntent, FileState};
+use crate::synced::SyncedFile;
 use crate::{fault, limits};
 
 mod hidden;
@@ -93,7 +94,7 @@ struct Active {
     inode: u64,
     length: u64,
     /// `None` while closed for `max_open_files`.
-    file: Option<Arc<File>>,
+    file: Option<Arc<SyncedFile>>,
     dirty: bool,
     /// Counts uses, for closing the one that was not used the longest.
     used: u64,
@@ -121,7 +122,7 @@ pub struct FileSink {
     /// Hidden files that get no further lines, and wait for the others of their group.
     complete: Vec<(Group, u64)>,
     /// Finished files whose last lines are not synced yet.
-    unsynced: Vec<Arc<File>>,
+    unsynced: Vec<Arc<SyncedFile>>,
     /// A file that is in the ledger and could not be created yet.
     intended: Option<FileIntent>,
     next_id: u64,
@@ -282,12 +283,12 @@ impl FileSink {
 
     #[cfg(not(test))]
     #[expect(clippy::unused_self, reason = "tests have a disk that fills")]
-    fn write_some(&self, file: &File, bytes: &[u8], position: u64) -> io::Result<usize> {
+    fn write_some(&self, file: &SyncedFile, bytes: &[u8], position: u64) -> io::Result<usize> {
         file.write_at(bytes, position)
     }
 
     #[cfg(test)]
-    fn write_some(&self, file: &File, bytes: &[u8], position: u64) -> io::Result<usize> {
+    fn write_some(&self, file: &SyncedFile, bytes: &[u8], position: u64) -> io::Result<usize> {
         use std::sync::atomic::Ordering;
         let room = self.room.load(Ordering::SeqCst);
         let count = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
@@ -308,7 +309,7 @@ impl FileSink {
     }
 
     /// The files with lines that were not synced since the last call.
-    pub fn take_dirty(&mut self) -> Vec<Arc<File>> {
+    pub fn take_dirty(&mut self) -> Vec<Arc<SyncedFile>> {
         let mut files = std::mem::take(&mut self.unsynced);
         for active in self.active.values_mut() {
             if std::mem::take(&mut active.dirty) {
@@ -373,7 +374,7 @@ impl FileSink {
             last_line: now.tick,
             inode,
             length: 0,
-            file: Some(Arc::new(file)),
+            file: Some(Arc::new(SyncedFile::new(file))),
             dirty: false,
             used: self.uses,
         };
@@ -417,7 +418,7 @@ impl FileSink {
     }
 
     /// The open file of a key, reopened if it was closed; `None` when it is not what it was left as.
-    fn open(&mut self, key: &FileKey) -> io::Result<Option<Arc<File>>> {
+    fn open(&mut self, key: &FileKey) -> io::Result<Option<Arc<SyncedFile>>> {
         self.uses += 1;
         let uses = self.uses;
         let Some(active) = self.active.get_mut(key) else { return Ok(None) };
@@ -433,7 +434,7 @@ impl FileSink {
         self.make_room()?;
         match self.dir.open_existing(&path) {
             Ok((file, found)) if found == inode && file.metadata()?.len() >= length => {
-                let file = Arc::new(file);
+                let file = Arc::new(SyncedFile::new(file));
                 if let Some(active) = self.active.get_mut(key) {
                     active.file = Some(Arc::clone(&file));
                 }

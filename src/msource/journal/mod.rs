@@ -32,6 +32,7 @@ use crate::config::Visibility;
 use crate::durable::create_private_dirs;
 use crate::fault::point;
 use crate::regular;
+use crate::synced::SyncedFile;
 
 mod copy;
 mod format;
@@ -301,7 +302,7 @@ fn numbers(dir: &Path, extension: &str) -> io::Result<Vec<u64>> {
 pub struct Journal {
     dir: PathBuf,
     segment: u64,
-    file: Arc<File>,
+    file: Arc<SyncedFile>,
     position: u64,
 }
 
@@ -360,7 +361,7 @@ impl Journal {
         options.read(true).write(true).create(true).truncate(true).mode(0o600);
         let file = regular::open_with(&mut options, path)?;
         allocate(&file)?;
-        let mut journal = Self { dir: dir.to_owned(), segment, file: Arc::new(file), position: 0 };
+        let mut journal = Self { dir: dir.to_owned(), segment, file: Arc::new(SyncedFile::new(file)), position: 0 };
         journal.append(&Frame::Header(Header { version: VERSION, segment, previous }))?;
         first.iter().try_for_each(|frame| journal.append(frame))?;
         point("journal.begun");
@@ -391,7 +392,7 @@ impl Journal {
     }
 
     /// The file behind it, for a sync on another thread.
-    pub fn file(&self) -> Arc<File> {
+    pub fn file(&self) -> Arc<SyncedFile> {
         Arc::clone(&self.file)
     }
 

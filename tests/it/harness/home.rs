@@ -1,7 +1,8 @@
 //! A home of one test: a deploy layout in a temporary directory, configured for the test's topic.
 
 use std::ffi::OsStr;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -247,6 +248,17 @@ impl Home {
         });
     }
 
+    /// Makes what its services write another user's, who may run them then.
+    pub(crate) fn give_to(&self, user: u32) {
+        let above = self.root.parent().expect("the home lies in a directory");
+        fs::set_permissions(above, Permissions::from_mode(0o755)).expect("ours");
+        // The binary is a link to one that is everybody's.
+        for part in ["tmp", "logs", "data"] {
+            fs::create_dir_all(self.path(part)).expect("a directory");
+            give_away(&self.path(part), user);
+        }
+    }
+
     /// Waits until so many records were written, over the store's life.
     pub(crate) fn wait_written(&self, records: u64) {
         wait_until(&format!("{records} written records"), SOON, || {
@@ -345,5 +357,17 @@ fn copy(from: &Path, to: &Path) {
         fs::remove_dir_all(to.join(part)).expect("a directory");
         let status = Command::new("cp").arg("--recursive").arg(from.join(part)).arg(to.join(part)).status();
         assert!(status.is_ok_and(|s| s.success()), "cannot copy {part}");
+    }
+}
+
+/// Makes a directory and everything in it another user's.
+fn give_away(dir: &Path, user: u32) {
+    chown(dir, Some(user), Some(user)).expect("this test needs root");
+    for entry in fs::read_dir(dir).expect("a directory").flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            give_away(&entry.path(), user);
+        } else {
+            chown(entry.path(), Some(user), Some(user)).expect("this test needs root");
+        }
     }
 }

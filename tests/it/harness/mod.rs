@@ -6,6 +6,7 @@ pub(crate) mod disk;
 pub(crate) mod events;
 pub(crate) mod fleet;
 pub(crate) mod home;
+pub(crate) mod mount;
 pub(crate) mod oracle;
 pub(crate) mod own_broker;
 pub(crate) mod payload;
@@ -18,6 +19,7 @@ pub(crate) mod tally;
 pub(crate) mod topic;
 
 pub(crate) use home::Home;
+pub(crate) use mount::Mount;
 pub(crate) use own_broker::OwnBroker;
 pub(crate) use proxy::Proxy;
 pub(crate) use records::{Mix, Record};
