@@ -312,7 +312,12 @@ fn options() -> OpenOptions {
 fn open(path: &Path) -> io::Result<File> {
     let file = match options().write(true).create(true).mode(FILE_MODE).open(path) {
         // It can be locked although it cannot be written.
-        Err(error) if matches!(error.kind(), io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull) => {
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) =>
+        {
             options().open(path).map_err(|_| error)?
         }
         opened => opened?,

@@ -20,7 +20,8 @@ use crate::settings::Settings;
 
 /// Everything that is wrong.
 pub(super) fn check(config: &Config, scope: Scope) -> Vec<Failure> {
-    let mut failures: Vec<_> = refuse_adopted(&Places::of(config)).err().into_iter().collect();
+    let adopted = refuse_adopted(&Places::of(config)).err();
+    let mut failures: Vec<_> = adopted.into_iter().map(Failure::from).collect();
     let mut wrong = |message: String| failures.push(Failure::new(FailureKind::Config, message));
     if let Err(mistakes) = Settings::load(&config.settings, config.app_id) {
         for mistake in mistakes {

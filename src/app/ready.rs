@@ -100,7 +100,7 @@ impl Found {
             refuse_to_begin(config, &dir)?;
         }
         let mut opened = home::open(places, opening, history(config))?;
-        if opening == Opening::First && opened.known.lies == Lies::InPlace {
+        if opened.known.lies == Lies::InPlace {
             refuse_bare_dir(&config.sink.dir, &opened.contents)?;
         }
         let dir = event_dir(config, opening)?;

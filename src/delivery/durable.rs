@@ -111,7 +111,7 @@ impl Delivery {
         let mut journal = self.journal();
         match journal.turn(&self.state) {
             // It goes on beyond its reserved room, and is tried again after the next checkpoint.
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+            Err(error) if lacks_room(&error) => {
                 tracing::warn!(%error, "no room for the next segment of the journal yet");
                 Ok(())
             }
@@ -151,6 +151,11 @@ impl Delivery {
     }
 }
 
+/// Whether a disk has no room left for us.
+fn lacks_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// The journal failed. Comes inside an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the journal")]
@@ -185,5 +190,19 @@ impl Ledger for JournalLedger<'_> {
 
     fn end(&mut self, id: u64) -> io::Result<()> {
         self.note(&Frame::End { id }, false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::errno::Errno;
+
+    use super::*;
+
+    #[test]
+    fn a_quota_that_is_used_up_is_a_full_disk_and_an_io_error_is_not() {
+        let lacks = |errno: Errno| lacks_room(&errno.into());
+        assert!(lacks(Errno::ENOSPC) && lacks(Errno::EDQUOT));
+        assert!(!lacks(Errno::EIO) && !lacks(Errno::EROFS));
     }
 }

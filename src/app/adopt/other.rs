@@ -12,7 +12,7 @@ use std::thread;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::broken::failed;
+use super::super::broken::{Broken, failed};
 use super::super::places::Places;
 use crate::cli::Place;
 use crate::config::{self, Config};
@@ -114,7 +114,7 @@ impl Other {
 
     /// By whom and when it was adopted, if it was.
     pub(super) fn adopted(&self) -> Result<Option<String>, Failure> {
-        marker(&Places::of(&self.config))
+        Ok(marker(&Places::of(&self.config))?)
     }
 
     /// Says in the home, durably, that `by` has adopted it.
@@ -225,19 +225,19 @@ fn refuse_elsewhere(key: &str, path: &Path, dir: &Path) -> Result<(), Failure> {
     }
 }
 
-/// By whom and when the home of this store was adopted, for people.
-fn marker(places: &Places) -> Result<Option<String>, Failure> {
+/// By whom and when the home of this store was adopted, for people. That the mark cannot be read may pass.
+fn marker(places: &Places) -> Result<Option<String>, Broken> {
     let path = places.root.join(MARKER);
-    let text = match regular::read_to_string(&path) {
+    let text = match regular::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        text => text.map_err(|error| failed(format!("cannot read {}: {error}", path.display())))?,
+        text => text.map_err(|error| Broken::disk(format_args!("cannot read {}", path.display()), &error))?,
     };
     // It gets its name when it is whole and on the disk: an empty one is another's, or what a disk lost.
-    if text.trim().is_empty() {
+    if text.trim_ascii().is_empty() {
         tracing::warn!(file = %path.display(), "ignored an empty mark of adoption");
         return Ok(None);
     }
-    match serde_json::from_str(&text) {
+    match serde_json::from_slice(&text) {
         Ok(Marker { by, path, host, at }) => {
             let place = path.display();
             Ok(Some(format!("this home was adopted at {at} by the home {place} on {host} (id {by}): it goes on there")))
@@ -250,12 +250,12 @@ fn marker(places: &Places) -> Result<Option<String>, Failure> {
 }
 
 /// Refuses to run on a home that another one has taken over.
-pub(in crate::app) fn refuse_adopted(places: &Places) -> Result<(), Failure> {
+pub(in crate::app) fn refuse_adopted(places: &Places) -> Result<(), Broken> {
     match marker(places)? {
         None => Ok(()),
         Some(adopted) => {
             let text = format!("{adopted}; to begin from scratch, take a new store.path and sink.dir");
-            Err(Failure::new(FailureKind::Config, text))
+            Err(Broken::Lasting(Failure::new(FailureKind::Config, text)))
         }
     }
 }
@@ -331,12 +331,20 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let places = Places::below(dir.path().to_owned());
         let path = places.root.join(MARKER);
+        let refuse_adopted = |places: &Places| {
+            refuse_adopted(places).map_err(|broken| match broken {
+                Broken::Lasting(failure) => failure,
+                Broken::Passing(failure) => panic!("{failure}"),
+            })
+        };
         assert_eq!(refuse_adopted(&places), Ok(()));
         fs::write(&path, "\n").unwrap();
         assert_eq!(refuse_adopted(&places), Ok(()), "an empty file says nothing");
-        fs::write(&path, "{\"position\": 1}\n").unwrap();
-        let refused = refuse_adopted(&places).unwrap_err();
-        assert!(refused.kind == FailureKind::Config && refused.message.contains("remove it"), "{refused}");
+        for other in [b"{\"position\": 1}\n".as_slice(), b"\xff"] {
+            fs::write(&path, other).unwrap();
+            let refused = refuse_adopted(&places).unwrap_err();
+            assert!(refused.kind == FailureKind::Config && refused.message.contains("remove it"), "{refused}");
+        }
         let marker = Marker { by: "b".into(), path: "/p".into(), host: "h".into(), at: "t".into() };
         fs::write(&path, serde_json::to_string(&marker).unwrap()).unwrap();
         let refused = refuse_adopted(&places).unwrap_err();
