@@ -64,7 +64,7 @@ impl Consumer {
         let pending = self.pending.iter().map(|partition| partition.topic.to_string());
         let topics: BTreeSet<_> = named.chain(read).chain(pending).collect();
         let topics: Vec<_> = topics.into_iter().collect();
-        let Ok(found) = missing(&self.client, kafka, &topics, RETRY) else {
+        let Ok(found) = missing(&self.client, kafka, &topics, RETRY * 5) else {
             self.rights.ask_at = Some(next_question(asked, RETRY));
             return;
         };

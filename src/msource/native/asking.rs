@@ -59,6 +59,10 @@ fn told(offset: i64) -> Result<i64, KafkaError> {
     Err(KafkaError { text: "the leader of the partition did not answer".into(), ..error })
 }
 
+/// librdkafka's own bound on a question about a group, which is the longest that it takes. It aborts the process when it finds the
+/// coordinator after the bound, so that nobody waits for the answer here any more long before.
+const OF_GROUP_TIMEOUT: Duration = Duration::from_hours(1);
+
 impl Client {
     /// Asks the brokers where partitions begin or end, in the order asked; an error for each partition of which that is not
     /// known. What comes back without an error is an offset that a broker told.
@@ -425,7 +429,9 @@ impl Client {
         unsafe {
             let options = rd::rd_kafka_AdminOptions_new(self.rk, operation);
             let (buffer, size) = (message.as_mut_ptr(), message.len());
-            rd::rd_kafka_AdminOptions_set_request_timeout(options, millis(timeout), buffer, size);
+            let is_of_group = operation == rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
+            let bound = if is_of_group { OF_GROUP_TIMEOUT } else { timeout };
+            rd::rd_kafka_AdminOptions_set_request_timeout(options, millis(bound), buffer, size);
             let error = match beside {
                 Beside::Nothing => ptr::null_mut(),
                 Beside::CommittedOnly => {

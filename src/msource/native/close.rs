@@ -193,4 +193,21 @@ mod tests {
         messages.clear();
         wait_until_gone(&remains);
     }
+
+    /// Also while it waits for the answer itself.
+    #[test]
+    fn a_question_about_a_group_that_nobody_waits_for_any_more_ends_no_process_and_keeps_no_client() {
+        let brokers = MockCluster::new(1).expect("brokers");
+        let properties = [("bootstrap.servers", brokers.bootstrap_servers()), ("group.id", "g".to_owned())];
+        let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
+        client.topic_names(Duration::from_secs(10)).expect("the broker is there");
+        brokers.broker_round_trip_time(1, Duration::from_millis(1500)).expect("a slow broker");
+        assert!(client.members("g", Duration::from_millis(100)).is_err());
+        // Its coordinator is found meanwhile. These brokers do not know the question itself.
+        drop(client.members("g", Duration::from_secs(3)));
+        assert!(client.members("other", Duration::from_millis(1)).is_err());
+        let remains = client.remains();
+        drop(client);
+        wait_until_gone(&remains);
+    }
 }
