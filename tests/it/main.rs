@@ -101,6 +101,9 @@ mod privileges;
 /// The failure queue and its commands.
 #[cfg(test)]
 mod queue;
+/// Offsets of one topic that the group refuses, while others are read.
+#[cfg(test)]
+mod refused;
 /// What a kill cut short, made again from a topic that changed meanwhile.
 #[cfg(test)]
 mod reread;

@@ -8,9 +8,10 @@
 //! A record goes through `take`, into the open block of its `slot`, while there is `room`. `starts` finds out where a partition
 //! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more;
 //! `refusal` and `topic_ids` decide what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals`
-//! speak with the group, `elsewhere` looks at what is not ours, `rights` asks for those that are missing, `answer` sees to it
-//! that the group is answered in time, `static_member` looks at what one is given back, `share` knows whether others have
-//! everything, and the `watchdog` looks at all of it.
+//! speak with the group, `given_up` takes out of a seal what the group refuses, and `held` shows what waits. `elsewhere` looks at
+//! what is not ours, `rights` asks for those that are missing, `answer` sees to it that the group is answered in time,
+//! `static_member` looks at what one is given back, `share` knows whether others have everything, and the `watchdog` looks at
+//! all of it.
 //!
 //! **No wait without end.** Whoever needs an answer of the delivery waits for it some seconds at most, and looks again in a
 //! later pass: meanwhile the group is served.
@@ -28,6 +29,7 @@ mod blocked;
 mod elsewhere;
 mod fetching;
 mod gaps;
+mod given_up;
 mod group;
 mod held;
 mod parts;
@@ -229,6 +231,8 @@ pub struct Consumer {
     unanswered_since: Option<(Instant, Said)>,
     /// The seal that the group is asked to take.
     asked: Option<seals::Asked>,
+    /// Those whose ranges left a seal, since the group does not take them.
+    given_up: Vec<TopicPartition>,
     rejoin: seals::Rejoin,
     reassigned: Reassigned,
     /// Whether partitions are being given up: the group is asked no longer than we are a member then.
@@ -309,6 +313,7 @@ impl Consumer {
             commit_in_flight: InFlight::No,
             unanswered_since: None,
             asked: None,
+            given_up: Vec::new(),
             rejoin: seals::Rejoin::No,
             reassigned: Reassigned::No,
             leaving: seals::Leaving::No,
@@ -343,6 +348,7 @@ impl Consumer {
             self.finish_moves()?;
             self.serve_seals()?;
             self.rejoin()?;
+            self.give_up_refused();
             self.look_at_hidden()?;
             self.leave_old_topics()?;
             self.look_at_membership();

@@ -13,6 +13,7 @@ use crossbeam_channel::{Receiver, bounded, select_biased};
 
 use super::elsewhere::said_unconfigured;
 use super::group::is_member;
+use super::held::lasts;
 use super::topics::Topics;
 use super::watchdog::Old;
 use super::{Code, Consumer, Error, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Said, next_question};
@@ -73,14 +74,15 @@ impl Outcome {
 }
 
 /// Whether an error is a broker's answer, or says that nothing was sent. librdkafka's own errors are below zero, and so is a
-/// broker's that it does not know. What a coordinator in trouble has not taken may be in its log all the same: sent again, it
-/// says the same.
+/// broker's that it does not know. It waits for a coordinator also with a commit that was sent and whose connection broke: that
+/// there was none in time does not say that nothing was sent. What a coordinator in trouble has not taken may be in its log
+/// all the same: sent again, it says the same.
 pub fn is_answer(error: &KafkaError) -> bool {
-    error.code as i32 > 0 || matches!(error.code, Code::WaitingForCoordinator | Code::NoOffset)
+    error.code as i32 > 0 || error.code == Code::NoOffset
 }
 
 /// What became of the judgement of a partition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Judged {
     /// There is nothing to be done.
     Same,
@@ -88,6 +90,8 @@ enum Judged {
     Changed,
     /// It is not carried out yet: what comes next waits for that first.
     Waits,
+    /// The group has refused its prepared range for now. It holds back no other partition.
+    Held(KafkaError),
 }
 
 /// What became of the judgement of all partitions that are pending.
@@ -95,8 +99,8 @@ enum Judged {
 pub(super) struct PendingJudged {
     /// Whether something was taken back or published, so that where they stand is to be looked at again.
     pub(super) has_changed: bool,
-    /// The group did not say what it has of these. They wait, and hold back no other.
-    pub(super) unknown: Vec<(TopicPartition, KafkaError)>,
+    /// The group did not say what it has of these, or has refused what was prepared of them. They wait, and hold back no other.
+    pub(super) held: Vec<(TopicPartition, KafkaError)>,
 }
 
 /// Whether the group is to be joined anew.
@@ -133,7 +137,15 @@ impl Consumer {
             self.asked = Some(asked);
             return Ok(());
         }
-        asked.open = self.commit_seal(asked.number, ours)?;
+        for (asking, error) in self.commit_seal(asked.number, ours)? {
+            if lasts(&error) {
+                // The others would wait with it: it stays prepared, and is asked about alone.
+                self.given_up.push(asking.position.partition.clone());
+                self.let_go(asked.number, asking, Verdict::Open)?;
+            } else {
+                asked.open.push(asking);
+            }
+        }
         if !asked.open.is_empty() {
             asked.again = Instant::now() + RETRY / 4;
             self.asked = Some(asked);
@@ -141,8 +153,8 @@ impl Consumer {
         Ok(())
     }
 
-    /// Sends the commit; returns what the group has refused. When the answer is not known, the group is joined anew.
-    fn commit_seal(&mut self, number: u64, open: Vec<Asking>) -> Result<Vec<Asking>, Error> {
+    /// Sends the commit; returns what the group has refused, and why. When the answer is not known, the group is joined anew.
+    fn commit_seal(&mut self, number: u64, open: Vec<Asking>) -> Result<Vec<(Asking, KafkaError)>, Error> {
         let commits: Vec<_> = open.iter().map(|asking| self.commit_of(&asking.position, number)).collect();
         fault::point("seal.commit");
         let answers = self.client.commit(&commits, COMMIT_TIMEOUT);
@@ -158,7 +170,7 @@ impl Consumer {
                 (Outcome::Again, Err(error)) => {
                     self.note_refusal(&error);
                     self.said_unanswered(&asking.position.partition, number, &error);
-                    refused.push(asking);
+                    refused.push((asking, error));
                 }
                 (outcome, answer) => {
                     if outcome == Outcome::Unknown {
@@ -171,7 +183,7 @@ impl Consumer {
         }
         if let Some(error) = unknown {
             tracing::warn!(number, %error, "it is not known whether the group took these offsets: joining it anew to find out");
-            for asking in refused.drain(..) {
+            for (asking, _) in refused.drain(..) {
                 self.let_go(number, asking, Verdict::Open)?;
             }
             self.rejoin = Rejoin::Due;
@@ -246,7 +258,7 @@ impl Consumer {
     /// Decides about what these partitions have hidden, which were given to us: goes on with it, or takes it back.
     pub(super) fn judge_pending(&mut self, pending: &[TopicPartition]) -> Result<PendingJudged, Error> {
         if self.parts.config.assignment == Assignment::All {
-            return Ok(PendingJudged { has_changed: self.judge_alone()?, unknown: Vec::new() });
+            return Ok(PendingJudged { has_changed: self.judge_alone(pending)?, held: Vec::new() });
         }
         let state = self.parts.gauges.durable().state.clone();
         let partitions: Vec<_> = pending.iter().filter(|partition| state.is_hidden(partition)).cloned().collect();
@@ -259,16 +271,16 @@ impl Consumer {
         // Many partitions on a slow disk take long. The rest is judged in the next pass.
         let until = Instant::now() + PATIENCE;
         for (partition, answer) in partitions.into_iter().zip(answers) {
-            let group = match answer {
-                Ok(group) => group,
-                Err(error) => {
-                    judged.unknown.push((partition, error));
-                    continue;
-                }
+            let of_it = match answer {
+                Ok(group) => self.judge_one(&state, &partition, group.as_ref(), Held::ByUs)?,
+                Err(error) => Judged::Held(error),
             };
-            let of_it = self.judge_one(&state, &partition, group.as_ref(), Held::ByUs)?;
-            judged.has_changed |= of_it != Judged::Same;
-            if of_it == Judged::Waits || judged.has_changed && Instant::now() >= until {
+            judged.has_changed |= matches!(of_it, Judged::Changed | Judged::Waits);
+            let waits = of_it == Judged::Waits;
+            if let Judged::Held(error) = of_it {
+                judged.held.push((partition, error));
+            }
+            if waits || judged.has_changed && Instant::now() >= until {
                 break;
             }
         }
@@ -276,15 +288,15 @@ impl Consumer {
     }
 
     /// The same where the journal decides: only what is not whole any more is taken back, or what another configuration hid.
-    fn judge_alone(&mut self) -> Result<bool, Error> {
+    fn judge_alone(&mut self, pending: &[TopicPartition]) -> Result<bool, Error> {
         let state = self.parts.gauges.durable().state.clone();
         let until = Instant::now() + PATIENCE;
         let mut changed = false;
-        for partition in self.pending.clone() {
-            let growth = state.partitions.get(&partition).and_then(|state| state.growth.as_ref());
-            if growth.is_some_and(|growth| !self.hides() || !state.is_whole(&partition, growth)) {
+        for partition in pending {
+            let growth = state.partitions.get(partition).and_then(|state| state.growth.as_ref());
+            if growth.is_some_and(|growth| !self.hides() || !state.is_whole(partition, growth)) {
                 changed = true;
-                if self.refuse(partition)? == Judged::Waits || Instant::now() >= until {
+                if self.refuse(partition.clone())? == Judged::Waits || Instant::now() >= until {
                     break;
                 }
             }
@@ -350,8 +362,8 @@ impl Consumer {
             let metadata = group.map_or("", |group| group.metadata.as_str());
             self.carry_on(&position.partition, metadata);
             tracing::info!(partition = %position.partition, number, "the group has not taken a prepared range yet: asking again");
-            if !self.commit_seal(number, vec![Asking { position, epoch: None }])?.is_empty() {
-                self.retry_at = Instant::now() + RETRY;
+            if let Some((_, error)) = self.commit_seal(number, vec![Asking { position, epoch: None }])?.pop() {
+                return Ok(Judged::Held(error));
             }
         }
         Ok(Judged::Changed)
@@ -467,16 +479,16 @@ mod tests {
             (Code::CoordinatorNotAvailable, Again, Again),
             (Code::NotCoordinator, Again, Again),
             (Code::RequestTimedOut, Again, Again),
-            // These last until somebody changes the brokers.
+            // These last until somebody changes the brokers: see `lasts`.
             (Code::OffsetMetadataTooLarge, Again, Again),
             (Code::InvalidCommitOffsetSize, Again, Again),
             (Code::GroupAuthorizationFailed, Again, Again),
             (Code::TopicAuthorizationFailed, Again, Again),
             (Code::UnknownTopicOrPartition, Again, Again),
             // Nothing was sent.
-            (Code::WaitingForCoordinator, Again, Again),
             (Code::NoOffset, Again, Again),
             // It may have been sent.
+            (Code::WaitingForCoordinator, Unknown, Unknown),
             (Code::OperationTimedOut, Unknown, Unknown),
             (Code::TimedOutQueue, Unknown, Unknown),
             (Code::BrokerTransportFailure, Unknown, Unknown),

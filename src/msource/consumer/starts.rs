@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
+use super::held::{Waiting, Why};
 use super::seals::{Rejoin, is_answer};
 use super::slot::{Fetch, Slot, Told};
 use super::topic_ids::{Meaning, Said};
@@ -17,7 +18,7 @@ use crate::fault;
 use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
 use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
-use crate::msource::native::{Client, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
+use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
 use crate::msource::properties;
 
 /// Where a partition begins.
@@ -49,6 +50,15 @@ pub(super) struct Starts {
     pub(super) known: Vec<Begin>,
     /// These wait for an answer, and hold back no other.
     pub(super) unknown: Vec<(TopicPartition, KafkaError)>,
+}
+
+/// Starts that were to be pinned.
+#[derive(Default)]
+pub(super) struct Pinned {
+    /// Durable here and known to the group.
+    pub(super) started: Vec<Position>,
+    /// These the group has not taken.
+    pub(super) refused: Vec<(TopicPartition, KafkaError)>,
 }
 
 /// A partition that nobody has read yet: its first record is to be found.
@@ -143,35 +153,22 @@ impl Consumer {
         fault::point("assign.settled");
         let asked = Instant::now();
         let mut pending: Vec<_> = self.pending.iter().cloned().collect();
-        let mut unknown = match self.set_aside_of_gone_topics(&pending)? {
-            Topics::There => Vec::new(),
-            Topics::Unknown(unknown) => unknown,
+        let mut waiting = Vec::new();
+        match self.set_aside_of_gone_topics(&pending)? {
+            Topics::There => {}
             Topics::SetAside => {
                 self.retry_at = self.resolve_again(asked, RETRY);
                 return Ok(());
             }
-        };
-        let is_known = |unknown: &[(TopicPartition, KafkaError)], partition: &TopicPartition| {
-            unknown.iter().all(|(without, _)| without != partition)
-        };
-        pending.retain(|partition| is_known(&unknown, partition));
+            Topics::Unknown(unknown) => hold_back(&mut pending, &mut waiting, unknown, Why::Topic),
+        }
         let judged = self.judge_pending(&pending)?;
         if judged.has_changed {
             return Ok(());
         }
-        unknown.extend(judged.unknown);
-        pending.retain(|partition| is_known(&unknown, partition));
-        if pending.is_empty() {
-            if let Some((partition, error)) = unknown.first() {
-                self.note_refusal(error);
-                self.in_trouble(format!("cannot find out what the group has taken of {partition}: {error}"));
-            }
-            self.held.note_partitions(&unknown);
-            self.retry_at = self.resolve_again(asked, RETRY);
-            return Ok(());
-        }
+        hold_back(&mut pending, &mut waiting, judged.held, Why::Hidden);
         fault::point("assign.judged");
-        let mut starts = match self.starts(&pending) {
+        let starts = match self.starts(&pending) {
             Ok(starts) => starts,
             Err(error) => {
                 self.note_refusal(&error);
@@ -180,14 +177,10 @@ impl Consumer {
                 return Ok(());
             }
         };
-        starts.unknown.extend(unknown);
-        let holds_back = !starts.unknown.is_empty();
-        for (_, error) in &starts.unknown {
-            self.note_refusal(error);
-        }
-        self.held.note_partitions(&starts.unknown);
+        hold_back(&mut pending, &mut waiting, starts.unknown, Why::Start);
         if !starts.known.is_empty() {
-            let started = self.pin(starts.known)?;
+            let Pinned { started, refused } = self.pin(starts.known)?;
+            hold_back(&mut pending, &mut waiting, refused, Why::Pin);
             // The commits that follow come from the checkpoint too: one from before the starts would take them back. And what was
             // lost since is not begun: the revocation is on its way.
             let is_known = self.settling.is_none() || self.settle()?;
@@ -197,8 +190,13 @@ impl Consumer {
                 fault::point("assign.begun");
             }
         }
-        if holds_back {
-            self.retry_at = self.resolve_again(asked, RETRY * 5);
+        for waiting in &waiting {
+            self.note_refusal(&waiting.error);
+        }
+        self.held.note_partitions(&waiting);
+        if !waiting.is_empty() {
+            let least = if waiting.iter().all(Waiting::lasts) { RETRY * 5 } else { RETRY };
+            self.retry_at = self.resolve_again(asked, least);
         }
         Ok(())
     }
@@ -244,6 +242,9 @@ impl Consumer {
 
     /// Asks brokers and group, and decides.
     pub(super) fn starts(&mut self, pending: &[TopicPartition]) -> Result<Starts, KafkaError> {
+        if pending.is_empty() {
+            return Ok(Starts::default());
+        }
         let Answers { topics, group, unknown } = self.ask(pending)?;
         let (local, last) = {
             let state = &self.parts.gauges.durable().state;
@@ -430,8 +431,8 @@ impl Consumer {
     }
 
     /// Makes starts durable here and known to the group; returns those that are, and lets [`Self::settle`] wait for what is
-    /// noted of them.
-    pub(super) fn pin(&mut self, mut starts: Vec<Begin>) -> Result<Vec<Position>, Error> {
+    /// noted of them. What the group refuses holds back no other.
+    pub(super) fn pin(&mut self, mut starts: Vec<Begin>) -> Result<Pinned, Error> {
         let (mut notes, mut fresh) = (Vec::new(), Vec::new());
         for Begin { at, frame, tells } in &starts {
             if let Some(Frame::Move { to, cause: MoveCause::Recreated }) = frame {
@@ -447,28 +448,31 @@ impl Consumer {
             }
         }
         let mut noted = !notes.is_empty();
+        let mut refused = Vec::new();
         if !self.all_noted(notes)? {
-            return Ok(Vec::new());
+            return Ok(Pinned::default());
         }
         fault::point("assign.noted");
         if self.parts.config.assignment == Assignment::Group && !fresh.is_empty() {
             if self.client.assignment_lost() {
-                return Ok(Vec::new());
+                return Ok(Pinned::default());
             }
             // Unless the group knows the start, the next owner would resolve it once more and might find another one.
-            let answers = self.client.commit(&fresh, REQUEST_TIMEOUT);
-            let mut answers = answers.unwrap_or_else(|error| vec![Err(error); fresh.len()]).into_iter();
-            fresh.retain(|commit| match answers.next() {
-                Some(Err(error)) => {
-                    // Only its own partition waits for it.
-                    starts.retain(|start| start.at.partition != commit.partition);
-                    self.not_pinned(&error);
-                    false
-                }
-                _ => true,
-            });
-            if starts.is_empty() || self.rejoin == Rejoin::Due {
-                return Ok(Vec::new());
+            refused = self.refused_of(&fresh);
+            if let Some((_, error)) = refused.iter().find(|(_, error)| !is_answer(error))
+                && self.hides()
+            {
+                // It could arrive after the commit of a seal, and take that back.
+                self.rejoin = Rejoin::Due;
+                self.in_trouble_by(error.code, format!("the group did not take the starts: {error}"));
+                return Ok(Pinned { started: Vec::new(), refused });
+            }
+            starts.retain(|start| refused.iter().all(|(partition, _)| *partition != start.at.partition));
+            if let Some((_, error)) = refused.first()
+                && starts.is_empty()
+                && self.slots.is_empty()
+            {
+                self.in_trouble_by(error.code, format!("the group did not take the starts: {error}"));
             }
         }
         fault::point("assign.pinned");
@@ -485,24 +489,21 @@ impl Consumer {
             }
             noted |= !bases.is_empty();
             if !self.all_noted(bases)? {
-                return Ok(Vec::new());
+                return Ok(Pinned::default());
             }
         }
         if noted {
             self.settling = Some(self.send_barrier(Finish::No)?);
         }
-        Ok(starts.into_iter().map(|start| start.at).collect())
+        Ok(Pinned { started: starts.into_iter().map(|start| start.at).collect(), refused })
     }
 
-    /// The group did not take the start of a partition.
-    fn not_pinned(&mut self, error: &KafkaError) {
-        self.note_refusal(error);
-        if self.hides() && !is_answer(error) {
-            // It could arrive after the commit of a seal, and take that back.
-            self.rejoin = Rejoin::Due;
-        }
-        self.retry_at = Instant::now() + RETRY;
-        self.in_trouble_by(error.code, format!("the group did not take the starts: {error}"));
+    /// Commits starts; returns those that the group has not taken.
+    fn refused_of(&self, commits: &[Commit]) -> Vec<(TopicPartition, KafkaError)> {
+        let answers = self.client.commit(commits, REQUEST_TIMEOUT);
+        let answers = answers.unwrap_or_else(|error| vec![Err(error); commits.len()]);
+        let refused = commits.iter().zip(answers).filter_map(|(commit, answer)| Some((commit, answer.err()?)));
+        refused.map(|(commit, error)| (commit.partition.clone(), error)).collect()
     }
 
     /// Has something noted in the journal, in its place among the blocks; the answer comes when it is durable.
@@ -594,6 +595,17 @@ impl Consumer {
         self.trouble.over();
         self.parts.desk.partitions.store(self.slots.len(), Ordering::Relaxed);
     }
+}
+
+/// Takes partitions that have to wait out of those that may begin.
+fn hold_back(
+    pending: &mut Vec<TopicPartition>,
+    waiting: &mut Vec<Waiting>,
+    held: Vec<(TopicPartition, KafkaError)>,
+    why: Why,
+) {
+    pending.retain(|partition| held.iter().all(|(waits, _)| waits != partition));
+    waiting.extend(held.into_iter().map(|(partition, error)| Waiting { partition, why, error }));
 }
 
 /// Every partition of these topics that brokers or group have named: a broker may not have heard yet of one that the group has

@@ -408,7 +408,7 @@ fn the_group_is_told_once_more_where_a_partition_stands_of_which_it_did_not_take
     bench.consumer.parts.gauges = Arc::new(Gauges::new(state));
     for _ in 0..2 {
         let starts = bench.consumer.starts(&[partition()]).expect("the brokers answer").known;
-        assert_eq!(bench.consumer.pin(starts).expect("it goes on").len(), 1);
+        assert_eq!(bench.consumer.pin(starts).expect("it goes on").started.len(), 1);
         assert!(bench.consumer.refused.is_empty(), "once is enough");
     }
     let offsets = bench.consumer.client.committed(&[partition()], SOON).expect("an answer").remove(0);

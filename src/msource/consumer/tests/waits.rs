@@ -58,5 +58,5 @@ fn a_partition_of_which_the_group_does_not_say_what_it_took_holds_back_no_other_
     let judged = bench.consumer.judge_pending(&[missing.clone(), there]).expect("it goes on");
     assert_eq!(delivery.join().expect("no panic"), (0, Verdict::Committed));
     assert!(judged.has_changed);
-    assert_eq!(judged.unknown.into_iter().map(|(partition, _)| partition).collect::<Vec<_>>(), [missing]);
+    assert_eq!(judged.held.into_iter().map(|(partition, _)| partition).collect::<Vec<_>>(), [missing]);
 }
