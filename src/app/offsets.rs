@@ -15,7 +15,7 @@ use crate::control::{Failure, FailureKind};
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Held, Owner, begun_with, is_copied, judge};
+use crate::msource::assignment::{Carried, Held, Owner, begun_with, is_copied, judge};
 use crate::msource::consumer::is_answer;
 use crate::msource::journal::{Mark, MoveCause, Position, SealedOffsets, State};
 use crate::msource::native::{Commit, GroupOffset, KafkaError};
@@ -258,12 +258,15 @@ fn has_members(error: &KafkaError) -> bool {
 fn commits(pipeline: &Pipeline, moved: &[(Standing, i64)]) -> Vec<Commit> {
     let (home, incarnation) = &pipeline.home;
     let commit = |(standing, to): &(Standing, i64)| {
-        let metadata = standing.group.as_ref().map_or("", |group| group.metadata.as_str());
+        let group = standing.group.as_ref().filter(|group| group.has_owner());
+        let mut carried = Carried::of(group, &standing.topic_id, (home, *incarnation));
+        carried.begins_at(*to);
         let owner = Owner {
             mark: Mark { home: home.clone(), incarnation: *incarnation, number: 0 },
             topic_id: standing.topic_id.clone(),
             partitions: begun_with(&standing.topic_id, standing.group.iter()),
-            previous: Owner::carried(metadata, (home, *incarnation)),
+            since: carried.since,
+            previous: carried.previous,
         };
         Commit { partition: standing.partition.clone(), offset: *to, leader_epoch: -1, metadata: owner.to_string() }
     };

@@ -134,3 +134,6 @@ mod store;
 /// `verify` on sealed files.
 #[cfg(test)]
 mod verify;
+/// What instances leave beside the group's offset, wiped by a tool.
+#[cfg(test)]
+mod wiped;

@@ -11,7 +11,7 @@ use crate::config::{Assignment, Config, Visibility};
 use crate::control::{Failure, FailureKind};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
+use crate::msource::assignment::{Carried, Decision, Known, Owner, begun_with, decide};
 use crate::msource::doubt::{DOUBT, Doubt};
 use crate::msource::journal::{Mark, MoveCause, PartitionState, Position, State};
 use crate::msource::native::{Commit, GroupOffset};
@@ -129,11 +129,15 @@ fn commit_of(
 ) -> Commit {
     // Where files are hidden, the number is that of a seal, and this is none.
     let number = if config.sink.visibility == Visibility::Sealed { 0 } else { state.number };
+    let group = group.filter(|group| group.has_owner());
+    let mut carried = Carried::of(group, &here.topic_id, (&state.home, state.incarnation));
+    carried.begins_at(here.next);
     let owner = Owner {
         mark: Mark { home: state.home.clone(), incarnation: state.incarnation, number },
         topic_id: here.topic_id.clone(),
         partitions: begun_with(&here.topic_id, group.into_iter()),
-        previous: Owner::carried(group.map_or("", |group| &group.metadata), (&state.home, state.incarnation)),
+        since: carried.since,
+        previous: carried.previous,
     };
     Commit {
         partition: partition.clone(),

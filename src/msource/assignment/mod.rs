@@ -19,8 +19,8 @@ mod tests;
 const PREVIOUS_OWNERS: usize = 16;
 
 /// What is committed beside each offset: whose it is, how far that instance was, and the last commit of each owner before it.
-/// `home/incarnation/number/topic id`, then ` partitions=count` if that is known, then ` home/incarnation/number` for each owner
-/// before, newest first.
+/// `home/incarnation/number/topic id`, then ` partitions=count` and ` since=offset` if that is known, then
+/// ` home/incarnation/number` for each owner before, newest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// Who committed, and with which number: of the last block in the checkpoint, or of the seal; 0 for a pinned start.
@@ -30,9 +30,15 @@ pub struct Owner {
     /// How many partitions the topic had when the group began to read it; unknown for a group that an older version or a tool
     /// began.
     pub partitions: Option<i32>,
+    /// Where the first of these owners began that found no owner's text, as after a tool had set the offset: whatever was committed
+    /// before that is not in here. Unknown where an older version began.
+    pub since: Option<i64>,
     /// The owners before it.
     pub previous: Vec<Mark>,
 }
+
+/// What leads the offset in an owner's text from which on it is complete.
+const SINCE: &str = "since=";
 
 /// What leads the number of partitions in an owner's text.
 const PARTITIONS: &str = "partitions=";
@@ -59,6 +65,7 @@ impl fmt::Display for Owner {
         let Mark { home, incarnation, number } = &self.mark;
         write!(f, "{home}/{incarnation}/{number}/{}", self.topic_id)?;
         self.partitions.map_or(Ok(()), |count| write!(f, " {PARTITIONS}{count}"))?;
+        self.since.map_or(Ok(()), |offset| write!(f, " {SINCE}{offset}"))?;
         self.previous
             .iter()
             .try_for_each(|Mark { home, incarnation, number }| write!(f, " {home}/{incarnation}/{number}"))
@@ -76,8 +83,38 @@ impl FromStr for Owner {
         let topic_id = parts.next().ok_or(())?.to_owned();
         let partitions = owners.next_if(|part| part.starts_with(PARTITIONS));
         let partitions = partitions.map(|part| part[PARTITIONS.len()..].parse().map_err(drop)).transpose()?;
+        let since = owners.next_if(|part| part.starts_with(SINCE));
+        let since = since.map(|part| part[SINCE.len()..].parse().map_err(drop)).transpose()?;
         let previous = owners.map(mark_alone).collect::<Result<_, _>>()?;
-        Ok(Self { mark, topic_id, partitions, previous })
+        Ok(Self { mark, topic_id, partitions, since, previous })
+    }
+}
+
+/// What a commit carries on of what was found beside the group's offset.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// See [`Owner::previous`].
+    pub previous: Vec<Mark>,
+    /// See [`Owner::since`].
+    pub since: Option<i64>,
+}
+
+impl Carried {
+    /// Of what the group has, for an owner with this home and incarnation that reads the topic with this id.
+    pub fn of(group: Option<&GroupOffset>, topic_id: &str, home: (&str, u64)) -> Self {
+        let metadata = group.map_or("", |group| group.metadata.as_str());
+        let since = match (metadata.parse::<Owner>(), group) {
+            (Ok(owner), _) if !differ(&owner.topic_id, topic_id) => owner.since,
+            (Err(()), Some(group)) => Some(group.offset),
+            // Wherever it begins: see below.
+            _ => Some(i64::MAX),
+        };
+        Self { previous: Owner::carried(metadata, home), since }
+    }
+
+    /// The owner begins at this place, and has everything behind it read, again if need be.
+    pub fn begins_at(&mut self, next: i64) {
+        self.since = self.since.map(|since| since.min(next));
     }
 }
 
@@ -120,7 +157,9 @@ pub enum Held {
 /// the range begins.
 ///
 /// Numbers are compared by equality: every owner leaves its own beside the offset and carries on those of the owners before
-/// it, so that one which is not there was not committed. But the group forgets all of them with their topic.
+/// it, so that one which is not there was not committed. But the group forgets all of them with their topic, and with a text that a
+/// tool has put in place of theirs: the owner that comes after it says where it began, so that nobody takes a range from before for
+/// one that was not committed.
 pub fn judge(
     prepared: &Mark,
     range: &SealedOffsets,
@@ -141,7 +180,9 @@ pub fn judge(
     // Looked for first: who was there where the range begins may be there again, and starts are pinned with the same number.
     if found.mark == *prepared || found.previous.contains(prepared) {
         Verdict::Committed
-    } else if differ(&found.topic_id, &range.to.topic_id) {
+    } else if differ(&found.topic_id, &range.to.topic_id) || found.since.is_some_and(|since| range.growth.from < since)
+    {
+        // Our commit may have been in a text that is gone.
         Verdict::Undecided
     } else if ours(&found.mark) || Some(&found.mark) == base {
         unchanged

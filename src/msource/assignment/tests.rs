@@ -1,5 +1,9 @@
 //! Decisions at an assignment, and what becomes of what is hidden, case by case.
 
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
 use super::*;
 use crate::msource::journal::{Frame, Seal, SealedRange};
 
@@ -145,9 +149,9 @@ fn mark(home: &str, number: u64) -> Mark {
 #[test]
 fn an_owner_survives_its_text() {
     for previous in [Vec::new(), vec![mark("x", 7)], vec![mark("x", 7), mark("y", 0)]] {
-        for partitions in [None, Some(12)] {
+        for (partitions, since) in [(None, None), (Some(12), None), (None, Some(7)), (Some(12), Some(0))] {
             let previous = previous.clone();
-            let owner = Owner { mark: mark("h", 9), topic_id: "a/b/+".into(), partitions, previous };
+            let owner = Owner { mark: mark("h", 9), topic_id: "a/b/+".into(), partitions, since, previous };
             assert_eq!(owner.to_string().parse(), Ok(owner));
         }
     }
@@ -157,6 +161,8 @@ fn an_owner_survives_its_text() {
         "h/1/2/id x/1",
         "h/1/2/id partitions=x",
         "h/1/2/id x/1/2 partitions=3",
+        "h/1/2/id since=x",
+        "h/1/2/id since=3 partitions=3",
         "h/1/2/id x/1/2/3",
         "h/1/2/id  x/1/2",
     ] {
@@ -175,6 +181,7 @@ fn every_owner_before_us_is_carried_on_once_and_as_many_as_fit() {
         mark: mark(&"h".repeat(36), u64::MAX),
         topic_id: ID.into(),
         partitions: Some(i32::MAX),
+        since: Some(i64::MAX),
         previous: carried,
     };
     assert!(owner.to_string().len() < 4096);
@@ -390,5 +397,131 @@ fn what_is_hidden_of_a_topic_that_is_consumed_no_more_is_taken_back_unless_it_wa
     for held in [Held::NotByUs, Held::ByUs, Held::NeverAgain] {
         let committed = tell(&state, &format!("y/1/9/{ID} x/1/7"), held);
         assert_eq!(committed, Hidden::Decided(7, Verdict::Committed));
+    }
+}
+
+/// What becomes of the range that an owner has read.
+#[derive(Clone, Copy, Debug)]
+enum End {
+    /// It reads nothing.
+    Idle,
+    /// The group takes it, and it is published.
+    Published,
+    /// The group takes it, and the owner dies before it learns that.
+    Taken,
+    /// The owner dies before the group takes it.
+    Lost,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// This home has the partition for a while, and reads so many records.
+    Turn(usize, i64, End),
+    /// This home asks about what it has prepared.
+    Look(usize),
+    /// A tool sets the offset to where it is, without a text.
+    Wipe,
+}
+
+/// Homes in one group, and how often each offset was published or set aside.
+#[derive(Default)]
+struct World {
+    group: Option<GroupOffset>,
+    number: u64,
+    prepared: BTreeMap<usize, (Mark, SealedOffsets, Option<Mark>)>,
+    published: BTreeMap<i64, u32>,
+    aside: BTreeMap<i64, u32>,
+}
+
+impl World {
+    fn decide(&mut self, home: usize, held: Held) {
+        let Some((mark, range, base)) = self.prepared.remove(&home) else { return };
+        let offsets = range.growth.from..range.to.next;
+        match judge(&mark, &range, base.as_ref(), self.group.as_ref(), held) {
+            Verdict::Open => drop(self.prepared.insert(home, (mark, range, base))),
+            Verdict::Refused => {}
+            Verdict::Committed => offsets.for_each(|offset| *self.published.entry(offset).or_default() += 1),
+            Verdict::Undecided => offsets.for_each(|offset| *self.aside.entry(offset).or_default() += 1),
+        }
+    }
+
+    fn commit(&mut self, mark: Mark, offset: i64, carried: &Carried) {
+        let Carried { previous, since } = carried.clone();
+        let owner = Owner { mark, topic_id: ID.into(), partitions: None, since, previous };
+        self.group = Some(group(offset, &owner.to_string()));
+    }
+
+    fn turn(&mut self, home: usize, records: i64, end: End) {
+        self.decide(home, Held::ByUs);
+        let name = format!("h{home}");
+        let mut carried = Carried::of(self.group.as_ref(), ID, (&name, 1));
+        let from = self.group.as_ref().map_or(0, |group| group.offset);
+        if self.group.is_none() {
+            carried.begins_at(from);
+            self.commit(mark(&name, 0), from, &carried);
+        }
+        let base = self.group.as_ref().and_then(|group| group.metadata.parse::<Owner>().ok()).map(|owner| owner.mark);
+        self.number += 1;
+        let (mark, next) = (mark(&name, self.number), from + records);
+        if matches!(end, End::Published | End::Taken) {
+            self.commit(mark.clone(), next, &carried);
+        }
+        match end {
+            End::Idle => {}
+            End::Published => (from..next).for_each(|offset| *self.published.entry(offset).or_default() += 1),
+            End::Taken | End::Lost => drop(self.prepared.insert(home, (mark, range(from, next), base))),
+        }
+    }
+
+    /// Decides about all that is left; returns how much was set aside.
+    fn check(mut self) -> usize {
+        for home in self.prepared.keys().copied().collect::<Vec<_>>() {
+            self.decide(home, Held::ByUs);
+        }
+        for offset in 0..self.group.map_or(0, |group| group.offset) {
+            let times = |of: &BTreeMap<i64, u32>| of.get(&offset).copied().unwrap_or(0);
+            let (published, aside) = (times(&self.published), times(&self.aside));
+            assert!(published == 1 || published == 0 && aside > 0, "{offset}: {published} times, {aside} set aside");
+        }
+        self.aside.len()
+    }
+}
+
+fn played(homes: usize) -> impl Strategy<Value = Vec<Step>> {
+    let end = prop::sample::select(vec![End::Idle, End::Published, End::Taken, End::Lost]);
+    let step = prop_oneof![
+        10 => (0..homes, 1..4i64, end).prop_map(|(home, records, end)| Step::Turn(home, records, end)),
+        3 => (0..homes).prop_map(Step::Look),
+        2 => Just(Step::Wipe),
+    ];
+    prop::collection::vec(step, 0..60)
+}
+
+/// Returns how much was set aside.
+fn play(is_begun_by_a_tool: bool, steps: &[Step]) -> usize {
+    let mut world = World { group: is_begun_by_a_tool.then(|| group(0, "")), ..World::default() };
+    for step in steps {
+        match *step {
+            Step::Turn(home, records, end) => world.turn(home, records, end),
+            Step::Look(home) => world.decide(home, Held::NotByUs),
+            Step::Wipe => world.group = world.group.map(|found| group(found.offset, "")),
+        }
+    }
+    world.check()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    /// More owners than a text has room for, and a tool that wipes the texts.
+    #[test]
+    fn no_range_that_the_group_took_is_thrown_away_whoever_wipes_the_texts(by_tool: bool, steps in played(24)) {
+        play(by_tool, &steps);
+    }
+
+    #[test]
+    fn nothing_is_set_aside_while_every_owner_is_in_the_texts(by_tool: bool, mut steps in played(PREVIOUS_OWNERS)) {
+        steps.retain(|step| !matches!(step, Step::Wipe));
+        prop_assert_eq!(play(by_tool, &steps), 0);
     }
 }

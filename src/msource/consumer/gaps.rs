@@ -278,7 +278,7 @@ impl Consumer {
         }
         let due = self.slots.iter().filter(|slot| is_due(slot));
         let places: Vec<_> = due.map(Slot::position).collect();
-        let commits: Vec<_> = places.iter().map(|place| self.commit_of(place, 0)).collect();
+        let commits: Vec<_> = places.iter().map(|place| self.commit_from(place)).collect();
         let answers = self.client.commit(&commits, REQUEST_TIMEOUT);
         let answers = answers.unwrap_or_else(|error| vec![Err(error); commits.len()]);
         for (place, answer) in places.into_iter().zip(answers) {

@@ -14,9 +14,9 @@ use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::Owner;
+use crate::msource::assignment::{Carried, Owner};
 use crate::msource::journal::{Mark, PartitionState, Position, State};
-use crate::msource::native::{Client, Commit, Event, KafkaError, Protocol};
+use crate::msource::native::{Client, Commit, Event, GroupOffset, KafkaError, Protocol};
 
 /// Longest pause before a client that failed is replaced.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -354,12 +354,19 @@ impl Consumer {
 
     /// Remembers what stands beside the group's offset, to be carried on in every commit: the owners before us, and how many
     /// partitions the topic was begun with, until all of its partitions were looked at.
-    pub(super) fn carry_on(&mut self, partition: &TopicPartition, metadata: &str) {
-        if let Some(count) = metadata.parse::<Owner>().ok().and_then(|owner| owner.partitions) {
+    pub(super) fn carry_on(&mut self, partition: &TopicPartition, topic_id: &str, group: Option<&GroupOffset>) {
+        let owner = group.and_then(|group| group.metadata.parse::<Owner>().ok());
+        if let Some(count) = owner.and_then(|owner| owner.partitions) {
             self.begun_with.entry(Arc::clone(&partition.topic)).or_insert(count);
         }
-        let carried = Owner::carried(metadata, (&self.parts.home.0, self.parts.home.1));
-        self.previous.insert(partition.clone(), carried);
+        let carried = Carried::of(group, topic_id, (&self.parts.home.0, self.parts.home.1));
+        self.carried.insert(partition.clone(), carried);
+    }
+
+    /// The commit of a place from which on everything is read.
+    pub(super) fn commit_from(&mut self, at: &Position) -> Commit {
+        self.carried.entry(at.partition.clone()).or_default().begins_at(at.next);
+        self.commit_of(at, 0)
     }
 
     /// Our own mark with this number.
@@ -369,11 +376,13 @@ impl Consumer {
     }
 
     pub(super) fn commit_of(&self, at: &Position, number: u64) -> Commit {
+        let Carried { previous, since } = self.carried.get(&at.partition).cloned().unwrap_or_default();
         let owner = Owner {
             mark: self.mark(number),
             topic_id: at.topic_id.clone(),
             partitions: self.begun_with.get(&at.partition.topic).copied(),
-            previous: self.previous.get(&at.partition).cloned().unwrap_or_default(),
+            since,
+            previous,
         };
         Commit {
             partition: at.partition.clone(),

@@ -67,8 +67,8 @@ use crossbeam_channel::Receiver;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use super::TopicPartition;
+use super::assignment::Carried;
 use super::doubt::DOUBT;
-use super::journal::Mark;
 use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec, Remains};
 use super::outlast::Outlast;
 use super::properties::session;
@@ -248,8 +248,8 @@ pub struct Consumer {
     /// Ours of which the group has not taken a prepared range. It is told once more where they stand before they are read, so that
     /// our commit loses even if it comes to light later, in a log of the coordinator's that was thought to be cut off.
     refused: BTreeSet<TopicPartition>,
-    /// The owners before us of each partition, carried on in every commit.
-    previous: HashMap<TopicPartition, Vec<Mark>>,
+    /// What every commit of each partition carries on of the owners before us.
+    carried: HashMap<TopicPartition, Carried>,
     /// How many partitions each topic had when the group began to read it, as far as that is known.
     begun_with: HashMap<Arc<str>, i32>,
     /// Whether the client has to be replaced.
@@ -322,7 +322,7 @@ impl Consumer {
             unknown_since: None,
             found: HashMap::new(),
             refused: BTreeSet::new(),
-            previous: HashMap::new(),
+            carried: HashMap::new(),
             begun_with: HashMap::new(),
             failed: None,
             retry_pause: RETRY,

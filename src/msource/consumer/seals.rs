@@ -359,8 +359,7 @@ impl Consumer {
             self.refused.insert(position.partition.clone());
         }
         if prepared == Prepared::Whole && self.rejoin == Rejoin::No && !self.client.assignment_lost() {
-            let metadata = group.map_or("", |group| group.metadata.as_str());
-            self.carry_on(&position.partition, metadata);
+            self.carry_on(&position.partition, &position.topic_id, group);
             tracing::info!(partition = %position.partition, number, "the group has not taken a prepared range yet: asking again");
             if let Some((_, error)) = self.commit_seal(number, vec![Asking { position, epoch: None }])?.pop() {
                 return Ok(Judged::Held(error));

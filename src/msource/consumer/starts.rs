@@ -379,8 +379,8 @@ impl Consumer {
         group: &HashMap<TopicPartition, Option<GroupOffset>>,
     ) {
         for (partition, offset) in group {
-            let metadata = offset.as_ref().map_or("", |offset| offset.metadata.as_str());
-            self.carry_on(partition, metadata);
+            let topic_id = topics.get(&*partition.topic).map_or("", |info| info.id.as_str());
+            self.carry_on(partition, topic_id, offset.as_ref());
         }
         for info in topics.values() {
             let is_of_topic = |partition: &TopicPartition| *partition.topic == *info.name;
@@ -444,7 +444,7 @@ impl Consumer {
             // Where files are hidden, a commit that says nothing new would only push older owners out of what it carries.
             let is_new = self.found_at(&at.partition) != Some(at.next) || self.refused.contains(&at.partition);
             if *tells == Tells::Yes && (!self.hides() || is_new) {
-                fresh.push(self.commit_of(at, 0));
+                fresh.push(self.commit_from(at));
             }
         }
         let mut noted = !notes.is_empty();

@@ -248,7 +248,7 @@ fn what_was_prepared_and_not_taken_is_committed_in_the_next_assignment() {
     let state = world.run(0).work.state();
     assert_eq!((state.partitions[&partition(0)].next, state.seals.len()), (20, 0), "nothing is read again");
     let committed = world.group.at(0).committed.clone().expect("a commit");
-    assert_eq!((committed.offset, committed.metadata), (20, format!("h0/1/{number}/id")));
+    assert_eq!((committed.offset, committed.metadata), (20, format!("h0/1/{number}/id since=0")));
     world.check();
 }
 

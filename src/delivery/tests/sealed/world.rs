@@ -8,7 +8,7 @@ use crossbeam_channel::{Receiver, bounded, unbounded};
 use super::group::{FENCED, Group, Sent, Told};
 use super::*;
 use crate::delivery::{Asking, CommitPoint, Finish, Inbox, Prepared, SealRequest, Verdict};
-use crate::msource::assignment::{Decision, Held, Hidden, Known, Owner, decide, settle};
+use crate::msource::assignment::{Carried, Decision, Held, Hidden, Known, Owner, decide, settle};
 use crate::msource::journal::Mark;
 use crate::msource::native::GroupOffset;
 
@@ -34,7 +34,7 @@ pub(super) struct Run {
     pub(super) pending: BTreeSet<i32>,
     /// The generation in which each partition was given to it.
     pub(super) generations: BTreeMap<i32, u64>,
-    previous: BTreeMap<i32, Vec<Mark>>,
+    carried: BTreeMap<i32, Carried>,
     asked: Option<Asked>,
     /// Commits in a row of which one was fenced, and whether the member knows that its assignment is lost.
     pub(super) fenced: u32,
@@ -121,7 +121,7 @@ impl World {
             seals,
             pending: BTreeSet::new(),
             generations: BTreeMap::new(),
-            previous: BTreeMap::new(),
+            carried: BTreeMap::new(),
             asked: None,
             fenced: 0,
             lost: false,
@@ -142,11 +142,13 @@ impl World {
     pub(super) fn sent(&self, home: usize, at: &Position, seal: u64) -> Sent {
         let run = self.runs[home].as_ref().expect("it runs");
         let number = at.partition.partition;
+        let Carried { previous, since } = run.carried.get(&number).cloned().unwrap_or_default();
         let owner = Owner {
             mark: Mark { home: self.homes[home].name.clone(), incarnation: 1, number: seal },
             topic_id: at.topic_id.clone(),
             partitions: None,
-            previous: run.previous.get(&number).cloned().unwrap_or_default(),
+            since,
+            previous,
         };
         let offset = GroupOffset { offset: at.next, leader_epoch: -1, metadata: owner.to_string() };
         Sent { partition: number, generation: run.generations[&number], offset }
@@ -271,8 +273,8 @@ impl World {
     /// Remembers the owners before us, to be carried on.
     fn carry_on(&mut self, home: usize, number: i32) {
         let found = self.group.at(number).committed.as_ref();
-        let carried = Owner::carried(found.map_or("", |found| &found.metadata), (&self.homes[home].name, 1));
-        self.run(home).previous.insert(number, carried);
+        let carried = Carried::of(found, "id", (&self.homes[home].name, 1));
+        self.run(home).carried.insert(number, carried);
     }
 
     /// Asks about what is hidden of partitions that are not ours.
@@ -346,6 +348,7 @@ impl World {
             self.note(home, frame);
         }
         if tells && found_at != Some(at.next) {
+            self.run(home).carried.entry(number).or_default().begins_at(at.next);
             let told = self.commit(home, std::slice::from_ref(&at), 0)[0];
             self.run(home).rejoin |= told == Told::Unknown;
             if told != Told::Taken {

@@ -20,7 +20,7 @@ use crate::block::{RawBlock, Source};
 use crate::config::{Kafka, OutOfRange, Payload, Start, TimeZone, Validation, Visibility, WhenFull};
 use crate::delivery::{Asking, Budget, Gauges, Inbox, Prepared, SealRequest, Verdict};
 use crate::msource::journal::{
-    Frame, Growth, MoveCause, PartitionState, Position, Seal, SealedOffsets, SealedRange, State,
+    Frame, Growth, Mark, MoveCause, PartitionState, Position, Seal, SealedOffsets, SealedRange, State,
 };
 use crate::msource::native::Commit;
 use crate::msource::properties;
