@@ -43,6 +43,8 @@ pub(super) struct Standing {
     pub(super) unknown: Option<KafkaError>,
     /// What the group has.
     pub(super) group: Option<GroupOffset>,
+    /// How many partitions the topic had when it was begun, or has while nobody has begun it; `None` where that is not known.
+    pub(super) begun: Option<i32>,
 }
 
 impl Standing {
@@ -236,10 +238,11 @@ impl Asker {
                 *known.entry(&*of.topic).or_default() |= group.is_some() || state.partitions.contains_key(of);
                 known
             });
-        let added = |partition: &TopicPartition, topic_id: &str| {
-            let of_topic = topics.iter().zip(&group).filter(|((other, _), _)| other.topic == partition.topic);
-            let begun = begun_with(topic_id, of_topic.filter_map(|(_, group)| group.as_ref()));
-            begun.map_or(known[&*partition.topic], |count| partition.partition >= count)
+        let begun = |topic: &str, topic_id: &str| {
+            let of_topic = || topics.iter().zip(&group).filter(|((other, _), _)| *other.topic == *topic);
+            let offsets = of_topic().filter_map(|(_, group)| group.as_ref());
+            let present = || i32::try_from(of_topic().count()).ok().filter(|_| !known[topic]);
+            begun_with(topic_id, state.topics.get(topic), offsets).or_else(present)
         };
         let is_meant = |partition: &TopicPartition| match which {
             Which::All => true,
@@ -250,6 +253,7 @@ impl Asker {
         let meant = topics.iter().zip(&group).filter(|((partition, _), _)| is_meant(partition));
         let mut standings = Vec::new();
         for (((partition, topic_id), group), watermarks) in meant.zip(watermarks) {
+            let begun = begun(&partition.topic, topic_id);
             let mut unknown = watermarks.error();
             let (low, high) = (watermarks.low.ok(), watermarks.high.ok());
             let local = state.partitions.get(partition);
@@ -260,7 +264,7 @@ impl Asker {
                 local,
                 group: group.as_ref(),
                 topic_id,
-                added: added(partition, topic_id),
+                added: begun.is_none_or(|count| partition.partition >= count),
                 visibility: config.sink.visibility,
             });
             let current = match decision {
@@ -281,7 +285,7 @@ impl Asker {
                 },
             };
             let (partition, topic_id, group) = (partition.clone(), topic_id.clone(), group.clone());
-            standings.push(Standing { partition, topic_id, low, high, current, unknown, group });
+            standings.push(Standing { partition, topic_id, low, high, current, unknown, group, begun });
         }
         standings.sort_by(|a, b| a.partition.cmp(&b.partition));
         Ok(standings)
@@ -316,7 +320,7 @@ impl Asker {
                 let unknown = watermarks.error();
                 let current = state.partitions.get(&partition).map(|local| local.next);
                 let (low, high) = (watermarks.low.ok(), watermarks.high.ok());
-                Standing { partition, topic_id: String::new(), low, high, current, unknown, group: None }
+                Standing { partition, topic_id: String::new(), low, high, current, unknown, group: None, begun: None }
             })
             .collect();
         let waiting: BTreeSet<_> = pending.iter().filter(|partition| !ours.contains(partition)).cloned().collect();
@@ -335,6 +339,7 @@ impl Asker {
                         current,
                         unknown,
                         group: None,
+                        begun: None,
                     });
                 }
             }

@@ -15,9 +15,9 @@ use crate::control::{Failure, FailureKind};
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Carried, Held, Owner, begun_with, is_copied, judge};
+use crate::msource::assignment::{Carried, Held, Owner, is_copied, judge};
 use crate::msource::consumer::is_answer;
-use crate::msource::journal::{Mark, MoveCause, Position, SealedOffsets, State};
+use crate::msource::journal::{Begun, Mark, MoveCause, Position, SealedOffsets, State};
 use crate::msource::native::{Commit, GroupOffset, KafkaError};
 use crate::msource::properties;
 
@@ -264,7 +264,7 @@ fn commits(pipeline: &Pipeline, moved: &[(Standing, i64)]) -> Vec<Commit> {
         let owner = Owner {
             mark: Mark { home: home.clone(), incarnation: *incarnation, number: 0 },
             topic_id: standing.topic_id.clone(),
-            partitions: begun_with(&standing.topic_id, standing.group.iter()),
+            partitions: standing.begun,
             since: carried.since,
             previous: carried.previous,
         };
@@ -275,7 +275,11 @@ fn commits(pipeline: &Pipeline, moved: &[(Standing, i64)]) -> Vec<Commit> {
 
 /// Makes the moves durable here.
 fn note(pipeline: &Pipeline, moved: &[(Standing, i64)], wait: Wait<'_>) -> Result<(), Failure> {
-    for (Standing { partition, topic_id, .. }, to) in moved {
+    for (Standing { partition, topic_id, begun, .. }, to) in moved {
+        if let Some(partitions) = *begun {
+            let begun = Begun { topic_id: topic_id.clone(), partitions };
+            wait(&pipeline.ask_topic(&partition.topic, begun).ok_or_else(stopping)?)?;
+        }
         let position =
             Position { partition: partition.clone(), topic_id: topic_id.clone(), next: *to, leader_epoch: -1 };
         wait(&pipeline.ask_move(position, MoveCause::Operator).ok_or_else(stopping)?)?;

@@ -19,7 +19,7 @@ use crate::fault;
 use crate::lock::HomeLock;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
-use crate::msource::journal::{Frame, MoveCause, Position};
+use crate::msource::journal::{Begun, Frame, MoveCause, Position};
 use crate::msource::properties;
 use crate::msource::store::Store;
 use crate::msource::tracker::Tracker;
@@ -138,8 +138,22 @@ impl Pipeline {
 
     /// Has a partition stand elsewhere; the same about the answer.
     pub(super) fn ask_move(&self, to: Position, cause: MoveCause) -> Option<Receiver<()>> {
+        self.ask_note(Frame::Move { to, cause })
+    }
+
+    /// Has it noted what a topic had when it was begun, unless that is; the same about the answer.
+    pub(super) fn ask_topic(&self, name: &Arc<str>, begun: Begun) -> Option<Receiver<()>> {
+        let is_noted =
+            self.gauges.durable().state.topics.get(name).is_some_and(|known| known.topic_id == begun.topic_id);
+        if is_noted {
+            let (reply, answered) = bounded(1);
+            return reply.send(()).ok().map(|()| answered);
+        }
+        self.ask_note(Frame::Topic { name: Arc::clone(name), begun })
+    }
+
+    fn ask_note(&self, frame: Frame) -> Option<Receiver<()>> {
         let (reply, answered) = bounded(1);
-        let frame = Frame::Move { to, cause };
         self.inbox.send(Inbox::Note { ticket: self.tickets.take(), frame, reply }).ok().map(|()| answered)
     }
 

@@ -293,8 +293,11 @@ impl Delivery {
                 Item::Note { frame, reply } => {
                     self.append(&frame)?;
                     self.sync_journal()?;
-                    self.state.apply(&frame);
                     if let Frame::Start(_) = &frame {
+                        crate::fault::point("note.start");
+                    }
+                    self.state.apply(&frame);
+                    if let Frame::Start(_) | Frame::Topic { .. } = &frame {
                         // Durable, and nothing of the partition can be written and not durable: shown at once.
                         self.gauges.durable().state.apply(&frame);
                     }

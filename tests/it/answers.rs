@@ -312,6 +312,53 @@ fn a_record_that_comes_while_the_brokers_are_asked_for_a_time_is_not_skipped() {
     });
 }
 
+/// `start: latest`. At the first start the leaders of some partitions do not answer, and it may be killed there.
+fn assert_latest_is_the_end_of_both(in_group: bool, silent: &[i32], killed_at: Option<&str>) {
+    let topic = Topic::create("lateststart", 2);
+    topic.fill(Codec::Snappy, Mix::Clean, 0, 2 * EACH);
+    let proxy = Proxy::new(broker::address());
+    let mut home = behind(&proxy, &topic);
+    home.set("kafka.start", "latest");
+    if in_group {
+        home.in_group();
+    }
+    proxy.without_leader(&topic.name, silent);
+    if let Some(point) = killed_at {
+        home.killed_at(point);
+        proxy.without_leader(&topic.name, &[]);
+    }
+    let service = home.foreground();
+    wait_until("the first partition has begun", SOON, || {
+        let status = home.try_status()?;
+        holds(status.partitions >= 1, status)
+    });
+    proxy.without_leader(&topic.name, &[]);
+    wait_until("both have begun", SOON, || {
+        let status = home.try_status()?;
+        holds(status.partitions == 2, status)
+    });
+    let produced = topic.fill(Codec::Snappy, Mix::Clean, 2 * EACH, EACH);
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+}
+
+#[test]
+fn latest_is_the_end_of_every_partition_that_was_there_alone() {
+    assert_latest_is_the_end_of_both(false, &[1], None);
+}
+
+/// The start of the first one is durable, and the group does not know it yet.
+#[test]
+fn latest_is_the_end_of_every_partition_that_was_there_in_a_group() {
+    assert_latest_is_the_end_of_both(true, &[1], Some("assign.noted"));
+}
+
+#[test]
+fn latest_is_the_end_of_every_partition_that_was_there_after_a_kill_between_two_starts() {
+    assert_latest_is_the_end_of_both(false, &[], Some("note.start"));
+}
+
 /// Waits until the instance says that nobody knows what is behind, while nobody has its partitions.
 fn assert_the_lag_is_unknown(home: &Home) {
     let status = home.status();

@@ -87,11 +87,14 @@ enum Left {
 
 #[test]
 fn a_home_of_an_earlier_format_is_finished_and_goes_on_through_kills_at_every_step_of_its_start() {
-    for (kept, left) in [(Kept::Live, Left::All), (Kept::Live, Left::WithoutStore), (Kept::Sealed, Left::All)] {
-        let topic = kept.topic(&format!("{}_{left:?}", std::process::id()));
+    let homes = [(3, Kept::Live), (3, Kept::Sealed), (4, Kept::Live), (4, Kept::Sealed)];
+    let mut homes: Vec<_> = homes.into_iter().map(|(version, kept)| (version, kept, Left::All)).collect();
+    homes.push((3, Kept::Live, Left::WithoutStore));
+    for (version, kept, left) in homes {
+        let topic = kept.topic(&format!("{}_{version}_{left:?}", std::process::id()));
         let mut produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, RECORDS.0 + RECORDS.1);
         let home = kept.home(&topic);
-        unpack(kept, 3, &home, &topic);
+        unpack(kept, version, &home, &topic);
         match left {
             Left::All => STEPS.into_iter().for_each(|step| home.killed_at(step)),
             Left::WithoutStore => fs::remove_dir_all(home.path("tmp/store/sled")).expect("a store"),

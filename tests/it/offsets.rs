@@ -67,3 +67,24 @@ fn a_place_that_is_none_is_refused() {
     home.mtga(["set_offset", &topic.name, "sometime"]).code(64);
     assert_eq!(current(&home), 100);
 }
+
+/// Nobody has read the topic yet. The other partition was there then, too.
+#[test]
+fn a_partition_that_is_set_before_the_first_start_leaves_the_others_where_the_configuration_says() {
+    for in_group in [false, true] {
+        let topic = Topic::create("setfirst", 2);
+        topic.fill(Codec::None, Mix::Clean, 0, 100);
+        let mut home = Home::new(&topic);
+        home.set("kafka.start", "latest");
+        if in_group {
+            home.in_group();
+        }
+        home.mtga(["set_offset", &format!("{}:0", topic.name), "latest"]).code(0);
+        home.start();
+        wait_until("both have begun", SOON, || holds(home.try_status()?.partitions == 2, in_group));
+        let produced = topic.fill(Codec::None, Mix::Clean, 100, 100);
+        home.wait_done(&produced);
+        home.assert_exactly(&produced);
+        home.stop();
+    }
+}

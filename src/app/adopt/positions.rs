@@ -135,7 +135,7 @@ fn commit_of(
     let owner = Owner {
         mark: Mark { home: state.home.clone(), incarnation: state.incarnation, number },
         topic_id: here.topic_id.clone(),
-        partitions: begun_with(&here.topic_id, group.into_iter()),
+        partitions: begun_with(&here.topic_id, state.topics.get(&partition.topic), group.into_iter()),
         since: carried.since,
         previous: carried.previous,
     };
@@ -162,6 +162,9 @@ pub(super) fn take(
             Some(_) => PositionOutcome::Elsewhere,
             None if config.kafka.assignment == Assignment::Group => PositionOutcome::NotOurs,
             None => {
+                if let Some(begun) = theirs.topics.get(&partition.topic).cloned() {
+                    ours.wait(&ours.ask_topic(&partition.topic, begun).ok_or_else(stopping)?, progress)?;
+                }
                 note(ours, partition, here, progress)?;
                 fault::point("adopt.moved");
                 PositionOutcome::TakenOver

@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use super::TopicPartition;
-use super::journal::{Former, Growth, Mark, MoveCause, PartitionState, Position, SealedOffsets, State};
+use super::journal::{Begun, Former, Growth, Mark, MoveCause, PartitionState, Position, SealedOffsets, State};
 use super::native::GroupOffset;
 use crate::config::Visibility;
 use crate::delivery::Verdict;
@@ -118,12 +118,18 @@ impl Carried {
     }
 }
 
-/// How many partitions a topic had when the group began to read it, by what its owners left beside its offsets. Each carries
-/// that on, so that a partition which nobody got to begin is not taken for one that was added.
-pub fn begun_with<'a>(topic_id: &str, offsets: impl Iterator<Item = &'a GroupOffset>) -> Option<i32> {
+/// How many partitions a topic had when it was begun, by what is noted `here` and what its owners left beside the group's offsets.
+/// Each carries that on, so that a partition which nobody got to begin is not taken for one that was added.
+pub fn begun_with<'a>(
+    topic_id: &str,
+    here: Option<&Begun>,
+    offsets: impl Iterator<Item = &'a GroupOffset>,
+) -> Option<i32> {
+    let here = here.filter(|begun| !differ(&begun.topic_id, topic_id)).map(|begun| begun.partitions);
     let owners = offsets.filter_map(|group| group.metadata.parse::<Owner>().ok());
+    let owners = owners.filter(|owner| !differ(&owner.topic_id, topic_id)).filter_map(|owner| owner.partitions);
     // Where two began at once and saw different counts, the first record is the start that loses nothing.
-    owners.filter(|owner| owner.topic_id == topic_id).filter_map(|owner| owner.partitions).min()
+    owners.chain(here).min()
 }
 
 fn mark<'a>(parts: &mut impl Iterator<Item = &'a str>) -> Result<Mark, ()> {

@@ -129,12 +129,17 @@ fn a_partition_that_nobody_had_is_new_or_was_added() {
 fn a_topic_was_begun_with_the_fewest_partitions_that_one_of_its_owners_tells() {
     let begun = |metadata: &[&str]| {
         let offsets: Vec<_> = metadata.iter().map(|metadata| group(40, metadata)).collect();
-        begun_with(ID, offsets.iter())
+        begun_with(ID, None, offsets.iter())
     };
     let (of_two, of_three) = (format!("x/1/2/{ID} partitions=2 y/1/2"), format!("y/1/2/{ID} partitions=3"));
     let (old, other) = (format!("x/1/2/{ID} y/1/2"), "x/1/2/bbbb partitions=1".to_owned());
     assert_eq!(begun(&[&old, &of_three, &of_two, &other, ""]), Some(2));
     assert_eq!(begun(&[&old, &other, ""]), None, "of an older version, another topic, a tool");
+    let offsets = [group(40, &of_three), group(40, &other)];
+    let here = |topic_id: &str, partitions| Begun { topic_id: topic_id.into(), partitions };
+    assert_eq!(begun_with(ID, Some(&here(ID, 1)), offsets.iter()), Some(1), "what is noted here counts as well");
+    assert_eq!(begun_with(ID, Some(&here("bbbb", 1)), offsets.iter()), Some(3), "of a topic before this one");
+    assert_eq!(begun_with("", Some(&here(ID, 2)), [].iter()), Some(2), "brokers that tell no id mean the same topic");
 }
 
 fn range(from: i64, next: i64) -> SealedOffsets {

@@ -25,6 +25,7 @@
 //! that do not end, and a broken delivery end the thread.
 
 mod answer;
+mod begun;
 mod blocked;
 mod elsewhere;
 mod fetching;

@@ -1,6 +1,6 @@
 //! Where partitions begin: found out, made durable, and then read.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ use crate::config::{Assignment, Start};
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Known, Owner, begun_with, decide};
+use crate::msource::assignment::{Decision, Known, Owner, decide};
 use crate::msource::journal::{Frame, Mark, MoveCause, PartitionState, Position};
 use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec, Protocol, TopicInfo};
 use crate::msource::properties;
@@ -250,7 +250,7 @@ impl Consumer {
             let state = &self.parts.gauges.durable().state;
             (state.partitions.clone(), state.number)
         };
-        self.carry_on_all(&topics, pending, &local, &group);
+        self.carry_on_all(&topics, pending, &group);
         let mut starts = Starts::default();
         let mut open = Vec::new();
         for partition in pending {
@@ -370,33 +370,6 @@ impl Consumer {
         Ok(if answered.is_empty() { known } else { answered }.to_owned())
     }
 
-    /// Takes over what the owners before us left beside the group's offsets: every commit of ours carries it on.
-    fn carry_on_all(
-        &mut self,
-        topics: &HashMap<String, TopicInfo>,
-        pending: &[TopicPartition],
-        local: &BTreeMap<TopicPartition, PartitionState>,
-        group: &HashMap<TopicPartition, Option<GroupOffset>>,
-    ) {
-        for (partition, offset) in group {
-            let topic_id = topics.get(&*partition.topic).map_or("", |info| info.id.as_str());
-            self.carry_on(partition, topic_id, offset.as_ref());
-        }
-        for info in topics.values() {
-            let is_of_topic = |partition: &TopicPartition| *partition.topic == *info.name;
-            let offsets =
-                || group.iter().filter(|(partition, _)| is_of_topic(partition)).filter_map(|(_, at)| at.as_ref());
-            let is_new = !local.keys().any(is_of_topic) && offsets().next().is_none();
-            let given =
-                pending.iter().filter(|partition| is_of_topic(partition)).map(|given| given.partition + 1).max();
-            let count = info.partitions.max(given.unwrap_or(0));
-            match begun_with(&info.id, offsets()).or_else(|| is_new.then_some(count)) {
-                Some(count) => self.begun_with.insert(info.name.as_str().into(), count),
-                None => self.begun_with.remove(&*info.name),
-            };
-        }
-    }
-
     /// Asks the brokers where partitions begin that nobody has read yet.
     fn find_first_records(&self, open: Vec<Open>, starts: &mut Starts) {
         let queries: Vec<_> = open.iter().map(|Open { at, start, .. }| (at.partition.clone(), *start)).collect();
@@ -433,7 +406,11 @@ impl Consumer {
     /// Makes starts durable here and known to the group; returns those that are, and lets [`Self::settle`] wait for what is
     /// noted of them. What the group refuses holds back no other.
     pub(super) fn pin(&mut self, mut starts: Vec<Begin>) -> Result<Pinned, Error> {
-        let (mut notes, mut fresh) = (Vec::new(), Vec::new());
+        // Before the first start: after a kill between two of them it is known what was there.
+        let frames = starts.iter().filter_map(|start| start.frame.as_ref());
+        let begun = self.begun_topics(frames).into_iter();
+        let mut notes = begun.map(|frame| self.note(frame)).collect::<Result<Vec<_>, _>>()?;
+        let mut fresh = Vec::new();
         for Begin { at, frame, tells } in &starts {
             if let Some(Frame::Move { to, cause: MoveCause::Recreated }) = frame {
                 tracing::error!(partition = %to.partition, at = to.next, "the topic was deleted and created anew: starting at its first record");

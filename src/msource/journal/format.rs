@@ -5,19 +5,21 @@
 //! of, each start begins a new segment anyhow, and a value is written again when it changes.
 //!
 //! The types of the current format are those of `frame` and `state`. What was different in an earlier one is in a file of its
-//! own, `v3`, and never changes: it is only read, and becomes what it is now.
+//! own, `v3` or `v4`, and never changes: it is only read, and becomes what it is now.
 
 use serde::de::DeserializeOwned;
 
-use super::{Frame, QueueEntry, State, v3};
+use super::{Frame, QueueEntry, State, v3, v4};
 
 /// A format. Its number is in the header of a segment and of a copy, and before each value of the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Format {
     /// No header of a record without a value, nothing known of queues that were taken over.
     V3,
-    /// Frames of several parts.
+    /// Frames of several parts; nothing known of how many partitions a topic had when it was begun.
     V4,
+    /// That is known.
+    V5,
 }
 
 /// Of a format that this program does not read.
@@ -30,19 +32,23 @@ const HEADER: u32 = 0;
 
 impl Format {
     /// The one that is written.
-    pub const CURRENT: Self = Self::V4;
+    pub const CURRENT: Self = Self::V5;
 
     /// Its number.
     pub const fn version(self) -> u32 {
         match self {
             Self::V3 => 3,
             Self::V4 => 4,
+            Self::V5 => 5,
         }
     }
 
     /// The format of a number.
     pub fn of(version: u32) -> Result<Self, UnknownFormat> {
-        [Self::V3, Self::V4].into_iter().find(|format| format.version() == version).ok_or(UnknownFormat(version))
+        [Self::V3, Self::V4, Self::V5]
+            .into_iter()
+            .find(|format| format.version() == version)
+            .ok_or(UnknownFormat(version))
     }
 
     /// The format that the first frame of a segment names; `None` when it is no header.
@@ -53,37 +59,39 @@ impl Format {
 
     /// A frame of the journal.
     pub(super) fn frame(self, body: &[u8]) -> postcard::Result<Frame> {
-        Ok(self.take::<Frame, v3::Frame>(body)?.0)
+        Ok(self.take::<Frame, v3::Frame, v4::Frame>(body)?.0)
     }
 
     /// A frame of a copy of the queue.
     pub(super) fn entries(self, body: &[u8]) -> postcard::Result<Vec<(u64, QueueEntry)>> {
         match self {
             Self::V3 => Ok(v3::entries(postcard::from_bytes(body)?)),
-            Self::V4 => postcard::from_bytes(body),
+            Self::V4 | Self::V5 => postcard::from_bytes(body),
         }
     }
 
     /// The first entry of a row of the store, and what is behind it.
     pub fn entry(self, bytes: &[u8]) -> postcard::Result<((u64, QueueEntry), &[u8])> {
         let (key, bytes) = postcard::take_from_bytes(bytes)?;
-        let (entry, behind) = self.take::<QueueEntry, v3::QueueEntry>(bytes)?;
+        let (entry, behind) = self.take::<QueueEntry, v3::QueueEntry, QueueEntry>(bytes)?;
         Ok(((key, entry), behind))
     }
 
     /// The state in the store.
     pub fn state(self, bytes: &[u8]) -> postcard::Result<State> {
-        Ok(self.take::<State, v3::State>(bytes)?.0)
+        Ok(self.take::<State, v3::State, v4::State>(bytes)?.0)
     }
 
-    fn take<T, Old>(self, bytes: &[u8]) -> postcard::Result<(T, &[u8])>
+    fn take<T, Third, Fourth>(self, bytes: &[u8]) -> postcard::Result<(T, &[u8])>
     where
-        T: DeserializeOwned + From<Old>,
-        Old: DeserializeOwned,
+        T: DeserializeOwned + From<Third> + From<Fourth>,
+        Third: DeserializeOwned,
+        Fourth: DeserializeOwned,
     {
         match self {
-            Self::V3 => postcard::take_from_bytes::<Old>(bytes).map(|(old, behind)| (old.into(), behind)),
-            Self::V4 => postcard::take_from_bytes(bytes),
+            Self::V3 => postcard::take_from_bytes::<Third>(bytes).map(|(old, behind)| (old.into(), behind)),
+            Self::V4 => postcard::take_from_bytes::<Fourth>(bytes).map(|(old, behind)| (old.into(), behind)),
+            Self::V5 => postcard::take_from_bytes(bytes),
         }
     }
 }

@@ -94,6 +94,13 @@ pub enum Frame {
         /// The last number.
         to: u64,
     },
+    /// A topic is begun here. Fsynced before the first `Start` of its partitions.
+    Topic {
+        /// Its name.
+        name: Arc<str>,
+        /// What it had then.
+        begun: Begun,
+    },
 }
 
 impl Frame {
@@ -208,6 +215,15 @@ pub struct Position {
     pub next: i64,
     /// Leader epoch of the record before it, -1 when unknown.
     pub leader_epoch: i32,
+}
+
+/// What a topic had when the first of its partitions was begun: those from there on were added later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Begun {
+    /// The topic's id, empty where the broker has none.
+    pub topic_id: String,
+    /// How many partitions it had.
+    pub partitions: i32,
 }
 
 /// Why a partition's offset moved other than by reading on.

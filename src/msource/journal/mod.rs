@@ -43,12 +43,13 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod v3;
+mod v4;
 
 pub use copy::{Each, Queue, forget_unfinished};
 pub use format::{Format, UnknownFormat};
 pub use frame::{
-    Block, BlockSource, FileIntent, Former, Frame, Header, Mark, MoveCause, Piece, Position, QueueCause, QueueChange,
-    QueueEntry, Seal, SealedFile, SealedOffsets, SealedRange,
+    Begun, Block, BlockSource, FileIntent, Former, Frame, Header, Mark, MoveCause, Piece, Position, QueueCause,
+    QueueChange, QueueEntry, Seal, SealedFile, SealedOffsets, SealedRange,
 };
 pub use prune::{History, copy, prune};
 pub use state::{FileState, Growth, PartitionState, Place, State, Totals};

@@ -1,11 +1,12 @@
 //! What the journal amounts to: a fold over its frames.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::frame::{
-    Block, BlockSource, Former, Frame, Mark, MoveCause, Position, QueueCause, QueueChange, QueueEntry, Seal,
+    Begun, Block, BlockSource, Former, Frame, Mark, MoveCause, Position, QueueCause, QueueChange, QueueEntry, Seal,
     SealedOffsets, SealedRange,
 };
 use crate::config::{Compression, Visibility};
@@ -46,6 +47,8 @@ pub struct State {
     /// How far the failure queues of other homes were taken over: which home, as whoever adopts it writes that, and the first key
     /// of its queue that was not.
     pub adopted: BTreeMap<String, u64>,
+    /// What each topic had when it was begun here, by name, as far as that is known.
+    pub topics: BTreeMap<Arc<str>, Begun>,
 }
 
 /// What tells a store from a copy of it; zeros where nothing is known yet.
@@ -306,6 +309,7 @@ impl State {
                 self.take_range(*number, Some(partition));
             }
             Frame::Dropped { to, .. } => self.number = self.number.max(*to),
+            Frame::Topic { name, begun } => drop(self.topics.insert(Arc::clone(name), begun.clone())),
         }
     }
 

@@ -471,6 +471,24 @@ fn a_journal_of_format_3_is_read_and_goes_on_in_the_current_one_wherever_its_nex
 }
 
 #[test]
+fn a_journal_of_format_4_is_read_and_nothing_is_known_of_how_its_topics_were_begun() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path();
+    let header = encode(1, &Frame::Header(Header { version: 4, segment: 1, previous: None })).unwrap();
+    let mut image = state();
+    image.apply(&Frame::Start(position(0, 5)));
+    // The list of topics, of which there are none, is the last part of an image.
+    let mut body = postcard::to_stdvec(&Frame::Image(Box::new(image.clone()))).unwrap();
+    assert_eq!(body.pop(), Some(0));
+    fs::create_dir_all(dir).unwrap();
+    fs::write(segment_path(dir, 1), [header, framing::in_parts(1, &body), encode(1, &block(1, 10)).unwrap()].concat())
+        .unwrap();
+    let contents = read(dir).unwrap();
+    assert_eq!((contents.state, contents.tail), (Some(image.clone()), vec![block(1, 10)]));
+    assert_eq!(Format::V4.state(&postcard::to_stdvec(&image).unwrap()).unwrap(), image, "a value of the store");
+}
+
+#[test]
 fn a_copy_of_format_3_is_read_and_one_of_an_unknown_format_is_refused() {
     let scratch = TempDir::new().unwrap();
     let path = scratch.path().join(format!("{:020}.queue", 5));
@@ -497,12 +515,15 @@ fn the_bytes_of_a_frame_never_change() {
     assert_eq!(hex(&header), GOLDEN[0]);
     assert_eq!(hex(&block(1, 10)), GOLDEN[1]);
     assert_eq!(hex(&Frame::Checkpoint { number: 300 }), GOLDEN[2]);
+    let begun = Begun { topic_id: "id".into(), partitions: 3 };
+    assert_eq!(hex(&Frame::Topic { name: "t".into(), begun }), GOLDEN[3]);
 }
 
-const GOLDEN: [&str; 3] = [
+const GOLDEN: [&str; 4] = [
     "07000000e17897120001030102ac02",
     "190000009392eb74060100000174000269641401017201000a0a01020301000000",
     "0300000098c1656809ac02",
+    "070000003156474d10017402696406",
 ];
 
 #[derive(Clone, Debug)]
@@ -675,7 +696,7 @@ proptest! {
     fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), valid in any::<bool>()) {
         let mut segment = if valid { encode(1, &block(1, 2)).unwrap() } else { Vec::new() };
         segment.extend(bytes);
-        for format in [Format::V3, Format::CURRENT] {
+        for format in [Format::V3, Format::V4, Format::CURRENT] {
             let frames = Frames { segment: 1, format, bytes: &segment, position: 0 };
             prop_assert!(frames.count() <= segment.len());
         }

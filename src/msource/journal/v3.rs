@@ -68,6 +68,7 @@ impl From<State> for state::State {
             place: old.place,
             recipes: old.recipes,
             adopted: BTreeMap::new(),
+            topics: BTreeMap::new(),
         }
     }
 }
