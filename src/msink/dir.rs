@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat2};
+use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat, renameat2};
 use nix::sys::stat::{Mode, fchmod, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, fsync, geteuid, linkat, unlinkat};
 
@@ -182,11 +182,25 @@ impl EventDir {
     }
 
     /// Gives a file another name in the same directory, durably. A name that is taken is an error.
+    ///
+    /// Where the file system has no exclusive renames (NFS, 9p, FUSE, ZFS before 2.2), the name is looked for before the rename:
+    /// a file that another process puts there in between is replaced. A link to the new name and the removal of the old one
+    /// would be exclusive, and two steps: after a kill between them, and once a reader has taken the file under its new name,
+    /// nothing tells that it had one, and it would get it again.
     pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let (parents, old) = self.walk(from, Missing::Fail)?;
         let parent = self.innermost(&parents);
         let new = to.rsplit('/').next().unwrap_or(to);
-        renameat2(parent, old, parent, new, RenameFlags::RENAME_NOREPLACE)?;
+        match renameat2(parent, old, parent, new, RenameFlags::RENAME_NOREPLACE) {
+            Err(Errno::EINVAL | Errno::ENOSYS | Errno::EOPNOTSUPP) => {
+                match fstatat(parent, new, AtFlags::AT_SYMLINK_NOFOLLOW) {
+                    Ok(_) => return Err(Errno::EEXIST.into()),
+                    Err(Errno::ENOENT) => renameat(parent, old, parent, new)?,
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            renamed => renamed?,
+        }
         self.sync_all(&parents)
     }
 

@@ -309,6 +309,37 @@ fn a_strangers_file_with_the_final_name_is_told_and_publication_goes_on_when_it_
     service.terminate();
 }
 
+/// NFS, 9p, FUSE and older ZFS have no renames that fail when the new name is taken.
+#[test]
+fn a_file_system_without_exclusive_renames_publishes() {
+    let mut rig = Rig::new("norename", Mode::All, 1);
+    let layer = Layer::below(&rig.home);
+    layer.without_exclusive_renames();
+    rotate(&mut rig.home, NOT_BY_ITSELF);
+    rig.fill(200);
+    let service = start(&rig.home, &layer);
+    rig.wait_durable();
+    service.kill();
+    // The name is taken all the same.
+    let hidden = events::hidden(&rig.data()).pop().expect("a hidden file");
+    let name = hidden.file_name().expect("a name").to_string_lossy()[1..].to_owned();
+    let other = rig.data().join(&name);
+    fs::write(&other, "another process's\n").expect("a file");
+    rotate(&mut rig.home, SOON_PUBLISHED);
+    let service = start(&rig.home, &layer);
+    rig.pauses(&name);
+    assert_eq!(fs::read_to_string(&other).expect("a file"), "another process's\n", "it is left alone");
+    service.kill();
+    fs::remove_file(&other).expect("a file");
+    let at = "publish.renamed";
+    rig.home.foreground_with(|command| layer.command(command).env("FAULT_POINT", at)).wait_killed(at);
+    layer.power_cut(Model::Strict);
+    let service = start(&rig.home, &layer);
+    rig.wait_seen();
+    service.terminate();
+    rig.home.mtga(["verify"]).success();
+}
+
 #[test]
 fn an_event_directory_that_is_taken_away_and_made_again_gets_what_was_hidden_in_the_old_one() {
     for mode in [Mode::All, Mode::Group] {

@@ -21,6 +21,7 @@
  *   fail-sync   "NTH PATTERN": the NTH sync from now on of a path that contains PATTERN fails with EIO; the file is then
  *               renamed to sync-failed
  *   fail-write  "ERRNO PATTERN": everything that would change a path that contains PATTERN fails
+ *   no-exclusive  anything: a rename that must not replace fails with EINVAL, as on NFS
  *   slow-sync   "FROM TO PATTERN": every sync of a path that contains PATTERN takes between FROM and TO milliseconds
  */
 #define _GNU_SOURCE
@@ -432,6 +433,13 @@ int renameat2(int from_dir, const char *from, int to_dir, const char *to, unsign
   int ours_from = find(from_dir, from, &old), ours_to = find(to_dir, to, &new);
   if (!ours_from && !ours_to) return REAL(SYS_renameat2, from_dir, from, to_dir, to, flags);
   if (!ours_from || !ours_to || flags & ~RENAME_NOREPLACE) die("this rename is not modelled");
+  char text[16];
+  if (flags && read_command("no-exclusive", text, sizeof text)) {
+    end(&old);
+    end(&new);
+    errno = EINVAL;
+    return -1;
+  }
   pthread_mutex_lock(&lock);
   int done = -1;
   if (!fails(old.path) && !fails(new.path)) {

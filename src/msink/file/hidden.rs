@@ -2,7 +2,7 @@
 //!
 //! **Promise.** A file gets its name once, durably, and a manifest is whole or not there. Every step may be repeated after any
 //! interruption. Nothing is removed or replaced but hidden files of a range that is refused and manifests under temporary names,
-//! which no event file can have. The order of files is that of their ids.
+//! which no event file can have (on some file systems with an exception, see [`crate::msink::dir::EventDir::rename`]). The order of files is that of their ids.
 //!
 //! **Not here.** When they are published and who decides that is the delivery's business.
 

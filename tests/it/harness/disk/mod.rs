@@ -130,6 +130,11 @@ impl Layer {
         self.tell("slow-sync", &format!("{} {} {pattern}", times.start.as_millis(), times.end.as_millis()));
     }
 
+    /// Makes it a file system without exclusive renames, such as NFS.
+    pub(crate) fn without_exclusive_renames(&self) {
+        self.tell("no-exclusive", "1");
+    }
+
     /// Ends all failing and all delays; a disk that is slow as [`slow`] says stays so.
     pub(crate) fn heal(&self) {
         for name in ["fail-sync", "fail-write", "slow-sync"] {
