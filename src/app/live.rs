@@ -26,7 +26,8 @@ use crate::record::Reason;
 /// How far back the rates look.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 
-/// How old a lag may be that `status` shows without asking again.
+/// How old a lag may be that `status` shows without asking again. A failure lasts half as long as it took, if that is longer: no
+/// more than two thirds of the time go into questions that are not answered.
 const LAG_FRESH: Duration = Duration::from_millis(250);
 
 /// How long `status` waits for the brokers.
@@ -45,9 +46,15 @@ pub(super) struct Live {
     started: Instant,
     samples: Mutex<VecDeque<(Instant, u64, u64)>>,
     asker: Mutex<Option<Asker>>,
-    lag: Mutex<Option<(Instant, u64)>>,
+    lag: Mutex<Option<Lag>>,
     /// Set when everything is finished and committed.
     drained: AtomicBool,
+}
+
+/// What the brokers said last of the lag, or why that is not known.
+struct Lag {
+    fresh_until: Instant,
+    answer: Result<u64, String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -150,7 +157,7 @@ impl Live {
             _ => asker.stopped_rows(&self.config, &state),
         };
         if let Some(lag) = rows.as_ref().ok().and_then(|rows| total_lag(rows).ok()) {
-            *lock(&self.lag) = Some((Instant::now(), lag.unsigned_abs()));
+            *lock(&self.lag) = Some(Lag { fresh_until: Instant::now() + LAG_FRESH, answer: Ok(lag.unsigned_abs()) });
         }
         *lock(&self.asker) = Some(asker);
         rows
@@ -166,21 +173,22 @@ impl Live {
         self.desk.without_share.load(Ordering::Relaxed)
     }
 
-    /// The lag, asked again when it is not fresh; `None` when it is not known of every partition, with the reason if it was
-    /// asked for.
-    fn lag(&self) -> (Option<u64>, Option<String>) {
+    /// Whether there are partitions that could have a lag.
+    fn has_lag(&self) -> bool {
         let ours = lock(&self.pipeline).as_ref().map(|pipeline| pipeline.tracker.partitions());
         let waits = self.desk.state().0 == State::Waiting && !self.without_share();
-        if waits || ours.is_some_and(|ours| self.has_none(&ours)) {
+        self.has_run() && !waits && !ours.is_some_and(|ours| self.has_none(&ours))
+    }
+
+    /// The lag as it was last asked for; `None` when it is not known of every partition, with the reason if there is one.
+    fn lag(&self) -> (Option<u64>, Option<String>) {
+        if !self.has_lag() {
             return (None, None);
         }
-        let fresh = |(at, lag): (Instant, u64)| (at.elapsed() < LAG_FRESH).then_some(lag);
-        if let Some(lag) = lock(&self.lag).and_then(fresh) {
-            return (Some(lag), None);
-        }
-        match self.rows(LAG_TIMEOUT).and_then(|rows| total_lag(&rows)) {
-            Ok(lag) => (u64::try_from(lag).ok(), None),
-            Err(failure) => (None, Some(failure.message)),
+        match &*lock(&self.lag) {
+            Some(Lag { answer: Ok(lag), .. }) => (Some(*lag), None),
+            Some(Lag { answer: Err(why), .. }) => (None, Some(why.clone())),
+            None => (None, None),
         }
     }
 }
@@ -235,6 +243,19 @@ impl Service for Live {
         status.last_checkpoint_block = durable.state.number;
         status.last_checkpoint_seconds = Some(durable.at.elapsed().as_secs_f64());
         Ok(status)
+    }
+
+    fn ask_lag(&self) {
+        let begun = Instant::now();
+        if lock(&self.lag).as_ref().is_some_and(|lag| begun < lag.fresh_until) {
+            return;
+        }
+        if !self.has_lag() {
+            *lock(&self.lag) = None;
+        } else if let Err(failure) = self.rows(LAG_TIMEOUT).and_then(|rows| total_lag(&rows)) {
+            let fresh_until = Instant::now() + LAG_FRESH.max(begun.elapsed() / 2);
+            *lock(&self.lag) = Some(Lag { fresh_until, answer: Err(failure.message) });
+        }
     }
 
     fn offsets(&self) -> Result<Vec<PartitionOffsets>, Failure> {

@@ -26,8 +26,10 @@ pub const STOP_PATIENCE: Duration = Duration::from_secs(90);
 
 /// What the commands ask of a service, running or stopped. Calls block; none may take the data plane's locks for long.
 pub trait Service: Send + Sync {
-    /// How the service is doing.
+    /// How the service is doing, with the lag as it was last asked for. Asks nobody.
     fn status(&self) -> Result<Status, Failure>;
+    /// Asks the brokers for the lag that [`Self::status`] shows, unless that was done just now. Takes as long as they do.
+    fn ask_lag(&self) {}
     /// Every partition with its watermarks and position, sorted by topic and partition.
     fn offsets(&self) -> Result<Vec<PartitionOffsets>, Failure>;
     /// Records in the failure queue.

@@ -15,7 +15,8 @@
 //!
 //! Retry and clear work on the same queue, so only one of them runs at a time; those that wait see its progress.
 //! Progress is what the service itself reports, never a timer's, so that a client's timeout notices a service that hangs.
-//! Watermarks are asked of Kafka at most four times a second, however many ask.
+//! Watermarks are asked of Kafka at most four times a second, however many ask. A failure is an answer like any other. `Stop` waits
+//! for no call that asks brokers.
 //!
 //! It does not decide what the answers are, and does not end the process: `Stop` drains, the owner then calls
 //! [`Server::close`].
@@ -163,6 +164,8 @@ enum Lane {
     List,
     /// The brokers.
     Brokers,
+    /// The brokers, for the lag that `Status` shows: not behind those who ask for every partition.
+    Lag,
     /// The retry or clear that runs.
     Queue,
     /// The settings files.
@@ -170,10 +173,10 @@ enum Lane {
 }
 
 /// Permits for the threads of each [`Lane`].
-struct Lanes([Arc<Semaphore>; 6]);
+struct Lanes([Arc<Semaphore>; 7]);
 
 impl Lanes {
-    const THREADS_OF: [usize; 6] = [4, 1, LISTS, 1, 1, 1];
+    const THREADS_OF: [usize; 7] = [4, 1, LISTS, 1, 1, 1, 1];
     const THREADS: usize = sum(&Self::THREADS_OF);
 
     /// Runs a call of the service on a thread of the lane. The call lasts, and keeps its thread, although its client goes away.
@@ -503,7 +506,15 @@ impl Shared {
     async fn carry_out(&self, call: Call) -> Result<Box<RawValue>, Failure> {
         let service = Arc::clone(&self.service);
         match call {
-            Call::Status => json(self.lanes.run(Lane::Quick, move || service.status()).await?),
+            Call::Status => {
+                let brokers = Arc::clone(&service);
+                let ask = move || {
+                    brokers.ask_lag();
+                    Ok(())
+                };
+                self.lanes.run(Lane::Lag, ask).await?;
+                json(self.lanes.run(Lane::Quick, move || service.status()).await?)
+            }
             Call::OffsetChecker => json(self.offsets().await?),
             Call::KafkaLag => json(super::total_lag(&self.offsets().await?)?),
             Call::FailureQueueCount => json(self.lanes.run(Lane::Quick, move || service.failure_count()).await?),

@@ -11,7 +11,7 @@ use mtga::control::State;
 use serde_json::{Value, json};
 
 use crate::harness::process::Finished;
-use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
+use crate::harness::{Codec, Home, Mix, Proxy, Record, SOON, Topic, holds, wait_until};
 
 /// Sends bytes on a connection of its own; returns the first line of the answer.
 fn ask(home: &Home, request: &[u8]) -> String {
@@ -171,6 +171,32 @@ fn two_hundred_clients_that_ask_for_long_lists_and_never_read_cost_bounded_memor
     assert!(peak < before + 160, "{before} MiB before, {peak} MiB at most: {list:?}");
     drop(clients);
     service.terminate();
+}
+
+#[test]
+fn monitors_keep_no_stop_waiting_while_the_brokers_do_not_answer() {
+    let topic = Topic::create("monitors", 1);
+    let proxy = Proxy::new(&topic.brokers);
+    let produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 100);
+    let home = Home::with_brokers(&topic, proxy.address());
+    home.start();
+    home.wait_done(&produced);
+    proxy.stall();
+    wait_until("nobody knows the lag", SOON, || {
+        let status = home.try_status()?;
+        holds(status.lag.is_none() && status.reason.is_some(), status)
+    });
+    let ask = |method: &str| {
+        let mut stream = home.connect();
+        writeln!(stream, "{{\"jsonrpc\":\"2.0\",\"id\":1,\"method\":\"{method}\"}}").expect("sent");
+        BufReader::new(stream)
+    };
+    let monitors: Vec<_> = (0..100).map(|_| ask("Status")).collect();
+    let begun = Instant::now();
+    let answer = line(&mut ask("Stop"));
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(8), "{answer} after {took:?}");
+    drop(monitors);
 }
 
 #[test]
