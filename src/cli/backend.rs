@@ -235,12 +235,13 @@ pub struct Fault {
 pub struct Unknown {
     /// What kind of thing.
     pub kind: UnknownKind,
-    /// The partition, with its offsets.
+    /// The partition, with its offsets, or the file.
     pub place: String,
     /// For people: what exactly, and why.
     pub detail: String,
-    /// The offsets that it is about.
-    pub range: Range,
+    /// The offsets that it is about, unless it is a file of retries.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub range: Option<Range>,
 }
 
 /// The kinds of [`Unknown`].
@@ -253,6 +254,8 @@ pub enum UnknownKind {
     Empty,
     /// Why offsets of a range had no record.
     NoRecord,
+    /// Whether a publication that is under way, or was cut short, comes to its end.
+    Publishing,
 }
 
 impl UnknownKind {
@@ -262,6 +265,7 @@ impl UnknownKind {
             Self::Beginning => "beginning",
             Self::Empty => "empty",
             Self::NoRecord => "no_record",
+            Self::Publishing => "publishing",
         }
     }
 }

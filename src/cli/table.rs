@@ -464,13 +464,13 @@ mod tests {
                 kind: crate::cli::UnknownKind::Beginning,
                 place: "mulog_clean_24[0] before 3".to_owned(),
                 detail: "its first manifest does not tell where the partition began".to_owned(),
-                range: crate::msink::manifest::Range {
+                range: Some(crate::msink::manifest::Range {
                     topic: "mulog_clean_24".into(),
                     topic_id: String::new(),
                     partition: 0,
                     from: 0,
                     to: 3,
-                },
+                }),
             }],
             summary: Summary {
                 files: 1,

@@ -4,9 +4,9 @@ use std::fs;
 
 use mtga::config::Compression;
 use mtga::msink::manifest::{Manifest, Range, Source, name_for};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::harness::{Home, Topic};
+use crate::harness::{Codec, Home, Mix, SOON, Topic, events, holds, wait_until};
 
 /// A home that needs no broker, since none of these tests starts the service.
 fn home() -> Home {
@@ -83,6 +83,53 @@ fn the_files_of_several_instances_tile_together() {
     publish(&home, "other", "t.3.log", 19, 25);
     let both = home.mtga(["verify", data, other]).code(1).stdout;
     assert!(both.contains("| overlap ") && both.contains("\n1 fault\n"), "{both}");
+}
+
+/// A home that publishes a file for each log name as soon as it is idle.
+fn publishing(topic: &Topic, file: &str) -> Home {
+    let mut home = Home::new(topic);
+    home.set("sink.visibility", "sealed").set("sink.file", file);
+    home.set("sink.rotate", json!({"size": "1MiB", "age": "1h", "idle": "1s"}));
+    home
+}
+
+/// What `verify` finds while it exits with 0.
+fn unknown(home: &Home) -> Vec<Value> {
+    let found: Value = serde_json::from_str(&home.mtga(["verify", "--json"]).success()).expect("JSON");
+    assert_eq!(found["faults"], json!([]));
+    found["unknown"].as_array().expect("a list").clone()
+}
+
+fn is_publishing(unknown: &[Value]) -> bool {
+    unknown.iter().any(|unknown| unknown["kind"] == "publishing")
+}
+
+#[test]
+fn a_seal_whose_publication_lasts_is_no_fault() {
+    let topic = Topic::create("lasting", 1);
+    let home = publishing(&topic, "{log_name}.{seq}.log");
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 200);
+    let service = home.foreground_with(|command| command.env("FAULT_POINT", "publish.manifest:2:4000"));
+    wait_until("the first file is published", SOON, || {
+        holds(!events::manifests(&home.path("data")).is_empty(), "no manifest")
+    });
+    assert!(is_publishing(&unknown(&home)));
+    home.wait_done(&produced);
+    service.terminate();
+    assert!(!is_publishing(&unknown(&home)));
+}
+
+#[test]
+fn a_file_whose_manifest_is_being_named_is_no_fault() {
+    let topic = Topic::create("naming", 1);
+    let home = publishing(&topic, "events.{seq}.log");
+    let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 200);
+    let service = home.foreground_with(|command| command.env("FAULT_POINT", "publish.renamed:1:4000"));
+    wait_until("the file has its name", SOON, || holds(!events::paths(&home.path("data")).is_empty(), "no file"));
+    assert!(is_publishing(&unknown(&home)));
+    home.wait_done(&produced);
+    service.terminate();
+    assert!(!is_publishing(&unknown(&home)));
 }
 
 #[test]

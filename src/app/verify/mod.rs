@@ -6,6 +6,9 @@
 //! It may look at a directory that is written to, or emptied by a collector: names are listed until no new manifest comes
 //! up, so that a seal that is listed has all seals before it listed too, and what is gone with its manifest was taken.
 //!
+//! A seal of several files is published one after the other, and each file has its name a moment before its manifest has. Meanwhile
+//! it is no fault (`publishing`).
+//!
 //! What it says has three classes: faults, what is sound, and what manifests alone do not tell: whether offsets before the first
 //! range were ever to be covered, where that does not begin at a pinned start; whether a range of an earlier program that has no
 //! file had lines; and why offsets had no record of their own, which only the brokers know.
@@ -15,6 +18,7 @@
 //! It fails when one of the directories that were named cannot be read; everything else is a fault that it reports.
 
 mod contents;
+mod publishing;
 mod ranges;
 #[cfg(test)]
 mod tests;
@@ -51,21 +55,24 @@ pub(super) fn verify(options: &VerifyOptions, progress: &dyn Fn(&str)) -> Result
         found: Verification::default(),
         seals: Seals::default(),
         seen: HashMap::new(),
+        unnamed: Vec::new(),
         buffer: vec![0; contents::BUFFER],
     };
-    let mut listing = verifier.list(&distinct(&options.dirs)?)?;
+    let roots = distinct(&options.dirs)?;
+    let listing = verifier.list(&roots)?;
     let total: usize = listing.values().map(BTreeSet::len).sum();
     let (mut done, mut told) = (0, Instant::now());
-    while let Some((dir, names)) = listing.pop_first() {
-        for name in &names {
+    for (dir, names) in &listing {
+        for name in names {
             if told.elapsed() >= PROGRESS {
                 told = Instant::now();
                 progress(&format!("{done} of {total} files looked at, {} bytes read", verifier.found.summary.bytes));
             }
-            verifier.look_at(&dir, name, &names);
+            verifier.look_at(dir, name, names);
             done += 1;
         }
     }
+    verifier.look_again(&roots, &listing)?;
     Ok(verifier.finish())
 }
 
@@ -98,6 +105,8 @@ struct Verifier<'a> {
     seals: Seals,
     /// Each manifest, by its hash.
     seen: HashMap<u128, PathBuf>,
+    /// Files that had no manifest.
+    unnamed: Vec<PathBuf>,
     buffer: Vec<u8>,
 }
 
@@ -154,9 +163,7 @@ impl Verifier<'_> {
             match self.options.plain {
                 _ if is_fine => {}
                 Plain::Live => self.found.summary.live += 1,
-                Plain::Fault => {
-                    self.fault(FaultKind::NoManifest, &path, "it has no manifest: nothing tells what it should be");
-                }
+                Plain::Fault => self.unnamed.push(path),
             }
         }
     }
@@ -233,6 +240,7 @@ impl Verifier<'_> {
         let Self { mut found, seals, .. } = self;
         found.faults.sort_by(|one, other| one.place.cmp(&other.place));
         found.summary.partitions = seals.partitions();
+        found.unknown.sort_by(|one, other| one.place.cmp(&other.place));
         let Judgement { seals, misfits, open } = seals.judge();
         found.summary.ranges = seals;
         found.faults.extend(misfits.into_iter().map(misfit));
@@ -264,6 +272,10 @@ fn misfit(misfit: Misfit) -> Fault {
 
 fn unknown(open: Open) -> Unknown {
     let (kind, range, detail) = match open {
+        Open::Publishing(range, manifest) => {
+            let detail = format!("{}, beside {}", publishing::UNFINISHED, manifest.display());
+            (UnknownKind::Publishing, range, detail)
+        }
         Open::Beginning(range, why) => (UnknownKind::Beginning, range, why),
         Open::Empty(range, manifest) => {
             let detail = format!("{} does not tell whether a record of them became a line", manifest.display());
@@ -279,9 +291,11 @@ fn unknown(open: Open) -> Unknown {
     let Range { topic, partition, from, to, .. } = &range;
     let place = match kind {
         UnknownKind::Beginning => format!("{topic}[{partition}] before {to}"),
-        UnknownKind::Empty | UnknownKind::NoRecord => format!("{topic}[{partition}] from {from} to {to}"),
+        UnknownKind::Empty | UnknownKind::NoRecord | UnknownKind::Publishing => {
+            format!("{topic}[{partition}] from {from} to {to}")
+        }
     };
-    Unknown { kind, place, detail, range }
+    Unknown { kind, place, detail, range: Some(range) }
 }
 
 /// Whether one file was written before another one, as far as the system tells.

@@ -42,6 +42,8 @@ pub(super) enum Misfit {
 /// What the manifests do not tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Open {
+    /// Where the lines are that the manifests of a seal lack: it is being published, or that was cut short.
+    Publishing(Range, PathBuf),
     /// Whether offsets before the first seal here were ever to be covered, and what is known of it.
     Beginning(Range, String),
     /// Whether a range without a file had lines.
@@ -66,12 +68,59 @@ pub(super) struct Judgement {
 pub(super) struct Seals {
     partitions: BTreeMap<(String, String, i32), Vec<Seal>>,
     homes: BTreeSet<Arc<str>>,
+    /// Publications that have not come to their end.
+    begun: Vec<Begun>,
+}
+
+/// A seal whose publication has not come to its end.
+#[derive(Debug)]
+struct Begun {
+    partition: (String, String, i32),
+    seal: Seal,
+    rest: Rest,
+}
+
+/// What is there of a seal beside the files that have their manifests.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Rest {
+    /// Files with so many lines.
+    Lines(u64),
+    /// More than can be seen: whoever publishes it is at work.
+    Open,
 }
 
 impl Seals {
     /// Takes in what a manifest says. Each is to be taken in once: a copy would add its lines again.
     pub(super) fn add(&mut self, manifest: &Manifest, path: &Path) {
-        let Source::Range(Range { topic, topic_id, partition, from, to }) = &manifest.source else { return };
+        if let Some((partition, seal)) = self.read(manifest, path) {
+            self.partitions.entry(partition).or_default().push(seal);
+        }
+    }
+
+    /// Takes in that the publication of the seal that this manifest is of has not come to its end, and what else is there of it.
+    pub(super) fn begun(&mut self, manifest: &Manifest, path: &Path, rest: Rest) {
+        if let Some((partition, seal)) = self.read(manifest, path) {
+            self.begun.push(Begun { partition, seal, rest });
+        }
+    }
+
+    /// Whether a manifest of the same seal was taken in.
+    pub(super) fn knows(&mut self, manifest: &Manifest) -> bool {
+        let Some((partition, seal)) = self.read(manifest, Path::new("")) else { return false };
+        self.partitions.get(&partition).is_some_and(|seals| seals.iter().any(|known| known.is_of(&seal)))
+    }
+
+    /// Whether the manifests of a seal lack lines of it.
+    pub(super) fn lack_lines(&mut self) -> bool {
+        self.partitions.values_mut().any(|seals| {
+            merge(seals);
+            seals.iter().any(|seal| seal.lacks().is_some())
+        })
+    }
+
+    /// The seal of a manifest, and its partition.
+    fn read(&mut self, manifest: &Manifest, path: &Path) -> Option<((String, String, i32), Seal)> {
+        let Source::Range(Range { topic, topic_id, partition, from, to }) = &manifest.source else { return None };
         let home = if let Some(known) = self.homes.get(manifest.home.as_str()) {
             Arc::clone(known)
         } else {
@@ -82,7 +131,7 @@ impl Seals {
         let writer = (home, manifest.incarnation, manifest.number);
         let (lines, told) = (manifest.lines, manifest.seal.clone());
         let seal = Seal { from: *from, to: *to, writer, manifest: path.to_owned(), lines, told };
-        self.partitions.entry((topic.clone(), topic_id.clone(), *partition)).or_default().push(seal);
+        Some(((topic.clone(), topic_id.clone(), *partition), seal))
     }
 
     /// How many partitions there are; of a topic that was made anew, those of both.
@@ -94,18 +143,19 @@ impl Seals {
     pub(super) fn judge(mut self) -> Judgement {
         let mut judgement = Judgement::default();
         let Judgement { seals: count, misfits, open } = &mut judgement;
-        for ((topic, topic_id, partition), seals) in &mut self.partitions {
-            seals.sort();
-            seals.dedup_by(|later, first| {
-                let is_same = later.is_of(first);
-                first.lines += if is_same { later.lines } else { 0 };
-                is_same
-            });
+        for (key, seals) in &mut self.partitions {
+            let (topic, topic_id, partition) = key;
+            merge(seals);
             *count += seals.len() as u64;
             let range =
                 |from, to| Range { topic: topic.clone(), topic_id: topic_id.clone(), partition: *partition, from, to };
             for seal in seals.iter() {
-                if let Some(wrong) = seal.wrong() {
+                let begun: Vec<_> =
+                    self.begun.iter().filter(|begun| begun.is_of(key, seal)).map(|begun| begun.rest).collect();
+                let wrong = seal.wrong().or_else(|| seal.lacks());
+                if seal.wrong().is_none() && seal.lacks().is_some() && seal.comes_to_its_end_with(&begun) {
+                    open.push(Open::Publishing(range(seal.from, seal.to), seal.manifest.clone()));
+                } else if let Some(wrong) = wrong {
                     misfits.push(Misfit::Records(range(seal.from, seal.to), wrong, seal.manifest.clone()));
                 } else if seal.told.is_none() && seal.lines == 0 && seal.from < seal.to {
                     open.push(Open::Empty(range(seal.from, seal.to), seal.manifest.clone()));
@@ -138,6 +188,22 @@ impl Seals {
     }
 }
 
+/// Brings what was taken in of a seal together, and the seals into their order.
+fn merge(seals: &mut Vec<Seal>) {
+    seals.sort();
+    seals.dedup_by(|later, first| {
+        let is_same = later.is_of(first);
+        first.lines += if is_same { later.lines } else { 0 };
+        is_same
+    });
+}
+
+impl Begun {
+    fn is_of(&self, partition: &(String, String, i32), seal: &Seal) -> bool {
+        self.partition == *partition && self.seal.is_of(seal)
+    }
+}
+
 impl Seal {
     fn offsets(&self) -> u64 {
         u64::try_from(self.to - self.from).unwrap_or(0)
@@ -158,12 +224,29 @@ impl Seal {
                 "{consumed} records in {offsets} offsets: {written} lines, {filtered} filtered, {rejected} rejected do not add up"
             ));
         }
-        (self.lines != *written).then(|| {
+        None
+    }
+
+    /// How many lines its manifests lack, or have too many.
+    fn lacks(&self) -> Option<String> {
+        let written = self.told.as_ref()?.written;
+        (self.lines != written).then(|| {
             format!(
                 "it has {written} lines, the manifests of its files have {}: files are gone with theirs",
                 self.lines
             )
         })
+    }
+
+    /// Whether what is there of it beside its manifests can be all that they lack. Without a sign that its publication has not
+    /// come to its end, nothing more comes.
+    fn comes_to_its_end_with(&self, begun: &[Rest]) -> bool {
+        let lines = begun.iter().try_fold(self.lines, |lines, rest| match rest {
+            Rest::Lines(more) => Some(lines.saturating_add(*more)),
+            Rest::Open => None,
+        });
+        let written = self.told.as_ref().map_or(0, |told| told.written);
+        !begun.is_empty() && self.lines < written && lines.is_none_or(|lines| lines == written)
     }
 
     /// Why it cannot be told whether offsets before it were to be covered; `None` where it can.

@@ -9,6 +9,7 @@ use super::*;
 use crate::cli::Summary;
 use crate::config::Compression;
 use crate::msink::manifest::Source;
+use crate::msink::name::temporary;
 
 /// A directory with sealed files.
 struct Sealed {
@@ -182,6 +183,57 @@ fn a_file_without_a_manifest_is_a_fault_unless_it_is_live() {
     let found = sealed.verify();
     assert!(found.faults.is_empty(), "{found:#?}");
     assert_eq!((found.summary.live, found.summary.files), (1, 5));
+}
+
+/// The first of two files of a seal is published, the manifest of the second one has its temporary name.
+fn half_published() -> (Sealed, PathBuf) {
+    let sealed = Sealed::new();
+    let told = manifest::Seal { consumed: 5, written: 3, filtered: 2, rejected: 0, after: None };
+    for (name, text) in [("t.1.log", "1\n2\n"), ("t.2.log", "3\n")] {
+        let lines = text.lines().count() as u64;
+        let whole = sealed.manifest(name, text.as_bytes(), lines, range(0, 0, 5), 7);
+        let whole = Manifest { seal: Some(told.clone()), ..whole };
+        sealed.put(name, text.as_bytes(), &whole);
+        let temporary = sealed.path(&temporary(&manifest::name_for(name)));
+        fs::hard_link(sealed.path(&manifest::name_for(name)), temporary).unwrap();
+    }
+    let second = sealed.path("t.2.log");
+    fs::remove_file(sealed.path("t.2.log.manifest.json")).unwrap();
+    (sealed, second)
+}
+
+fn publishing(found: &Verification) -> usize {
+    found.unknown.iter().filter(|unknown| unknown.kind == UnknownKind::Publishing).count()
+}
+
+#[test]
+fn a_publication_that_was_cut_short_is_no_fault_while_all_of_it_is_there() {
+    let (sealed, second) = half_published();
+    let found = sealed.verify();
+    assert_eq!((&found.faults, publishing(&found)), (&Vec::new(), 2), "the file has its name, its manifest has not");
+    fs::rename(&second, sealed.path(".t.2.log")).unwrap();
+    let found = sealed.verify();
+    assert_eq!((&found.faults, publishing(&found)), (&Vec::new(), 1), "the file is hidden");
+}
+
+#[test]
+fn what_is_missing_of_a_publication_that_was_cut_short_is_a_fault() {
+    let (sealed, second) = half_published();
+    fs::write(&second, "4\n").unwrap();
+    sealed.assert_fault(FaultKind::Checksum, "t.2.log", ", its manifest says ");
+    let place = "t[0] from 0 to 5";
+    fs::write(sealed.path(".t.2.log"), "").unwrap();
+    fs::remove_file(&second).unwrap();
+    sealed.assert_fault(FaultKind::Records, place, "the manifests of its files have 2");
+    fs::remove_file(sealed.path(".t.2.log")).unwrap();
+    sealed.assert_fault(FaultKind::Records, place, "the manifests of its files have 2");
+    // While somebody works there, the lines may be in a file whose manifest is not written yet.
+    let owner = crate::msink::dir::EventDir::open(sealed.root.path()).unwrap();
+    assert_eq!(sealed.verify().faults, Vec::new());
+    fs::remove_file(sealed.path(&temporary("t.1.log.manifest.json"))).unwrap();
+    fs::remove_file(sealed.path(&temporary("t.2.log.manifest.json"))).unwrap();
+    sealed.assert_fault(FaultKind::Records, place, "the manifests of its files have 2");
+    drop(owner);
 }
 
 #[test]

@@ -127,6 +127,11 @@ pub fn temporary(name: &str) -> String {
     format!("{directory}..{:032x}.manifest.json", xxh3_128(name.as_bytes()))
 }
 
+/// Whether this is such a name, without directories.
+pub fn is_temporary(name: &str) -> bool {
+    name.starts_with("..") && name.ends_with(manifest::SUFFIX)
+}
+
 /// Which members of [`FileKey`] a template uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[expect(clippy::struct_excessive_bools, reason = "one question a member of `FileKey`, each independent of the others")]
