@@ -1,7 +1,8 @@
 //! A daemon: its pid file, detaching from the terminal, and what the starting command hears of it.
 //!
 //! The pid file `tmp/mtga.pid` is for monitors. It decides nothing: it may be removed by a cleaner, or name a process that is
-//! another by now. It is removed at a graceful end.
+//! another by now. It is removed at a graceful end. Where it cannot be written, as on a full disk, the service runs without it
+//! until it can.
 //!
 //! [`detach`] forks twice and leaves session, terminal, directory and standard streams. It must run before any thread
 //! exists. The daemon tells the starting command over a pipe how far it is ([`Reporter`]), so that `start` can say why
@@ -12,6 +13,7 @@ use std::io::{self, BufRead, BufReader, PipeReader, PipeWriter, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
@@ -26,32 +28,46 @@ pub fn pid_path(home: &Path) -> PathBuf {
     home.join("tmp/mtga.pid")
 }
 
-/// The pid file, for as long as it lives. It informs monitors; who runs is known by the lock of the home ([`crate::lock`]).
+/// The pid file, from [`PidFile::keep`] on for as long as this lives. It informs monitors; who runs is known by the lock of the home ([`crate::lock`]).
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
+    written: AtomicBool,
 }
 
 impl PidFile {
-    /// Writes our process id. The caller holds the lock of the home, so what is there is out of date.
-    pub fn write(home: &Path) -> Result<Self, Failure> {
-        let path = pid_path(home);
-        let write = || -> io::Result<()> {
-            if let Some(parent) = path.parent() {
-                DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
-            }
-            match fs::remove_file(&path) {
-                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
-                _ => {}
-            }
-            // A link that another user put there is not followed.
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path)?;
-            file.write_all(format!("{}\n", std::process::id()).as_bytes())
-        };
-        write().map_err(|e| {
-            Failure::new(FailureKind::CannotCreate, format!("cannot create the pid file {}: {e}", path.display()))
-        })?;
-        Ok(Self { path })
+    /// That of a home. It is not there yet.
+    pub fn new(home: &Path) -> Self {
+        Self { path: pid_path(home), written: AtomicBool::new(false) }
+    }
+
+    /// Writes our process id, once. The caller holds the lock of the home, so what is there is out of date.
+    pub fn keep(&self) -> io::Result<()> {
+        if self.written.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.write()?;
+        self.written.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn write(&self) -> io::Result<()> {
+        let path = &self.path;
+        if let Some(parent) = path.parent() {
+            DirBuilder::new().recursive(true).mode(0o750).create(parent)?;
+        }
+        match fs::remove_file(path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        // A link that another user put there is not followed.
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(path)?;
+        let written = file.write_all(format!("{}\n", std::process::id()).as_bytes());
+        if written.is_err() {
+            // Whoever reads it finds a whole one or none.
+            drop(fs::remove_file(path));
+        }
+        written
     }
 }
 
@@ -223,12 +239,17 @@ mod tests {
         let outside = home.path().join("outside");
         fs::write(&outside, "untouched").unwrap();
         std::os::unix::fs::symlink(&outside, &path).unwrap();
-        let ours = PidFile::write(home.path()).unwrap();
+        let written = || {
+            let file = PidFile::new(home.path());
+            file.keep().unwrap();
+            file
+        };
+        let ours = written();
         assert_eq!(named(&path), Some(std::process::id()));
         assert_eq!(fs::read_to_string(&outside).unwrap(), "untouched");
         drop(ours);
         assert!(!path.try_exists().unwrap());
-        let ours = PidFile::write(home.path()).unwrap();
+        let ours = written();
         fs::write(&path, "1\n").unwrap();
         drop(ours);
         assert_eq!(named(&path), Some(1), "that of another process");

@@ -11,7 +11,7 @@
 //! lock and emptied at a graceful end; without an exclusive holder it says nothing.
 //!
 //! **How it fails.** Removed while it is held, the file is made and locked again within a second ([`HomeLock::keep`]). On a
-//! disk that is full or read-only, a file that is there is locked all the same, without the content.
+//! disk that is full or read-only, a file that is there is locked all the same; the content follows when there is room.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
@@ -246,6 +246,10 @@ impl HomeLock {
         let path = path(&self.store);
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         if is_at(held.file(), &path) {
+            if read_holder(held.file()).is_none() {
+                // There was no room for it.
+                write_holder(held.file(), self.purpose);
+            }
             return held.file().set_modified(SystemTime::now());
         }
         let file = open(&path)?;

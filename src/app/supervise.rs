@@ -20,7 +20,6 @@ use super::ready::Feed;
 use super::retry;
 use crate::cli::Process;
 use crate::control::{Failure, Service, State};
-use crate::lock::HomeLock;
 use crate::signals::Signal;
 
 /// How often rates are sampled.
@@ -111,10 +110,13 @@ fn tell(trouble: &mut Option<Trouble>, failure: &Failure) -> Duration {
     pause
 }
 
-/// Looks after the lock of the home. A disk that fails is the pipeline's business, which says so.
-fn keep(lock: &HomeLock) {
-    if let Err(error) = lock.keep() {
+/// Looks after the lock of the home and the pid file. A disk that fails is the pipeline's business, which says so.
+fn keep(process: &Process<'_>) {
+    if let Err(error) = process.lock.keep() {
         tracing::debug!(%error, "cannot look after the lock of this home");
+    }
+    if let Err(error) = process.pid_file.keep() {
+        tracing::debug!(%error, "the pid file cannot be written yet");
     }
 }
 
@@ -147,7 +149,7 @@ fn watch(live: &Live, process: &Process<'_>, mut over: impl FnMut() -> bool) {
         if sampled.elapsed() >= SAMPLE {
             sampled = Instant::now();
             live.sample();
-            keep(&process.lock);
+            keep(process);
         }
     }
 }

@@ -9,7 +9,7 @@ use crossbeam_channel::Receiver;
 
 use crate::config::Config;
 use crate::control::{Failure, PartitionOffsets, Service};
-use crate::daemon::Reporter;
+use crate::daemon::{PidFile, Reporter};
 use crate::lock::HomeLock;
 use crate::logging::LevelHandle;
 use crate::msink::manifest::Range;
@@ -44,6 +44,8 @@ pub struct Process<'a> {
     pub place: Place,
     /// The lock of the home.
     pub lock: Arc<HomeLock>,
+    /// To be kept there.
+    pub pid_file: Arc<PidFile>,
     /// Drain and reload requests.
     pub signals: Receiver<Signal>,
     /// Changes the log level at a reload.

@@ -11,7 +11,7 @@ use super::{Exit, Process, Scope, table};
 use crate::config::Config;
 use crate::control::{Failure, FailureKind, State};
 use crate::daemon::{self, Detached, News, PidFile, Report, Reporter};
-use crate::fault::point;
+use crate::fault::{self, point};
 use crate::flock;
 use crate::lock::{self, Holder, HomeLock, Purpose};
 use crate::logging::{self, Console};
@@ -63,7 +63,7 @@ impl Context<'_> {
             Detached::Daemon(reporter) => self.serve(config, &reporter, Console::Silent),
             Detached::Command(launch) => {
                 signals::release();
-                let report = launch.wait(START_PATIENCE)?;
+                let report = launch.wait(fault::duration("FAULT_START_MS", START_PATIENCE))?;
                 self.tell_started(report)
             }
         }
@@ -90,18 +90,28 @@ impl Context<'_> {
     fn run(&self, config: Config, reporter: &Reporter, console: Console) -> Result<(), Failure> {
         // The log outlives the lock, so that the end of the service is in it; a second process never gets as far as the log.
         let lock = Arc::new(HomeLock::acquire(&config.store.path, Purpose::Service)?);
-        let pid_file = PidFile::write(&self.place.home)?;
+        let pid_file = Arc::new(PidFile::new(&self.place.home));
+        let noted = pid_file.keep();
         let logging = logging::init(&config.log, config.time_zone, console)?;
         point("run.locked");
         let signals = signals::install()
             .map_err(|e| Failure::new(FailureKind::Failed, format!("cannot install signal handlers: {e}")))?;
         reporter.state(State::Starting, None);
         tracing::info!(version = env!("CARGO_PKG_VERSION"), home = %self.place.home.display(), "starting");
+        if let Err(error) = noted {
+            tracing::warn!(%error, "the pid file cannot be written: tried again until there is one");
+        }
         if let Some(source) = config.time_zone.source() {
             tracing::info!(name = config.time_zone.name(), tzdata = source.version(), %source, "rules of the time zone");
         }
-        let process =
-            Process { place: self.place.clone(), lock: Arc::clone(&lock), signals, log: logging.level(), reporter };
+        let process = Process {
+            place: self.place.clone(),
+            lock: Arc::clone(&lock),
+            pid_file: Arc::clone(&pid_file),
+            signals,
+            log: logging.level(),
+            reporter,
+        };
         let outcome = self.backend.run(config, process);
         match &outcome {
             Ok(()) => tracing::info!("stopped"),

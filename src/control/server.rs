@@ -43,7 +43,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tracing::{debug, warn};
 
 use super::protocol::{Call, Form, MAX_REQUEST, RpcError, parse};
-use super::socket::{Access, Socket};
+use super::socket::{Access, Binding, Socket};
 use super::{Failure, FailureKind, ListQuery, PartitionOffsets, Peer, Service};
 use crate::config;
 use crate::limits::{self, Shares};
@@ -85,9 +85,8 @@ impl Server {
     /// Listens at `rpc.socket` and answers for `service`. The caller holds the lock of the home.
     pub fn start(rpc: &config::Rpc, service: Arc<dyn Service>) -> Result<Self, Failure> {
         let access = Access::of(rpc)?;
-        let socket = Socket::bind(rpc)?;
+        let socket = Binding::begin(rpc)?;
         let trouble = |e: io::Error| Failure::new(FailureKind::Failed, format!("cannot start the control thread: {e}"));
-        socket.listener.set_nonblocking(true).map_err(trouble)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
@@ -108,7 +107,15 @@ impl Server {
             connections: Mutex::new(Connections { most: Shares::current().connections, next: 0, open: HashMap::new() }),
         });
         let serve = move || {
-            if let Err(error) = runtime.block_on(accept(socket, shared)) {
+            let served = runtime.block_on(async {
+                let mut closed = shared.closed.clone();
+                tokio::select! {
+                    biased;
+                    _ = closed.wait_for(|closed| *closed) => Ok(()),
+                    socket = socket.bound() => accept(socket, shared).await,
+                }
+            });
+            if let Err(error) = served {
                 warn!(%error, "the control socket does not listen");
             }
             // Waits for nothing: a call that hangs must not keep the process.

@@ -21,6 +21,62 @@ use nix::unistd::{self, Gid, Group, Uid, User};
 use super::{Failure, FailureKind, Peer};
 use crate::config;
 
+/// How often a socket is tried again for which there was no room.
+const PACE: Duration = Duration::from_secs(1);
+
+/// Why there is no socket.
+#[derive(Debug)]
+struct Refusal {
+    failure: Failure,
+    /// Whether the disk is full, which passes.
+    is_full: bool,
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Self { failure, is_full: false }
+    }
+}
+
+/// A socket that listens, or will once there is room for it.
+#[derive(Debug)]
+pub(super) enum Binding {
+    Bound(Socket),
+    NoRoom(config::Rpc),
+}
+
+impl Binding {
+    /// Listens at `rpc.socket`. A disk that is full is waited for by [`Self::bound`].
+    pub(super) fn begin(rpc: &config::Rpc) -> Result<Self, Failure> {
+        match Socket::bind(rpc) {
+            Ok(socket) => Ok(Self::Bound(socket)),
+            Err(Refusal { failure, is_full: true }) => {
+                tracing::warn!(%failure, "there is no control socket until there is room");
+                Ok(Self::NoRoom(rpc.clone()))
+            }
+            Err(Refusal { failure, .. }) => Err(failure),
+        }
+    }
+
+    /// The socket, as soon as it listens.
+    pub(super) async fn bound(self) -> Socket {
+        let rpc = match self {
+            Self::Bound(socket) => return socket,
+            Self::NoRoom(rpc) => rpc,
+        };
+        loop {
+            tokio::time::sleep(PACE).await;
+            match Socket::bind(&rpc) {
+                Ok(socket) => {
+                    tracing::info!("there is a control socket");
+                    return socket;
+                }
+                Err(Refusal { failure, .. }) => tracing::debug!(%failure, "there is no control socket yet"),
+            }
+        }
+    }
+}
+
 /// A listening socket and its name; [`Self::remove`] takes the name away.
 #[derive(Debug)]
 pub(super) struct Socket {
@@ -31,17 +87,20 @@ pub(super) struct Socket {
 
 impl Socket {
     /// Listens at `rpc.socket`. The caller holds the lock of the home.
-    pub(super) fn bind(rpc: &config::Rpc) -> Result<Self, Failure> {
+    fn bind(rpc: &config::Rpc) -> Result<Self, Refusal> {
         let path = &rpc.socket;
-        let trouble = |what: &str, error: &dyn std::fmt::Display| {
-            Failure::new(FailureKind::CannotCreate, format!("cannot {what} the socket {}: {error}", path.display()))
+        let trouble = |error: &dyn std::fmt::Display| {
+            Failure::new(FailureKind::CannotCreate, format!("cannot create the socket {}: {error}", path.display()))
         };
-        check_free(path).map_err(|e| trouble("create", &e))?;
+        check_free(path).map_err(|e| trouble(&e))?;
         let group = find_group(&rpc.group)?;
-        let staging = staging_of(path).ok_or_else(|| trouble("create", &"rpc.socket names no file"))?;
+        let staging = staging_of(path).ok_or_else(|| trouble(&"rpc.socket names no file"))?;
         let made = Self::stage(path, &staging, rpc.permissions, group);
         let _ = fs::remove_dir_all(&staging);
-        made.map_err(|e| trouble("create", &e))
+        made.map_err(|error| {
+            let is_full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+            Refusal { failure: trouble(&error), is_full }
+        })
     }
 
     fn stage(path: &Path, staging: &Path, permissions: u32, group: Option<Gid>) -> io::Result<Self> {
@@ -55,6 +114,7 @@ impl Socket {
         let staged = staging.join("socket");
         let name = ShortName::of(&staged)?;
         let listener = UnixListener::bind(name.path())?;
+        listener.set_nonblocking(true)?;
         unistd::chown(&staged, None, group)?;
         fs::set_permissions(&staged, Permissions::from_mode(permissions))?;
         let inode = fs::symlink_metadata(&staged)?.ino();
@@ -219,7 +279,7 @@ mod tests {
         let path = dir.path().join("mtga.sock");
         drop(UnixListener::bind(&path).unwrap());
         let first = Socket::bind(&rpc(path.clone())).unwrap();
-        let refused = Socket::bind(&rpc(path.clone())).unwrap_err();
+        let refused = Socket::bind(&rpc(path.clone())).unwrap_err().failure;
         assert_eq!(refused.kind, FailureKind::CannotCreate);
         assert!(refused.message.contains("another service listens"), "{refused}");
         drop(first);
@@ -231,7 +291,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mtga.sock");
         fs::write(&path, "precious").unwrap();
-        assert_eq!(Socket::bind(&rpc(path.clone())).unwrap_err().kind, FailureKind::CannotCreate);
+        assert_eq!(Socket::bind(&rpc(path.clone())).unwrap_err().failure.kind, FailureKind::CannotCreate);
         assert_eq!(fs::read_to_string(&path).unwrap(), "precious");
     }
 

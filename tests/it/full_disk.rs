@@ -66,6 +66,37 @@ fn a_stop_on_a_full_disk_in_a_group_ends() {
     });
 }
 
+/// Everything that the service writes of its own lies on a disk that has no room for a file, nor for a byte.
+#[test]
+fn a_start_on_a_full_disk_of_tmp_says_so_and_waits_for_room() {
+    let topic = Topic::create("fulltmp", 1);
+    let home = Home::new(&topic);
+    fs::create_dir_all(home.path("tmp")).expect("a directory");
+    let disk = SmallDisk::mount(home.path("tmp"), "64m,nr_inodes=500,mode=750");
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 100);
+    home.start();
+    home.wait_done(&produced);
+    home.stop();
+    let ballast = disk.0.join("ballast");
+    fs::create_dir(&ballast).expect("a directory");
+    fs::write(ballast.join("bytes"), vec![0; 65 << 20]).expect_err("no room is left");
+    (0..500).find(|n| fs::write(ballast.join(n.to_string()), "").is_err()).expect("no room is left");
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 100, 100));
+    let started = Finished::run(home.command().arg("start").env("FAULT_START_MS", "3000"), SOON).success();
+    assert!(started.contains("paused") && started.contains("No space left"), "{started}");
+    for missing in ["the pid file cannot be written", "there is no control socket until there is room"] {
+        assert!(home.log().contains(missing), "{missing}: {}", home.log());
+    }
+    fs::remove_dir_all(&ballast).expect("the ballast");
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    wait_until("there is a pid file", SOON, || {
+        let text = fs::read_to_string(home.path("tmp/mtga.pid")).map_err(|error| error.to_string())?;
+        holds(text.ends_with('\n'), text)
+    });
+    home.stop();
+}
+
 #[test]
 fn a_restart_on_a_full_disk_leaves_a_service() {
     let rig = Rig::new("fullrestart", |home| {
