@@ -24,7 +24,7 @@ use nix::fcntl::OFlag;
 
 use crate::control::{Failure, FailureKind};
 use crate::durable::create_private_dirs;
-use crate::fault::point;
+use crate::fault::{self, point};
 use crate::flock::{self, Flock};
 
 /// How long a process that was killed is waited for: it may take a while to give back its memory, and its lock after that.
@@ -190,8 +190,14 @@ impl HomeLock {
     /// [`FailureKind::CannotCreate`] when a service runs on it, [`FailureKind::Unavailable`] when a command works on it for
     /// longer than it is waited for.
     pub fn acquire(store: &Path, purpose: Purpose) -> Result<Self, Failure> {
+        Self::acquire_telling(store, purpose, |_| {})
+    }
+
+    /// The same; `waits_for` hears of each holder that has to be waited for.
+    pub fn acquire_telling(store: &Path, purpose: Purpose, waits_for: impl Fn(Holder)) -> Result<Self, Failure> {
         let since = Instant::now();
         let mut known = since;
+        let mut told = None;
         let path = path(store);
         let trouble =
             |e: io::Error| Failure::new(FailureKind::CannotCreate, format!("cannot lock {}: {e}", path.display()));
@@ -226,10 +232,15 @@ impl HomeLock {
                 (Holder::Service(Some(pid)), Purpose::Service) if is_dying(pid) => DEATH_PATIENCE,
                 (Holder::Service(_), _) => flock::PATIENCE,
                 (Holder::Nobody | Holder::Command(_), Purpose::Command) => COMMAND_PATIENCE,
-                (Holder::Nobody | Holder::Command(_), Purpose::Service) => SERVICE_PATIENCE,
+                (Holder::Nobody | Holder::Command(_), Purpose::Service) => {
+                    fault::duration("FAULT_LOCK_MS", SERVICE_PATIENCE)
+                }
             };
             if since.elapsed() >= patience {
                 return Err(refusal(holder, store));
+            }
+            if told.replace(holder) != Some(holder) {
+                waits_for(holder);
             }
             std::thread::sleep(flock::PACE);
         }

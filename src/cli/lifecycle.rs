@@ -89,7 +89,7 @@ impl Context<'_> {
 
     fn run(&self, config: Config, reporter: &Reporter, console: Console) -> Result<(), Failure> {
         // The log outlives the lock, so that the end of the service is in it; a second process never gets as far as the log.
-        let lock = Arc::new(HomeLock::acquire(&config.store.path, Purpose::Service)?);
+        let lock = Arc::new(lock_home(&config, reporter)?);
         let pid_file = Arc::new(PidFile::new(&self.place.home));
         let noted = pid_file.keep();
         let logging = logging::init(&config.log, config.time_zone, console)?;
@@ -173,6 +173,27 @@ impl Context<'_> {
             Reach::Stopped => None,
         })
     }
+}
+
+/// Locks the home for the service. The command that started it hears whom it waits for.
+fn lock_home(config: &Config, reporter: &Reporter) -> Result<HomeLock, Failure> {
+    let waits_for = |holder| {
+        let who = match holder {
+            Holder::Command(pid) => format!("the command with pid {pid}, which works on the home"),
+            Holder::Service(Some(pid)) => format!("the service with pid {pid} to end"),
+            Holder::Service(None) => "another service to end".to_owned(),
+            Holder::Nobody => "commands that read the home".to_owned(),
+        };
+        reporter.state(State::Starting, Some(&format!("waiting for {who}")));
+    };
+    HomeLock::acquire_telling(&config.store.path, Purpose::Service, waits_for).inspect_err(|failure| {
+        // Whoever started it has gone by then. A service that runs all the same is word enough, and the log is that one's.
+        if failure.kind == FailureKind::Unavailable
+            && let Ok(_logging) = logging::init(&config.log, config.time_zone, Console::Silent)
+        {
+            tracing::error!(kind = ?failure.kind, "not started: {failure}");
+        }
+    })
 }
 
 fn refuse_second(config: &Config) -> Result<(), Failure> {

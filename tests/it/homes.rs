@@ -12,7 +12,7 @@ use mtga::lock::{self, Holder};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::harness::process::Finished;
+use crate::harness::process::{Finished, Service};
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, tick, wait_until};
 
 fn holder(home: &Home) -> Holder {
@@ -282,4 +282,30 @@ fn a_store_that_is_not_there_is_no_new_home_unless_that_is_wanted() {
             scope.spawn(move || assert_no_other_home_begins(configure));
         }
     });
+}
+
+#[test]
+fn a_start_that_gives_up_behind_a_command_leaves_a_word() {
+    let topic = Topic::create("silent", 1);
+    let home = Home::new(&topic);
+    home.start();
+    home.wait_for(State::Consuming);
+    home.stop();
+    let log = fs::File::options().create(true).append(true).open(home.path("logs/command.log")).expect("a file");
+    let mut command = home.command();
+    let command = Service::spawn(command.arg("retry_failure_queue").env("FAULT_POINT", "home.locked:1:60000"), log);
+    wait_until("the command has the home", SOON, || {
+        let holder = holder(&home);
+        holds(matches!(holder, Holder::Command(_)), holder)
+    });
+    let mut start = home.command();
+    let start = start.arg("start").env("FAULT_START_MS", "1000").env("FAULT_LOCK_MS", "3000");
+    let started = Finished::run(start, SOON).success();
+    let waits = format!("waiting for the command with pid {}", command.pid());
+    assert!(started.contains(&waits), "the command says what the daemon waits for: {started}");
+    wait_until("the log says why it gave up", SOON, || {
+        let log = home.log();
+        holds(log.contains("not started: a command works on the home"), log)
+    });
+    command.kill();
 }
