@@ -14,7 +14,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
-use nix::sys::prctl;
+use nix::sys::{prctl, stat};
 use nix::unistd::{Gid, Uid, User, geteuid, initgroups, setgroups, setresgid, setresuid};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
@@ -121,21 +121,30 @@ fn holds(pid: u32, lock: &Path) -> Result<(), String> {
     let (Ok(locks), Ok(metadata)) = (fs::read_to_string("/proc/locks"), fs::symlink_metadata(lock)) else {
         return Ok(());
     };
-    match holder_in(&locks, metadata.ino()) {
+    match holder_in(&locks, metadata.ino(), metadata.dev(), pid) {
         Some(holder) if holder != pid => Err(format!("pid {holder} holds the lock {}", lock.display())),
         _ => Ok(()),
     }
 }
 
-/// The process that `/proc/locks` says has the exclusive lock of the file with this inode.
-fn holder_in(locks: &str, inode: u64) -> Option<u32> {
-    locks.lines().find_map(|line| {
+/// The process that `/proc/locks` says has the exclusive lock of the file with this inode on this device. Some file systems
+/// without a device of their own (btrfs, overlayfs) show another one there: then it is `pid` if that has the lock of a file with
+/// this inode, or else any that has.
+fn holder_in(locks: &str, inode: u64, device: u64, pid: u32) -> Option<u32> {
+    let (major, minor) = (stat::major(device), stat::minor(device));
+    let device = format!("{major:02x}:{minor:02x}");
+    let holders = locks.lines().filter_map(|line| {
         // `1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF`; those who wait have a `->` behind the number.
         let fields: Vec<_> = line.split_whitespace().collect();
         let [_, "FLOCK", _, "WRITE", pid, file, ..] = fields[..] else { return None };
-        let is_it = file.rsplit(':').next().and_then(|inode| inode.parse().ok()) == Some(inode);
-        pid.parse().ok().filter(|pid| is_it && *pid != 0)
-    })
+        let (of, number) = file.rsplit_once(':')?;
+        let pid = pid.parse::<u32>().ok().filter(|pid| *pid != 0)?;
+        (number.parse() == Ok(inode)).then_some((of, pid))
+    });
+    let holders: Vec<_> = holders.collect();
+    let there = holders.iter().find(|(of, _)| *of == device);
+    let shown_as_another = || holders.iter().find(|(_, holder)| *holder == pid).or(holders.first());
+    there.or_else(|| if major == 0 { shown_as_another() } else { None }).map(|(_, holder)| *holder)
 }
 
 #[cfg(test)]
@@ -185,8 +194,22 @@ mod tests {
         let locks = "1: POSIX  ADVISORY  WRITE 7 fd:01:42 0 EOF\n2: FLOCK  ADVISORY  READ 8 fd:01:42 0 EOF\n\
                      3: FLOCK  ADVISORY  WRITE 9 fd:01:421 0 EOF\n4: FLOCK  ADVISORY  WRITE 10 fd:01:42 0 EOF\n\
                      4: -> FLOCK  ADVISORY  WRITE 11 fd:01:42 0 EOF\nrubbish\n";
-        assert_eq!(holder_in(locks, 42), Some(10));
-        assert_eq!(holder_in(locks, 4), None);
-        assert_eq!(holder_in("", 42), None);
+        let device = stat::makedev(0xfd, 1);
+        assert_eq!(holder_in(locks, 42, device, 7), Some(10));
+        assert_eq!(holder_in(locks, 4, device, 7), None);
+        assert_eq!(holder_in("", 42, device, 7), None);
+    }
+
+    #[test]
+    fn a_lock_of_the_same_inode_number_on_another_disk_is_another_one() {
+        // The process that is found first has a file of a disk in memory, whose numbers are small.
+        let locks = "1: FLOCK  ADVISORY  WRITE 7 00:2a:42 0 EOF\n2: FLOCK  ADVISORY  WRITE 9 fd:01:42 0 EOF\n";
+        let disk = stat::makedev(0xfd, 1);
+        assert_eq!(holder_in(locks, 42, disk, 7), Some(9), "the file on fd:01 is the lock of the home");
+        assert_eq!(holder_in(locks, 42, stat::makedev(0xfd, 2), 7), None);
+        assert_eq!(holder_in(locks, 42, stat::makedev(0, 0x2a), 9), Some(7));
+        let shown_as_another = stat::makedev(0, 0x30);
+        assert_eq!(holder_in(locks, 42, shown_as_another, 9), Some(9));
+        assert_eq!(holder_in(locks, 42, shown_as_another, 8), Some(7), "neither of the two is pid 8");
     }
 }
