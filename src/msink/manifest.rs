@@ -57,6 +57,9 @@ use crate::config::Compression;
 /// What a manifest's name ends with. The name of an event file must leave room for it.
 pub const SUFFIX: &str = ".manifest.json";
 
+/// What stands before [`SUFFIX`] in the name of the manifest of a seal without a line. No event file's name ends like that.
+pub const EMPTY: &str = ".empty";
+
 /// The largest manifest, bytes: several times what the longest names need.
 pub const MAX_SIZE: usize = 16 << 10;
 
@@ -252,10 +255,11 @@ pub fn name_for(file: &str) -> String {
 }
 
 /// The name of the manifest of a seal without a line, in the event directory itself. The number keeps a range that was
-/// read twice (a recreated topic, a rewind) from replacing the first manifest.
+/// read twice (a recreated topic, a rewind) from replacing the first manifest, and [`EMPTY`] keeps it from the name that the
+/// manifest of an event file may have, whatever the template and the values of the records are.
 pub fn name_of_empty(range: &Range, number: u64) -> String {
     let Range { topic, partition, from, to, .. } = range;
-    let rest = format!("-{partition}-{from}-{to}.{number}{SUFFIX}");
+    let rest = format!("-{partition}-{from}-{to}.{number}{EMPTY}{SUFFIX}");
     let mut topic = sanitised(topic);
     // Kafka allows 249 bytes.
     if topic.len() + rest.len() > MAX_NAME {
@@ -426,9 +430,9 @@ mod tests {
     #[test]
     fn names_say_what_they_belong_to() {
         assert_eq!(name_for("a/b.7.log.gz"), "a/b.7.log.gz.manifest.json");
-        assert_eq!(name_of_empty(&range(), 77), "mulog_clean_24-0-6197510494-6197511494.77.manifest.json");
+        assert_eq!(name_of_empty(&range(), 77), "mulog_clean_24-0-6197510494-6197511494.77.empty.manifest.json");
         let hidden = Range { topic: ".hidden".to_owned(), ..range() };
-        assert_eq!(name_of_empty(&hidden, 1), "%2Ehidden-0-6197510494-6197511494.1.manifest.json");
+        assert_eq!(name_of_empty(&hidden, 1), "%2Ehidden-0-6197510494-6197511494.1.empty.manifest.json");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::FileKey;
 use super::dir::{EventDir, blames_name};
 use super::file::{FileSink, Ledger, Now, Remains, RotateReason, leftover};
-use super::manifest::{Manifest, Source};
+use super::manifest::{self, Manifest, Source};
 use super::name::NameTemplate;
 use crate::config;
 use crate::msource::journal::{FileIntent, FileState, SealedFile};
@@ -396,6 +396,28 @@ fn a_file_is_not_published_beside_the_manifest_of_another() {
     assert!(fs::read_to_string(&path).unwrap().starts_with(more));
     world.sink.remove_hidden(&leftover("a.00.0")).unwrap();
     assert_eq!(names(&world), ["a.00.0", "a.00.0.manifest.json"]);
+}
+
+#[test]
+fn no_record_makes_the_name_of_a_manifest_without_a_file() {
+    let zone = crate::config::TimeZone::UTC;
+    let range = manifest::Range { topic: "t".to_owned(), topic_id: String::new(), partition: 0, from: 5, to: 9 };
+    let empty = manifest::name_of_empty(&range, 7);
+    for text in
+        ["{topic}-{partition}-{log_name}.{seq}", "{topic}-{partition}-{log_name}.{seq}.empty", "{seq}/t-0-5-9.7.empty"]
+    {
+        let template = NameTemplate::parse(text, 1, "", zone).unwrap();
+        let key = FileKey {
+            topic: Some("t".to_owned()),
+            partition: Some(0),
+            log_name: Some("5-9".to_owned()),
+            ..FileKey::default()
+        };
+        for ending in ["", ".gz"] {
+            let file = template.clone().hidden(ending).name(&key, 0, 7).unwrap();
+            assert_ne!(manifest::name_for(&file).rsplit('/').next(), Some(empty.as_str()));
+        }
+    }
 }
 
 #[test]

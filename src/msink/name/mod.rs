@@ -38,8 +38,9 @@ use crate::record::{Reason, Reject};
 /// The longest component that Linux's file systems take, bytes.
 const MAX_COMPONENT: usize = 255;
 
-/// What names end with that stand beside event files: a manifest's, and that of a file which was set aside.
-pub const RESERVED: [&str; 2] = [manifest::SUFFIX, UNDECIDED];
+/// What names end with that stand beside event files: a manifest's, that of a file which was set aside, and what a manifest
+/// without a file seems to be of.
+pub const RESERVED: [&str; 3] = [manifest::SUFFIX, UNDECIDED, manifest::EMPTY];
 
 /// What the name of a hidden file ends with that was set aside.
 pub const UNDECIDED: &str = ".undecided";
