@@ -393,6 +393,7 @@ impl Consumer {
         let asked = Instant::now();
         let looked = self.decide_hidden_elsewhere();
         self.look_at = next_question(asked, LOOK);
+        self.topics.asks_next(asked, self.look_at);
         looked
     }
 

@@ -202,8 +202,11 @@ impl Consumer {
     }
 
     /// When brokers are asked again about what is not read yet: soon while nothing is read that the question would hold up.
-    pub(super) fn resolve_again(&self, asked: Instant, least: Duration) -> Instant {
-        if self.slots.is_empty() { Instant::now() + least.min(RETRY) } else { next_question(asked, least) }
+    pub(super) fn resolve_again(&mut self, asked: Instant, least: Duration) -> Instant {
+        let is_idle = self.slots.is_empty();
+        let next = if is_idle { Instant::now() + least.min(RETRY) } else { next_question(asked, least) };
+        self.topics.asks_next(asked, next);
+        next
     }
 
     /// Makes everything durable that was sent before the pending partitions were given to us, and all that was noted of them

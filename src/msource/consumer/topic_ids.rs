@@ -86,6 +86,11 @@ impl TopicIds {
         }))
     }
 
+    /// Brokers are asked again at this time about what they answered since `asked`.
+    pub(super) fn asks_next(&mut self, asked: Instant, at: Instant) {
+        self.doubts.values_mut().for_each(|doubt| doubt.asks_next(asked, at));
+    }
+
     /// Another topic has taken the place of one with this id.
     pub(super) fn replace(&mut self, id: &str) {
         if !id.is_empty() {
@@ -146,6 +151,21 @@ mod tests {
             (91, id("new"), false),
             (121, id("new"), true),
         ]);
+    }
+
+    #[test]
+    fn a_topic_that_was_made_again_begins_however_seldom_brokers_are_asked() {
+        let partition = TopicPartition { topic: "t".into(), partition: 0 };
+        let mut topics = TopicIds::new(PATIENCE);
+        let begun = Instant::now();
+        let lasts = (0_u32..5).any(|pass| {
+            let asked = begun + pass * Duration::from_secs(50);
+            let meaning = topics.hear(&partition, &["old"], id("new"), asked);
+            // Another partition's leader is waited for in the same pass.
+            topics.asks_next(asked, asked + Duration::from_secs(50));
+            meaning == Meaning::Lasting
+        });
+        assert!(lasts);
     }
 
     #[test]

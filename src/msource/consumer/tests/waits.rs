@@ -1,5 +1,6 @@
 //! What waits for the delivery or for the group, and what becomes of the rest meanwhile.
 
+use super::super::topic_ids::{Meaning, Said};
 use super::*;
 
 fn at(next: i64) -> Position {
@@ -59,4 +60,19 @@ fn a_partition_of_which_the_group_does_not_say_what_it_took_holds_back_no_other_
     assert_eq!(delivery.join().expect("no panic"), (0, Verdict::Committed));
     assert!(judged.has_changed);
     assert_eq!(judged.held.into_iter().map(|(partition, _)| partition).collect::<Vec<_>>(), [missing]);
+}
+
+#[test]
+fn what_brokers_say_of_a_topic_lasts_although_the_next_question_is_put_off() {
+    let mut bench = Bench::new(0, 0);
+    // The question took ten seconds, so that the next one comes forty seconds after its end.
+    let asked = Instant::now().checked_sub(Duration::from_secs(10)).expect("the machine runs for longer");
+    let hear = |consumer: &mut Consumer, seconds| {
+        let said = Said::Id("new".into());
+        consumer.topics.hear(&partition(), &["old"], said, asked + Duration::from_secs(seconds))
+    };
+    assert!(matches!(hear(&mut bench.consumer, 0), Meaning::Doubtful(_)));
+    bench.consumer.resolve_again(asked, RETRY);
+    assert!(matches!(hear(&mut bench.consumer, 50), Meaning::Doubtful(_)));
+    assert_eq!(hear(&mut bench.consumer, 80), Meaning::Lasting);
 }
