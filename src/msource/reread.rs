@@ -246,8 +246,8 @@ enum Said {
     NoTopic,
     /// There is no such partition.
     NoPartition,
-    /// The log ends here.
-    End(i64),
+    /// The log ends before the end of the range, wherever that is: it may grow meanwhile.
+    End,
     /// The offset is refused, for no reason that shows.
     Refused,
 }
@@ -334,8 +334,7 @@ fn take(
                     if message.offset() >= to.next {
                         return Ok(End::Whole);
                     }
-                    let end = message.offset();
-                    return Ok(End::Doubtful(Said::End(end), format!("the broker's log ends at {end}")));
+                    return Ok(End::Doubtful(Said::End, format!("the broker's log ends at {}", message.offset())));
                 }
                 Some(error) if matches!(error.code, Code::AutoOffsetReset | Code::OffsetOutOfRange) => {
                     return Ok(out_of_range(client, from, &to.partition, &error));
@@ -525,6 +524,8 @@ mod tests {
         reasons: Vec<String>,
         /// Happens at the first wait for a reason.
         then: Option<&'a dyn Fn(&BaseProducer)>,
+        /// Whether a record comes with each reason that was not told yet.
+        grows: bool,
     }
 
     impl Brokers<'_> {
@@ -533,7 +534,7 @@ mod tests {
             cluster.create_topic("t", 1, 1).expect("a topic");
             let mut config = ClientConfig::new();
             let producer = config.set("bootstrap.servers", cluster.bootstrap_servers()).create().expect("a producer");
-            Self { cluster, producer, reasons: Vec::new(), then: None }
+            Self { cluster, producer, reasons: Vec::new(), then: None, grows: false }
         }
 
         /// Reads `[0, 10)` of the only partition of this topic again, with this patience.
@@ -568,6 +569,9 @@ mod tests {
             }
             if self.reasons.last().is_none_or(|last| last != reason) {
                 self.reasons.push(reason.to_owned());
+                if self.grows {
+                    produce(&self.producer, 1, 10);
+                }
             }
             !reason.contains("take it out")
         }
@@ -594,6 +598,15 @@ mod tests {
         let gone = brokers.reread("t", &[], Duration::ZERO);
         let left = ((0..4).collect(), Some("the broker's log ends at 4".into()));
         assert_eq!(gone, Ok(left), "it stays so, and the records before it are there");
+    }
+
+    #[test]
+    fn a_log_that_was_cut_off_and_grows_slowly_is_believed_in_time() {
+        let mut brokers = Brokers::new();
+        brokers.grows = true;
+        let (left, gone) = brokers.reread("t", &[], RETRY * 3 / 2).expect("it ends");
+        assert!(gone.is_some() && left.len() < 10, "{} records: {:?}", left.len(), brokers.reasons);
+        assert!(brokers.reasons.len() > 1, "it has grown: {:?}", brokers.reasons);
     }
 
     #[test]
