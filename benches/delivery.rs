@@ -17,7 +17,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use mtga::config::{self, TimeZone};
 use mtga::msink::FileKey;
 use mtga::msink::dir::EventDir;
-use mtga::msink::file::{FileSink, Ledger, Now};
+use mtga::msink::file::{FileSink, Ledger, Now, Written};
 use mtga::msink::name::NameTemplate;
 use mtga::msource::TopicPartition;
 use mtga::msource::journal::{
@@ -152,7 +152,8 @@ fn write(sink: &mut FileSink, keys: &[FileKey], now: Now, sync: Sync) {
     for _ in 0..64 {
         for key in keys {
             let (id, position) = sink.target(key, now, &mut Nobody).expect("a file");
-            sink.write(id, position, &piece, &mut 0, now).expect("room on the disk");
+            let written = sink.write(id, position, &piece, &mut 0, now).expect("room on the disk");
+            assert_eq!(written, Written::All);
         }
     }
     if sync == Sync::Once {

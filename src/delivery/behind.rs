@@ -11,7 +11,8 @@ pub fn queue_changes(frames: impl IntoIterator<Item = Frame>, number: u64, chang
     for frame in frames {
         match frame {
             Frame::Block(block) if block.number > number => {
-                if let BlockSource::Queue(taken) = &block.source {
+                // The block before it has taken them, and may have put some back.
+                if let (BlockSource::Queue(taken), false) = (&block.source, block.is_rest()) {
                     entries.extend(taken.iter().map(|(key, _)| (*key, None)));
                 }
                 entries.extend(block.rejects.into_iter().map(|(key, entry)| (key, Some(entry))));

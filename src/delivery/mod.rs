@@ -50,6 +50,7 @@ mod stall;
 mod tests;
 pub mod witness;
 mod writer;
+mod writing;
 
 pub use budget::Budget;
 pub use parts::Parts;

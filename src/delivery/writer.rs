@@ -1,7 +1,6 @@
 //! The delivery thread: takes blocks and notes in the order of their tickets, and writes them.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
@@ -15,14 +14,14 @@ use super::checkpoint::{Checkpointer, Finished, Job};
 use super::queue::Removal;
 use super::seal::Sealing;
 use super::stall::Stall;
+use super::writing::Writing;
 use super::{Budget, CommitPoint, Error, Finish, Gauges, Inbox};
-use crate::block::{DoneBlock, Lines, Place, Source};
+use crate::block::{DoneBlock, Place, Source};
 use crate::config;
-use crate::msink::dir::blames_name;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::TopicPartition;
-use crate::msource::journal::{Block, BlockSource, Frame, History, Piece, QueueEntry, State};
-use crate::msource::tracker::{Refusal, Tracker};
+use crate::msource::journal::{Block, BlockSource, Frame, History, QueueEntry, State};
+use crate::msource::tracker::Tracker;
 use crate::transform::worker::recycle;
 
 /// How often files are looked at for rotation.
@@ -35,15 +34,6 @@ const PRUNE_INTERVAL: Duration = Duration::from_hours(1);
 pub(super) enum Item {
     Block(Box<DoneBlock>),
     Note { frame: Frame, reply: Sender<()> },
-}
-
-/// A block at work; what is done already is not done again after a stall.
-pub(super) struct Writing {
-    block: Box<DoneBlock>,
-    frame: Option<Box<Block>>,
-    /// The piece being written, and how much of it is.
-    piece: usize,
-    done: usize,
 }
 
 /// The delivery thread's own data.
@@ -288,7 +278,7 @@ impl Delivery {
             self.budget.reached(self.next);
             match item {
                 Item::Block(block) => {
-                    self.writing = Some(Writing { block, frame: None, piece: 0, done: 0 });
+                    self.writing = Some(Writing::new(block));
                 }
                 Item::Note { frame, reply } => {
                     self.append(&frame)?;
@@ -313,123 +303,24 @@ impl Delivery {
     /// Whether a block is half-written. It has the next number already, and a checkpoint of a later one would cover it too:
     /// nothing else may get a number until it is written.
     pub(super) fn is_halfway(&self) -> bool {
-        self.writing.as_ref().is_some_and(|writing| writing.frame.is_some())
+        self.writing.as_ref().is_some_and(Writing::is_framed)
     }
 
-    /// Writes a block, going on where a stall stopped it. The outer error ends the process, the inner one stalls.
-    fn write(&mut self, writing: &mut Writing) -> Result<io::Result<()>, Error> {
-        while writing.frame.is_none() {
-            if self.is_stale(&writing.block) {
-                return Ok(Ok(()));
-            }
-            match self.targets(&writing.block) {
-                Err((piece, error)) => {
-                    if let Err(error) = refuse(&mut writing.block, piece, error) {
-                        return Ok(Err(error));
-                    }
-                }
-                Ok(targets) => match self.admit(&mut writing.block, &targets)? {
-                    None => return Ok(Ok(())),
-                    frame => writing.frame = frame,
-                },
-            }
-        }
-        let Some(frame) = &writing.frame else { return Ok(Ok(())) };
-        let now = Now::current();
-        while let (Some(piece), Some(lines)) =
-            (frame.pieces.get(writing.piece), writing.block.pieces.get(writing.piece))
-        {
-            if let Err(error) = self.sink.write(piece.file, piece.position, &lines.bytes, &mut writing.done, now) {
-                return Ok(Err(error));
-            }
-            writing.piece += 1;
-            writing.done = 0;
-        }
-        if matches!(frame.source, BlockSource::Queue(_)) {
-            crate::fault::point("queue_written");
-        }
-        Ok(Ok(()))
-    }
-
-    /// Whether the block's assignment is over. No file is opened for it then: nobody might ever write into that file.
-    fn is_stale(&self, block: &DoneBlock) -> bool {
-        match &block.source {
-            Source::Partition { epoch, to, .. } => !self.tracker.is_current(&to.partition, *epoch),
-            Source::Queue(_) | Source::Adopted { .. } => false,
-        }
-    }
-
-    /// Decides where each piece goes: file and position. An error comes with the piece that it is about.
-    fn targets(&mut self, block: &DoneBlock) -> Result<Vec<(u64, u64)>, (usize, io::Error)> {
-        let target = |(piece, lines): (usize, &Lines)| {
-            let target = self.with_sink(|sink, ledger, now| sink.target(&lines.key, now, ledger));
-            target.inspect(|_| lines.made.set()).map_err(|error| (piece, error))
-        };
-        block.pieces.iter().enumerate().map(target).collect()
-    }
-
-    /// Puts the block into the journal; `None` when its assignment is over.
-    fn admit(&mut self, block: &mut DoneBlock, targets: &[(u64, u64)]) -> Result<Option<Box<Block>>, Error> {
-        let piece = |(lines, (file, position)): (&Lines, &(u64, u64))| {
-            let length = lines.bytes.len() as u64;
-            Piece { file: *file, position: *position, length, crc: lines.crc, lines: lines.lines }
-        };
-        let pieces = block.pieces.iter().zip(targets).map(piece).collect();
-        let mut next_key = self.state.next_key;
-        let mut fresh = || {
-            next_key += 1;
-            next_key - 1
-        };
-        // Moved, since they may be most of the block.
-        let rejects = std::mem::take(&mut block.rejects)
-            .into_iter()
-            .map(|rejected| (rejected.key.unwrap_or_else(&mut fresh), rejected.entry))
-            .collect();
-        let source = match &block.source {
-            Source::Partition { from, to, .. } => BlockSource::Offsets { from: *from, to: to.clone() },
-            Source::Queue(taken) => BlockSource::Queue(taken.clone()),
-            Source::Adopted { home, upto } => BlockSource::Adopted { home: home.clone(), upto: *upto },
-        };
-        let frame = Frame::Block(Box::new(Block {
-            number: self.state.number + 1,
-            source,
-            recipe: block.recipe.to_string(),
-            pieces,
-            records: block.records,
-            filtered: block.filtered,
-            rejects,
-        }));
-        let append = || self.journal().append(&frame);
-        let appended = match &block.source {
-            Source::Queue(_) | Source::Adopted { .. } => append(),
-            Source::Partition { epoch, from, to } => {
-                match self.tracker.admit(&to.partition, *epoch, *from, to.next, append) {
-                    Ok(appended) => appended,
-                    Err(Refusal::Stale) => return Ok(None),
-                    Err(Refusal::Undecided) => {
-                        return Err(Error::Undecided { partition: to.partition.clone(), from: *from });
-                    }
-                    Err(Refusal::NotNext { expected }) => {
-                        return Err(Error::NotNext { partition: to.partition.clone(), from: *from, expected });
-                    }
-                }
-            }
-        };
-        appended.map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
-        let Frame::Block(block) = frame else { unreachable!("made above") };
-        if matches!(block.source, BlockSource::Queue(_)) {
-            crate::fault::point("queue_framed");
-        }
-        Ok(Some(block))
+    fn take_in(&mut self, frame: Block) -> Box<Block> {
+        let frame = Frame::Block(Box::new(frame));
+        self.state.apply(&frame);
+        let Frame::Block(frame) = frame else { unreachable!("made above") };
+        frame
     }
 
     /// A block is written, or dropped because its assignment is over.
     fn settle(&mut self, writing: Writing) {
-        let Writing { block, frame, .. } = writing;
-        if let Some(frame) = frame {
-            let frame = Frame::Block(frame);
-            self.state.apply(&frame);
-            let Frame::Block(frame) = frame else { unreachable!("made above") };
+        let Writing { block, frames, .. } = writing;
+        let mut frames = frames.into_iter();
+        let first = frames.next().map(|frame| self.take_in(frame));
+        // What other files got was counted with it.
+        frames.for_each(|frame| drop(self.take_in(frame)));
+        if let Some(frame) = first {
             if let BlockSource::Queue(taken) = &frame.source {
                 self.remove.extend(taken.iter().map(|(key, _)| key));
             }
@@ -467,22 +358,6 @@ impl Delivery {
             self.want_group(group);
         }
     }
-}
-
-/// Rejects the records of a piece that can have no file by the fault of their own names; any other error is returned.
-fn refuse(block: &mut DoneBlock, piece: usize, error: io::Error) -> io::Result<()> {
-    let is_theirs = block.pieces.get(piece).is_some_and(|lines| !lines.rejects.is_empty());
-    if !is_theirs || !blames_name(&error) {
-        return Err(error);
-    }
-    let lines = block.pieces.remove(piece);
-    tracing::warn!(key = ?lines.key, %error, records = lines.lines, "no file can have the name that these records ask for");
-    for mut rejected in lines.rejects {
-        rejected.entry.reject.detail = format!("its file cannot be made: {error}").into();
-        block.rejects.push(rejected);
-    }
-    block.rejects.sort_by_key(|rejected| (rejected.key, rejected.entry.offset));
-    Ok(())
 }
 
 /// Answers; who asked may have given up waiting.

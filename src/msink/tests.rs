@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use super::FileKey;
 use super::dir::{EventDir, blames_name};
-use super::file::{FileSink, Ledger, Now, Remains, RotateReason, leftover};
+use super::file::{FileSink, Ledger, Now, Remains, RotateReason, Written, leftover};
 use super::manifest::{self, Manifest, Source};
 use super::name::NameTemplate;
 use crate::config;
@@ -88,7 +88,8 @@ impl World {
 
     fn append(&mut self, log: &str, text: &str) -> (u64, u64) {
         let (id, position) = self.target(log).unwrap();
-        self.sink.write(id, position, text.as_bytes(), &mut 0, self.now).unwrap();
+        let written = self.sink.write(id, position, text.as_bytes(), &mut 0, self.now).unwrap();
+        assert_eq!(written, Written::All);
         (id, position)
     }
 
@@ -219,9 +220,9 @@ fn a_file_that_is_removed_while_it_is_written_holds_up_nothing() {
     let (id, position) = world.target("a").unwrap();
     fs::remove_file(world.path("a.00.0")).unwrap();
     let mut done = 0;
-    world.sink.write(id, position, b"one\n", &mut done, world.now).unwrap();
-    assert_eq!(done, 4);
-    assert_eq!(world.append("a", "two\n"), (1, 0));
+    let written = world.sink.write(id, position, b"one\n", &mut done, world.now).unwrap();
+    assert_eq!((written, done), (Written::Gone, 0));
+    assert_eq!(world.append("a", "one\n"), (1, 0));
 }
 
 #[test]
@@ -233,7 +234,8 @@ fn a_full_disk_is_an_error_and_the_rest_follows_when_there_is_room() {
     let error = world.sink.write(id, position, b"one\ntwo\n", &mut done, world.now).unwrap_err();
     assert_eq!((error.kind(), done), (io::ErrorKind::StorageFull, 5));
     world.sink.room.store(u64::MAX, Ordering::SeqCst);
-    world.sink.write(id, position, b"one\ntwo\n", &mut done, world.now).unwrap();
+    let written = world.sink.write(id, position, b"one\ntwo\n", &mut done, world.now).unwrap();
+    assert_eq!((written, done), (Written::All, 8));
     assert_eq!(fs::read(world.path("a.00.0")).unwrap(), b"one\ntwo\n");
     assert_eq!(world.target("a").unwrap(), (0, 8));
 }

@@ -16,7 +16,7 @@ use std::time::Instant;
 
 use super::FileKey;
 use super::dir::EventDir;
-use super::file::{FileSink, Ledger, Now, RotateReason};
+use super::file::{FileSink, Ledger, Now, RotateReason, Written, whole_lines};
 use super::name::NameTemplate;
 use crate::config::{self, Mode};
 use crate::msource::journal::FileIntent;
@@ -122,16 +122,23 @@ impl<F: FnMut(WriteId, Delivered)> Writer<F> {
 
     fn write_key(&mut self, key: &FileKey, now: Now) -> io::Result<()> {
         let Some(waiting) = self.waiting.get_mut(key) else { return Ok(()) };
-        let (id, position, mut done) = if let Some(begun) = waiting.begun {
-            begun
-        } else {
-            self.sink.reopen_dir()?;
-            let (id, position) = self.sink.target(key, now, &mut Nobody)?;
-            (id, position, 0)
-        };
-        let written = self.sink.write(id, position, &waiting.bytes, &mut done, now);
-        waiting.begun = Some((id, position, done));
-        written?;
+        loop {
+            let (id, position, mut done) = if let Some(begun) = waiting.begun {
+                begun
+            } else {
+                self.sink.reopen_dir()?;
+                let (id, position) = self.sink.target(key, now, &mut Nobody)?;
+                (id, position, 0)
+            };
+            let written = self.sink.write(id, position, &waiting.bytes, &mut done, now);
+            waiting.begun = Some((id, position, done));
+            if written? == Written::All {
+                break;
+            }
+            // Whole lines went with the file. Whose lines they were is kept, since they were written.
+            waiting.bytes.drain(..whole_lines(&waiting.bytes[..done]));
+            waiting.begun = None;
+        }
         if let Some(waiting) = self.waiting.remove(key) {
             self.written.extend(waiting.ids);
         }

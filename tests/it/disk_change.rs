@@ -1,14 +1,78 @@
-//! Event files and stores that are away for a while.
+//! What operators do about a disk: free it, mount another one over it, copy its files to a larger one, take it away for a while.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
 
 use mtga::control::State;
 use nix::errno::Errno;
 
 use crate::harness::disk::Layer;
-use crate::harness::{Codec, Home, Mix, SOON, Topic, holds, wait_until};
+use crate::harness::process::Finished;
+use crate::harness::{Codec, Home, Mix, Mount, Record, SOON, Topic, holds, wait_until};
+
+/// A service whose disk is full in the middle of a block of these records.
+fn full(name: &str) -> (Home, Mount, Vec<Record>) {
+    let topic = Topic::create(name, 1);
+    let home = Home::new(&topic);
+    let disk = Mount::new(home.path("data"), "1m");
+    let produced = topic.fill(Codec::None, Mix::Clean, 0, 2000);
+    home.start();
+    home.wait_for(State::Paused);
+    (home, disk, produced)
+}
+
+/// The whole lines of its first file: what a collector has read.
+fn whole_lines(home: &Home) -> usize {
+    let bytes = fs::read(home.path("data/events.0.log")).expect("a file");
+    bytes.split(|byte| *byte == b'\n').count() - 1
+}
+
+/// Waits until nothing is left to be written; stops, and counts the lines that are there.
+fn lines_in_the_end(home: &Home, produced: &[Record]) -> usize {
+    home.wait_done(produced);
+    assert_eq!(home.status().counts.written, produced.len() as u64);
+    home.stop();
+    home.events().iter().map(|file| file.lines.len()).sum()
+}
+
+/// Lines that were not written yet are in no file that anybody could have removed.
+#[test]
+fn lines_that_were_not_written_yet_do_not_go_with_a_file_that_is_removed() {
+    let (home, _disk, produced) = full("freed");
+    let read = whole_lines(&home);
+    fs::remove_file(home.path("data/events.0.log")).expect("a file");
+    assert_eq!(read + lines_in_the_end(&home, &produced), produced.len(), "read by a collector, and there");
+}
+
+#[test]
+fn an_event_directory_that_is_made_anew_gets_what_the_old_one_had_no_room_for() {
+    let (home, disk, produced) = full("anew");
+    let read = whole_lines(&home);
+    let _larger = Mount::new(disk.path().to_owned(), "64m");
+    assert_eq!(read + lines_in_the_end(&home, &produced), produced.len(), "on both disks");
+}
+
+#[test]
+fn event_files_that_are_copied_to_a_larger_disk_are_gone_on_with() {
+    let (home, disk, produced) = full("larger");
+    home.kill9();
+    let copy = |from: &Path, to: &Path| {
+        Finished::run(Command::new("cp").args(["-a", "-T"]).arg(from).arg(to), SOON).success();
+    };
+    let kept = home.path("kept");
+    copy(&home.path("data"), &kept);
+    let larger = Mount::new(disk.path().to_owned(), "64m");
+    // The files have other inodes than on the old one.
+    (0..9).for_each(|n| fs::write(larger.path().join(format!(".{n}")), "").expect("a file"));
+    copy(&kept, larger.path());
+    home.start();
+    home.wait_done(&produced);
+    home.stop();
+    home.assert_exactly(&produced);
+}
 
 #[test]
 fn a_permission_on_the_store_that_is_lost_and_regained_pauses_the_service() {

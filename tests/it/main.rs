@@ -32,7 +32,7 @@ mod deploy;
 /// Disks that fail: full, read-only, gone, I/O errors, syncs that fail.
 #[cfg(test)]
 mod disk;
-/// Event files and stores that are away for a while.
+/// Event files and stores that are away for a while, or on another disk than before.
 #[cfg(test)]
 mod disk_change;
 /// What is on the disk at a step, when the power is cut right behind it.

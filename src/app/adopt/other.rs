@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::super::broken::{Broken, failed};
 use super::super::places::Places;
 use crate::cli::Place;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Visibility};
 use crate::control::{Failure, FailureKind};
 use crate::lock::{HomeLock, Purpose};
 use crate::msink::dir::{EventDir, blames_name};
@@ -260,8 +260,9 @@ pub(in crate::app) fn refuse_adopted(places: &Places) -> Result<(), Broken> {
     }
 }
 
-/// Takes the files of a copied home for what they are: all of them have other inodes than the journal says, which would
-/// otherwise mean that somebody replaced them.
+/// Takes the files of a copied home for what they are: they have other inodes than the journal says, which would otherwise mean
+/// that another process replaced them. Where some have the same inode, be it by chance or because their directory is the same, a
+/// hidden file is taken only with the lines that it should have, and of live ones the recovery looks at the lines.
 pub(in crate::app) fn take_copies(contents: &mut Contents, dir: &EventDir) -> io::Result<()> {
     let mut names: BTreeMap<u64, (String, u64)> = BTreeMap::new();
     if let Some(state) = &contents.state {
@@ -278,15 +279,24 @@ pub(in crate::app) fn take_copies(contents: &mut Contents, dir: &EventDir) -> io
             _ => {}
         }
     }
-    let mut inodes = BTreeMap::new();
+    let (mut found, mut is_same) = (Vec::new(), false);
     for (id, (name, known)) in names.into_iter().filter(|(_, (_, known))| *known != 0) {
         match dir.open_existing(&name) {
-            Ok((_, inode)) if inode == known => return Ok(()),
-            Ok((_, inode)) => drop(inodes.insert(id, inode)),
+            Ok((_, inode)) if inode == known => is_same = true,
+            Ok((file, inode)) => {
+                let state = contents.state.as_ref().and_then(|state| state.files.get(&id));
+                let has_lines = state.is_some_and(|state| state.visibility == Visibility::Sealed) && {
+                    let (length, crc) = state.map_or((0, 0), |state| (state.length, state.crc));
+                    crc_of(&file, length)? == Some(crc)
+                };
+                found.push((id, inode, has_lines));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound || blames_name(&error) => {}
             Err(error) => return Err(error),
         }
     }
+    let taken = found.into_iter().filter(|(.., has_lines)| !is_same || *has_lines);
+    let inodes: BTreeMap<_, _> = taken.map(|(id, inode, _)| (id, inode)).collect();
     if let Some(state) = &mut contents.state {
         for (id, file) in &mut state.files {
             file.inode = inodes.get(id).copied().unwrap_or(file.inode);
@@ -300,9 +310,54 @@ pub(in crate::app) fn take_copies(contents: &mut Contents, dir: &EventDir) -> io
     Ok(())
 }
 
+/// CRC-32C of the first bytes of a file; `None` when it is shorter.
+fn crc_of(file: &File, length: u64) -> io::Result<Option<u32>> {
+    let (mut crc, mut left) = (0, length);
+    let mut buffer = vec![0; 1 << 16];
+    while left > 0 {
+        let part = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let read = file.read_at(&mut buffer[..part], length - left)?;
+        if read == 0 {
+            return Ok(None);
+        }
+        crc = crc32c::crc32c_append(crc, &buffer[..read]);
+        left -= read as u64;
+    }
+    Ok(Some(crc))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::msource::journal::{FileState, State};
+
+    #[test]
+    fn one_file_with_its_inode_does_not_keep_the_others_from_being_copies() {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = EventDir::open(&scratch.path().join("data")).unwrap();
+        let mut state = State::default();
+        // By chance the first one has its inode; the second one has its lines; the third one has others.
+        for (id, inode, content) in [(0, None, "a\n"), (1, Some(1), "a\n"), (2, Some(2), "b\n")] {
+            let name = format!("f{id}");
+            let (mut file, found) = dir.create(&format!(".{name}"), 0o640).unwrap();
+            file.write_all(content.as_bytes()).unwrap();
+            let file = FileState {
+                name,
+                inode: inode.unwrap_or(found),
+                visibility: Visibility::Sealed,
+                length: 2,
+                crc: crc32c::crc32c(b"a\n"),
+                ..FileState::default()
+            };
+            state.files.insert(id, file);
+        }
+        let known = state.clone();
+        let mut contents = Contents { state: Some(state), ..Contents::default() };
+        take_copies(&mut contents, &dir).unwrap();
+        let state = contents.state.unwrap();
+        let changed: Vec<_> = (0..3).filter(|id| state.files[id].inode != known.files[id].inode).collect();
+        assert_eq!(changed, [1]);
+    }
 
     #[test]
     fn plain_assignments_are_read_and_what_a_shell_would_do_is_refused() {

@@ -293,7 +293,8 @@ impl Writer<'_> {
     fn frame(&mut self, frame: Frame) -> Result<(), StoreError> {
         match frame {
             Frame::Block(block) => {
-                if let BlockSource::Queue(taken) = &block.source {
+                // The block before it has taken them, and may have put some back.
+                if let (BlockSource::Queue(taken), false) = (&block.source, block.is_rest()) {
                     taken.iter().try_for_each(|(key, _)| self.put(*key, None))?;
                 }
                 block.rejects.into_iter().try_for_each(|(key, entry)| self.put(key, Some(entry)))

@@ -12,6 +12,7 @@ use super::home::{Home, Work};
 use super::model::{Fate, Made, PATIENCE, fate, line, wait_until};
 use super::*;
 use crate::delivery::{CommitPoint, Error, Finish, Inbox};
+use crate::msink::file::whole_lines;
 use crate::msource::journal;
 
 const PARTITIONS: i32 = 3;
@@ -217,12 +218,17 @@ proptest! {
 
 /// A home with some entries in its failure queue, whose disk is full in the middle of a block.
 fn stalled() -> (Home, Work, Vec<(u64, u64)>) {
+    stalled_after(30)
+}
+
+/// The same after so many bytes of the block.
+fn stalled_after(room: u64) -> (Home, Work, Vec<(u64, u64)>) {
     let home = home();
     let mut run = start(&home);
     run.block(0, 20);
     barrier(&mut run, Finish::No);
     let entries = home.store.last().entries.iter().map(|(key, entry)| (*key, entry.size())).collect();
-    run.fill_disk(30);
+    run.fill_disk(room);
     run.block(0, 20);
     run.block(1, 20);
     run.send(0);
@@ -330,4 +336,61 @@ fn a_block_that_leaves_a_hole_ends_the_delivery_before_anything_is_written() {
     drop(run);
     wait_until("the checkpoint thread ends", || Arc::strong_count(&home.store) == 1);
     check(&home);
+}
+
+/// Takes files away, as a collector does that has read their whole lines: those that end in the middle of a line, or all.
+fn take_away(home: &Home, all: bool) {
+    for path in files(&home.data()) {
+        let content = fs::read(&path).unwrap();
+        if !all && whole_lines(&content) == content.len() {
+            continue;
+        }
+        let read = path.with_file_name(format!("read-{}", path.file_name().unwrap().to_string_lossy()));
+        fs::write(read, &content[..whole_lines(&content)]).unwrap();
+        fs::remove_file(path).unwrap();
+    }
+}
+
+/// Files are taken away while a block is half-written, and the disk has room for so many bytes then.
+fn assert_the_rest_is_elsewhere(home: &Home, mut run: Work, room: u64) {
+    let before = files(&home.data());
+    take_away(home, room == u64::MAX);
+    let read = files(&home.data());
+    run.fill_disk(room);
+    wait_until("it goes on elsewhere", || {
+        let mut new = files(&home.data());
+        new.retain(|path| !before.contains(path) && !read.contains(path));
+        let bytes = |path: &PathBuf| fs::metadata(path).unwrap().len();
+        !new.is_empty() && new.iter().map(bytes).sum::<u64>() >= room.min(10)
+    });
+    if room == u64::MAX {
+        barrier(&mut run, Finish::No);
+        let counts = run.gauges.counts();
+        assert_eq!((counts.in_flight, run.budget.used()), (0, 0));
+    }
+    home.kill(run);
+    check(home);
+}
+
+#[test]
+fn what_a_file_had_no_line_of_when_it_went_is_in_another_one_after_any_crash() {
+    for room in [0, 20, 47, u64::MAX] {
+        let (home, run, _) = stalled_after(37);
+        assert_the_rest_is_elsewhere(&home, run, room);
+    }
+}
+
+#[test]
+fn what_a_file_had_no_line_of_a_retry_when_it_went_is_in_another_one_after_any_crash() {
+    for room in [0, 20, u64::MAX] {
+        let home = home();
+        let mut run = start(&home);
+        run.block(0, 20);
+        barrier(&mut run, Finish::No);
+        run.fill_disk(15);
+        run.retry(&home.entries(&run.state(), 20));
+        run.send(0);
+        wait_until("the delivery stalls", || run.gauges.stalled().is_some());
+        assert_the_rest_is_elsewhere(&home, run, room);
+    }
 }

@@ -1,5 +1,7 @@
 //! Recovery on real files, with a source that makes any lines again.
 
+use std::os::unix::fs::MetadataExt as _;
+
 use super::*;
 
 /// Files with blocks in them, and a journal's tail that tells of them.
@@ -225,6 +227,49 @@ fn a_file_that_somebody_touched_is_left_alone_and_another_goes_on() {
         assert_eq!(world.content(1), world.expected[&1], "{what}");
         assert_eq!(recovered.state.files.keys().collect::<Vec<_>>(), [&1], "{what}: the file has ended");
         assert_eq!(recovered.state.partitions[&partition(0)].next, 10, "{what}");
+        let totals = &recovered.state.totals;
+        assert_eq!((totals.written, totals.consumed, totals.gaps), (3, 3, 3), "{what}: it was the last block");
+    }
+}
+
+/// Puts a file with this content in place of another one.
+fn replace(world: &World, file: u64, content: &[u8]) {
+    let new = world.scratch.path().join("new");
+    fs::write(&new, content).unwrap();
+    fs::rename(new, world.path(file)).unwrap();
+}
+
+#[test]
+fn copies_of_files_are_completed_and_gone_on_with() {
+    let blocks: &[&[u64]] = &[&[0], &[1, 0]];
+    let size: usize = World::new(2, blocks).blocks.iter().flatten().map(|(_, lines)| lines.len()).sum();
+    for cut in 0..=size {
+        let world = World::new(2, blocks);
+        world.write(cut);
+        for file in [0, 1] {
+            replace(&world, file, &world.content(file));
+        }
+        let recovered = world.recover(&mut same(&world));
+        world.check(&recovered);
+        for file in [0, 1] {
+            let inode = fs::metadata(world.path(file)).unwrap().ino();
+            assert_eq!(recovered.state.files[&file].inode, inode, "it goes on there");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_begins_as_the_one_before_it_and_goes_on_otherwise_is_left_alone() {
+    let torn = [b"{\"durable\":\"12345\"}\n".as_slice(), b"{\"other\""].concat();
+    let wrong = [b"{\"durable\":\"12345\"}\n".as_slice(), lines(7, 0, 3).as_slice()].concat();
+    for content in [torn, wrong] {
+        let world = World::new(1, &[&[0]]);
+        replace(&world, 0, &content);
+        let recovered = world.recover(&mut same(&world));
+        assert_eq!(world.content(0), content);
+        assert!(recovered.state.files.is_empty(), "it gets no further lines");
+        let totals = &recovered.state.totals;
+        assert_eq!((totals.written, totals.consumed, totals.gaps), (0, 0, 3));
     }
 }
 

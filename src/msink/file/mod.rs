@@ -81,6 +81,21 @@ impl Now {
     }
 }
 
+/// How a write ended that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Written {
+    /// All is in the file.
+    All,
+    /// The file is removed, replaced or shortened. What of the bytes is not written needs another [target](FileSink::target).
+    Gone,
+}
+
+/// Bytes of the whole lines that these begin with.
+pub fn whole_lines(bytes: &[u8]) -> usize {
+    memchr::memrchr(b'\n', bytes).map_or(0, |last| last + 1)
+}
+
 struct Active {
     id: u64,
     /// The name it has now: that of a hidden file begins with a dot.
@@ -244,7 +259,7 @@ impl FileSink {
 
     /// Writes bytes of a piece that begins at `position` of the file, all but the first `done`, and counts in `done` what
     /// was written: on an error, call again with the same.
-    pub fn write(&mut self, id: u64, position: u64, bytes: &[u8], done: &mut usize, now: Now) -> io::Result<()> {
+    pub fn write(&mut self, id: u64, position: u64, bytes: &[u8], done: &mut usize, now: Now) -> io::Result<Written> {
         let key = self.keys.get(&id).cloned().ok_or_else(|| io::Error::other(format!("file {id} is finished")))?;
         let opened = loop {
             match self.open(&key) {
@@ -254,14 +269,8 @@ impl FileSink {
         };
         let Some(file) = opened else {
             self.refuse_foreign(&key)?;
-            // Its place is in the journal. Waiting for the file to come back would hold up everything for ever.
-            tracing::error!(
-                file = id,
-                bytes = bytes.len() - *done,
-                "the lines that were being written are gone with their file"
-            );
-            *done = bytes.len();
-            return Ok(());
+            // Waiting for the file to come back would hold up everything for ever.
+            return Ok(Written::Gone);
         };
         if let Some(active) = self.active.get_mut(&key) {
             active.dirty = true;
@@ -278,7 +287,7 @@ impl FileSink {
         if let Some(active) = self.active.get_mut(&key) {
             active.length = position + bytes.len() as u64;
         }
-        Ok(())
+        Ok(Written::All)
     }
 
     #[cfg(not(test))]

@@ -290,6 +290,14 @@ pub struct Block {
     pub rejects: Vec<(u64, QueueEntry)>,
 }
 
+impl Block {
+    /// Whether it has only lines that the block before it could not write, since their file went meanwhile: those at the end of
+    /// what that one made for files of the same key. They are counted there, as all of its records are.
+    pub fn is_rest(&self) -> bool {
+        self.records == 0 && self.pieces.iter().any(|piece| piece.lines > 0)
+    }
+}
+
 /// See [`Block::source`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum BlockSource {

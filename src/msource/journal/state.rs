@@ -379,6 +379,7 @@ impl State {
         }
         let totals = &mut self.totals;
         match &block.source {
+            _ if block.is_rest() => {}
             BlockSource::Offsets { .. } => totals.consumed += block.records,
             BlockSource::Adopted { home, upto } => {
                 totals.retried += block.records;
@@ -401,7 +402,7 @@ impl State {
             self.next_key = self.next_key.max(key + 1);
         }
         for piece in &block.pieces {
-            totals.written += piece.lines;
+            totals.written += if block.is_rest() { 0 } else { piece.lines };
             if let Some(file) = self.files.get_mut(&piece.file) {
                 file.length = piece.position + piece.length;
                 if file.visibility == Visibility::Sealed {

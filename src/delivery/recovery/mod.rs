@@ -17,13 +17,18 @@
 //!   the file, noted before it is written (`spill`).
 //! - Blocks of hidden files are not here at all: nobody has seen their lines, so such files are cut to their last checkpoint
 //!   and the records are read again. What was prepared to be published is decided later, by the group's word.
-//! - A file that somebody removed, or shortened below what a checkpoint covers, is left alone and reported. A hidden one that
-//!   was shortened is removed: what its partition has grown by is not whole, and is taken back.
+//! - A file that another process removed, or shortened below what a checkpoint covers, is left alone and reported. A hidden one
+//!   that was shortened is removed: what its partition has grown by is not whole, and is taken back. Lines of the block that was
+//!   being written may never have been in such a file: they count as a gap (`lost`).
+//! - A live file that is another one by its inode is a copy when it has the same lines: it is completed and gone on with. Any other
+//!   file is left alone.
+//! - What the file of a piece had no line of when it went is in another file, with a block of its own (`tail`): nothing of it is
+//!   written to the first one.
 //!
 //! It ends with a sync of every file it looked at, since "all there" may be true in memory only. Killed at any moment, it
 //! begins again and comes to the same end: nothing is forgotten before everything is durable.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -35,10 +40,14 @@ use crate::config::Visibility;
 use crate::fault::point;
 use crate::msink::FileKey;
 use crate::msink::dir::{EventDir, blames_name};
-use crate::msink::file::leftover;
-use crate::msink::name::hidden;
-use crate::msource::journal::{Block, BlockSource, Contents, FileState, Frame, Piece, State};
+use crate::msource::journal::{Block, Contents, Frame, Piece, State};
 use crate::msource::store::StoreError;
+use lost::{last_lines, tell_lost};
+use tail::Tail;
+
+mod leftovers;
+mod lost;
+mod tail;
 
 /// Files that are open at once: a service may have far more unfinished ones than a process may open.
 const OPEN_MAX: usize = 100;
@@ -134,7 +143,8 @@ pub fn recover(
         source,
         trust,
         durable,
-        last_ends: last_ends(&contents.tail),
+        tail: Tail::of(contents),
+        copies: BTreeSet::new(),
         opened: BTreeMap::new(),
         open: 0,
         names: BTreeMap::new(),
@@ -165,16 +175,6 @@ pub fn recover(
     Ok(Some(Recovered { blocks, repaired: work.repaired, state: work.state }))
 }
 
-/// Where the last piece of each file ends.
-fn last_ends(tail: &[Frame]) -> BTreeMap<u64, u64> {
-    let mut ends = BTreeMap::new();
-    let blocks = tail.iter().filter_map(|frame| if let Frame::Block(block) = frame { Some(block) } else { None });
-    for piece in blocks.flat_map(|block| &block.pieces) {
-        ends.insert(piece.file, piece.position + piece.length);
-    }
-    ends
-}
-
 /// What an event file turned out to be.
 enum Found {
     /// As it was left.
@@ -200,8 +200,10 @@ struct Work<'a> {
     trust: Trust,
     /// The length of each file at the last checkpoint.
     durable: BTreeMap<u64, u64>,
-    /// Where the last piece of each file ended before the crash.
-    last_ends: BTreeMap<u64, u64>,
+    /// What the blocks say together.
+    tail: Tail,
+    /// Files that are not those that were made, and have their lines.
+    copies: BTreeSet<u64>,
     opened: BTreeMap<u64, Found>,
     /// How many of them are open now.
     open: usize,
@@ -231,7 +233,10 @@ impl Work<'_> {
                 let path = state.path();
                 self.names.insert(id, path);
             }
-            let found = known.map_or_else(|| self.find(id), |inode| self.find_again(id, inode))?;
+            let found = match known {
+                None => self.find(id)?,
+                Some(inode) => self.find_again(id, inode)?,
+            };
             self.open += usize::from(matches!(found, Found::File(_)));
             self.opened.insert(id, found);
         }
@@ -271,8 +276,8 @@ impl Work<'_> {
         }
     }
 
-    fn find(&self, id: u64) -> Result<Found, RecoveryError> {
-        let Some(state) = self.state.files.get(&id) else { return Ok(Found::Foreign) };
+    fn find(&mut self, id: u64) -> Result<Found, RecoveryError> {
+        let Some(state) = self.state.files.get_mut(&id) else { return Ok(Found::Foreign) };
         let path = state.path();
         if self.trust == Trust::Outdated && state.visibility == Visibility::Live {
             return Ok(Found::Foreign);
@@ -305,7 +310,14 @@ impl Work<'_> {
                 );
                 Ok(Found::Foreign)
             }
-            Ok(_) => {
+            Ok((file, inode)) => {
+                let durable = self.durable.get(&id).copied().unwrap_or(0);
+                if state.visibility == Visibility::Live && self.tail.fits(id, durable, &file).map_err(failed)? {
+                    tracing::warn!(file = path, "this file is a copy with the same lines: going on with it");
+                    state.inode = inode;
+                    self.copies.insert(id);
+                    return Ok(Found::File(file));
+                }
                 tracing::error!(file = path, "somebody replaced this file; it is left as it is");
                 Ok(Found::Foreign)
             }
@@ -325,7 +337,9 @@ impl Work<'_> {
             self.repaired += 1;
             self.repair(&mut block)?;
         }
-        self.ends.extend(block.pieces.iter().map(|piece| (piece.file, piece.position + piece.length)));
+        self.give_up_unwritten(&mut block)?;
+        let here = block.pieces.iter().filter(|piece| !self.tail.has_moved(block.number, piece.file));
+        self.ends.extend(here.map(|piece| (piece.file, piece.position + piece.length)));
         self.state.apply(&Frame::Block(Box::new(block)));
         Ok(())
     }
@@ -333,6 +347,9 @@ impl Work<'_> {
     /// Whether every piece of the block is there. What is there is written once more, so that the next sync covers it.
     fn complete(&mut self, block: &Block) -> Result<bool, RecoveryError> {
         for piece in &block.pieces {
+            if self.tail.has_moved(block.number, piece.file) {
+                continue;
+            }
             let Some(file) = self.file(piece.file)? else { continue };
             let again = read(file, piece).and_then(|bytes| {
                 let complete = bytes.len() as u64 == piece.length && crc32c::crc32c(&bytes) == piece.crc;
@@ -358,14 +375,18 @@ impl Work<'_> {
         let lines_of = |pieces: &[Piece]| pieces.iter().map(|piece| piece.lines).sum::<u64>();
         let wanted = lines_of(&block.pieces);
         let mut mended = Mended::AsItWas;
+        let is_rest = block.is_rest();
         for piece in &mut block.pieces {
-            let lines = self.state.files.get(&piece.file).map(|file| made.take(&file.key)).unwrap_or_default();
-            mended = mended.max(self.repair_piece(piece, &lines)?);
+            let made = self.state.files.get(&piece.file).map(|file| made.take(&file.key)).unwrap_or_default();
+            if self.tail.has_moved(block.number, piece.file) {
+                continue;
+            }
+            let lines = if is_rest { last_lines(&made, piece.lines) } else { &made };
+            mended = mended.max(self.repair_piece(piece, lines)?);
         }
         let found = lines_of(&block.pieces);
         let lost = wanted.saturating_sub(found);
-        self.state.totals.gaps += lost;
-        block.records = (block.records + found).saturating_sub(wanted);
+        self.lose(block, lost, is_rest);
         if lost > 0 {
             let elsewhere = made.lines.iter().any(|(_, lines)| !lines.is_empty()).then_some("it makes other files now");
             let reason = made.gone.as_deref().or(elsewhere).unwrap_or("the source does not have them any more");
@@ -385,14 +406,20 @@ impl Work<'_> {
     fn repair_piece(&mut self, piece: &mut Piece, lines: &[u8]) -> Result<Mended, RecoveryError> {
         let name = self.name(piece.file);
         let failed = |error| RecoveryError::File(name.clone(), error);
+        let is_copy = self.copies.contains(&piece.file);
         let Some(file) = self.file(piece.file)? else { return Ok(Mended::AsItWas) };
         if lines.len() as u64 == piece.length && crc32c::crc32c(lines) == piece.crc {
+            if is_copy && !lines.starts_with(&read(file, piece).map_err(failed)?) {
+                tracing::error!(file = name, "this file is no copy of the one that was there; it is left as it is");
+                self.opened.insert(piece.file, Found::Foreign);
+                return Ok(Mended::AsItWas);
+            }
             file.write_all_at(lines, piece.position).map_err(failed)?;
             point("recovery.mended");
             return Ok(Mended::AsItWas);
         }
         let there = read(file, piece).map_err(failed)?;
-        let last = self.last_ends.get(&piece.file) == Some(&(piece.position + piece.length));
+        let last = self.tail.ends_with(piece);
         let behind = if last && !self.spill.has(piece.file) { Behind::Nothing } else { Behind::Pieces };
         let length = usize::try_from(piece.length).map_err(|error| failed(io::Error::other(error)))?;
         let place = Place { length, crc: piece.crc, lines: piece.lines, behind };
@@ -488,52 +515,8 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Removes a hidden file without a line: its partition may be another's by now, and then nobody would ever publish it.
-    fn remove_empty(&mut self, id: u64) -> Result<(), RecoveryError> {
-        let Some(state) = self.state.files.get(&id) else { return Ok(()) };
-        let path = state.path();
-        let removed = self.dir.open_existing(&path).and_then(|(file, inode)| {
-            // Without a note of its creation it is empty, or a stranger's.
-            let ours = if state.inode == 0 { file.metadata()?.len() == 0 } else { inode == state.inode };
-            if ours { self.dir.remove(&path) } else { Ok(()) }
-        });
-        match removed {
-            Err(error) if error.kind() != io::ErrorKind::NotFound && !blames_name(&error) => {
-                return Err(RecoveryError::File(path, error));
-            }
-            _ => self.state.apply(&Frame::End { id }),
-        }
-        Ok(())
-    }
-
     fn is_hidden(&self, id: u64) -> bool {
         self.state.files.get(&id).is_some_and(|file| file.visibility == Visibility::Sealed)
-    }
-
-    /// Remembers what a decision left to be removed, since a crash may have come before it was.
-    fn note_leftovers(&mut self, frame: &Frame) {
-        let ranges = |number| self.state.seals.get(number).into_iter().flat_map(|seal| &seal.ranges);
-        match frame {
-            Frame::Refused { seal: None, partition, .. } => {
-                let files = self.state.files.values().filter(|file| file.partition().as_ref() == Some(partition));
-                self.leftovers.extend(files.map(FileState::path));
-            }
-            Frame::Refused { seal: Some(number), partition, .. } => {
-                let files =
-                    ranges(number).filter(|range| range.partition() == Some(partition)).flat_map(|range| &range.files);
-                self.leftovers.extend(files.flat_map(|file| [hidden(&file.name), leftover(&file.name)]));
-            }
-            Frame::Published { number, partition } => {
-                let files = ranges(number).filter(|range| range.partition() == partition.as_ref());
-                self.leftovers.extend(files.flat_map(|range| &range.files).map(|file| leftover(&file.name)));
-            }
-            _ => {}
-        }
-    }
-
-    fn remove_leftovers(&self) -> Result<(), RecoveryError> {
-        let remove = |path: &String| self.dir.remove(path).map_err(|error| RecoveryError::File(path.clone(), error));
-        self.leftovers.iter().try_for_each(remove)
     }
 
     fn sync(&self) -> Result<(), RecoveryError> {
@@ -543,17 +526,6 @@ impl Work<'_> {
             }
         }
         Ok(())
-    }
-}
-
-fn tell_lost(source: &BlockSource, lost: u64, reason: &str) {
-    match source {
-        BlockSource::Offsets { from, to } => {
-            tracing::error!(partition = %to.partition, from, to = to.next, lost, reason, "a gap: records that a crash cut short cannot be read again");
-        }
-        BlockSource::Queue(_) | BlockSource::Adopted { .. } => {
-            tracing::error!(lost, reason, "entries of the failure queue that a crash cut short are gone");
-        }
     }
 }
 
