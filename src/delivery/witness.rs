@@ -11,6 +11,9 @@
 //! **Moves.** Of two stores with the same past, the one that begins first on an event directory has it: to the other one the note
 //! is then that of a later segment. It also keeps where the incarnations ended that a home was before it was moved.
 //!
+//! **Another directory** that is at the path while the service runs (a disk that is mounted late, or a larger one over it) gets the
+//! next note, and the one before is not kept busy.
+//!
 //! **Not promised.** That it is there. A note that is missing, torn or another home's says nothing.
 //!
 //! **Format.** A file in the private directory of the event directory: `home/incarnation/number/segment`, for each incarnation
@@ -20,7 +23,7 @@
 use std::io;
 
 use crate::msink::dir::EventDir;
-use crate::msink::private::Private;
+use crate::msink::private::Current;
 use crate::msource::journal::{Former, Mark};
 
 /// Name of the file.
@@ -46,23 +49,23 @@ pub struct Noted {
 /// Where checkpoints are noted.
 #[derive(Debug)]
 pub struct Witness {
-    files: Private,
+    files: Current,
     begun: Noted,
 }
 
 impl Witness {
     /// Begins to note the checkpoints of a home, with the last one, durably.
     pub fn begin(dir: &EventDir, begun: Noted) -> io::Result<Self> {
-        let witness = Self { files: dir.private()?, begun };
-        witness.files.make(NAME)?;
+        let witness = Self { files: dir.current(), begun };
+        witness.files.with(|files| files.make(NAME))?;
         witness.note(witness.begun.mark.number)?;
-        witness.files.sync(NAME)?;
+        witness.files.with(|files| files.sync(NAME))?;
         Ok(witness)
     }
 
     /// Notes that everything up to a number is durable in the journal.
     pub fn note(&self, number: u64) -> io::Result<()> {
-        self.files.write(NAME, &encode(&self.begun, number))
+        self.files.with(|files| files.write(NAME, &encode(&self.begun, number)))
     }
 }
 
@@ -107,6 +110,7 @@ fn decode(bytes: &[u8]) -> Option<Noted> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::msink::dir::PRIVATE;
 
     #[test]
     fn a_note_is_read_back_and_nothing_is_made_of_a_damaged_one() {
@@ -141,5 +145,29 @@ mod tests {
         let text = "5ae0/3/9";
         let earlier = format!("{:255}\n", format!("{text} {:08x}", crc32c::crc32c(text.as_bytes())));
         assert_eq!(decode(earlier.as_bytes()), Some(Noted { segment: 0, ..noted(9, &[]) }), "of an earlier version");
+    }
+
+    #[test]
+    fn checkpoints_are_noted_where_the_files_are_by_now() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("data");
+        let mut dir = EventDir::open(&path).unwrap();
+        let begun = Noted { mark: Mark { home: "5ae0".into(), incarnation: 3, number: 7 }, segment: 1, moved: vec![] };
+        let witness = Witness::begin(&dir, begun).unwrap();
+        let number = |dir: &EventDir| read(dir).map(|noted| noted.mark.number);
+        // Another process removes what is ours.
+        std::fs::remove_dir_all(path.join(PRIVATE)).unwrap();
+        dir.check().unwrap();
+        witness.note(8).unwrap();
+        assert_eq!(number(&dir), Some(8));
+        let old = scratch.path().join("old");
+        std::fs::rename(&path, &old).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        dir.reopen().unwrap();
+        witness.note(9).unwrap();
+        assert_eq!(number(&dir), Some(9));
+        let open = std::fs::read_dir("/proc/self/fd").unwrap();
+        let mut links = open.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok());
+        assert!(!links.any(|link| link.starts_with(&old)), "the old directory is kept busy");
     }
 }

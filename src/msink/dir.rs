@@ -30,7 +30,7 @@ use nix::unistd::{UnlinkatFlags, fsync, geteuid, linkat, unlinkat};
 
 use crate::durable::create_dirs;
 use crate::flock::{self, Flock};
-use crate::msink::private::Private;
+use crate::msink::private::{Current, Private};
 
 /// Mode of directories that are made here.
 const DIRECTORY_MODE: u32 = 0o750;
@@ -48,6 +48,8 @@ pub struct EventDir {
     root: File,
     /// The lock of [`PRIVATE`].
     held: Mutex<Flock>,
+    /// The files in it, for those who do not hold this.
+    current: Current,
 }
 
 /// What to do about directories on the way to a file that are not there.
@@ -73,7 +75,9 @@ impl EventDir {
     /// Opens and locks a directory that must be there: one that was in use and is gone may be a mount that is missing.
     pub fn open_present(path: &Path) -> io::Result<Self> {
         let (root, held) = lock(path)?;
-        Ok(Self { path: path.to_owned(), root, held: Mutex::new(held) })
+        let dir = Self { path: path.to_owned(), root, held: Mutex::new(held), current: Current::default() };
+        dir.current.set(dir.private());
+        Ok(dir)
     }
 
     /// Takes whatever directory is at the path now, when it is another than the held one. Files that are open stay
@@ -82,6 +86,7 @@ impl EventDir {
         if !self.is_current()? {
             let (root, held) = lock(&self.path)?;
             (self.root, self.held) = (root, Mutex::new(held));
+            self.current.set(self.private());
         }
         Ok(())
     }
@@ -106,6 +111,11 @@ impl EventDir {
         Ok(Private::new(own, self.root.try_clone()?))
     }
 
+    /// The same of whatever directory is held by then.
+    pub fn current(&self) -> Current {
+        self.current.clone()
+    }
+
     /// Locks again where another process removed what was locked.
     fn keep_lock(&self) -> io::Result<()> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -114,6 +124,8 @@ impl EventDir {
             Ok(found) if (found.st_dev, found.st_ino) == (metadata.dev(), metadata.ino()) => Ok(()),
             Ok(_) | Err(Errno::ENOENT) => {
                 *held = lock_private(&self.path, &self.root)?;
+                drop(held);
+                self.current.set(self.private());
                 tracing::warn!(dir = %self.path.display(), "the lock of the event directory was removed by another process; locked again");
                 Ok(())
             }

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::FileExt as _;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat, renameat};
@@ -19,6 +20,24 @@ pub struct Private {
     dir: File,
     /// The event directory.
     above: File,
+}
+
+/// The files of whatever event directory is held by now: another thread than the one that holds it writes to them.
+#[derive(Clone, Debug, Default)]
+pub struct Current(Arc<Mutex<Option<Private>>>);
+
+impl Current {
+    /// Another directory is held.
+    pub(super) fn set(&self, private: io::Result<Private>) {
+        // The one that is held no more is not kept busy either.
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = private.ok();
+    }
+
+    /// Works on them. Fails where they could not be opened.
+    pub fn with<T>(&self, work: impl FnOnce(&Private) -> io::Result<T>) -> io::Result<T> {
+        let private = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        private.as_ref().map_or_else(|| Err(io::ErrorKind::NotFound.into()), work)
+    }
 }
 
 impl Private {

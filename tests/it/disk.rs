@@ -10,6 +10,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 
 use mtga::control::State;
+use mtga::msink::dir::PRIVATE;
 use mtga::record::Reason;
 use nix::errno::Errno;
 
@@ -336,6 +337,8 @@ fn a_directory_that_is_taken_away_is_waited_for() {
     home.wait_written(before + 1500);
     let produced = load.stop();
     home.wait_done(&produced);
+    // Both directories have what is the service's alone.
+    fs::remove_dir_all(away.join(PRIVATE)).expect("ours");
     for entry in fs::read_dir(&away).expect("a directory").flatten() {
         fs::rename(entry.path(), data.join(entry.file_name())).expect("ours");
     }
