@@ -340,8 +340,10 @@ impl Consumer {
     }
 
     fn commits(&self, state: &State, wanted: impl Fn(&Slot, i64) -> bool) -> Vec<Commit> {
+        // Together with a topic that may not be read, librdkafka would report all others as refused, too.
         self.slots
             .iter()
+            .filter(|slot| !self.rights.denies(&slot.partition.topic))
             .filter_map(|slot| {
                 let durable = state.partitions.get(&slot.partition)?;
                 let PartitionState { topic_id, next, leader_epoch, .. } = durable.clone();

@@ -7,6 +7,8 @@
 //! even. So the client is given up with it and joins anew. In that later generation no request of before is taken any more,
 //! and the group's own word counts. Where it has not moved, the same commit is sent again.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded, select_biased};
@@ -81,6 +83,11 @@ pub fn is_answer(error: &KafkaError) -> bool {
     error.code as i32 > 0 || error.code == Code::NoOffset
 }
 
+/// Whether some of these may have been taken: librdkafka gives the error of one partition to those without one as well.
+pub(super) fn is_hiding<T>(refused: &[(T, KafkaError)]) -> bool {
+    refused.len() > 1 && refused.iter().any(|(_, error)| lasts(error))
+}
+
 /// What became of the judgement of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Judged {
@@ -137,7 +144,11 @@ impl Consumer {
             self.asked = Some(asked);
             return Ok(());
         }
-        for (asking, error) in self.commit_seal(asked.number, ours)? {
+        let mut refused = self.commit_seal(asked.number, ours)?;
+        if is_hiding(&refused) {
+            refused = self.commit_each_topic(asked.number, refused)?;
+        }
+        for (asking, error) in refused {
             if lasts(&error) {
                 // The others would wait with it: it stays prepared, and is asked about alone.
                 self.given_up.push(asking.position.partition.clone());
@@ -190,6 +201,29 @@ impl Consumer {
         }
         if refused.is_empty() {
             self.unanswered_since = None;
+        }
+        Ok(refused)
+    }
+
+    /// Sends it once more, topic by topic.
+    fn commit_each_topic(
+        &mut self,
+        number: u64,
+        refused: Vec<(Asking, KafkaError)>,
+    ) -> Result<Vec<(Asking, KafkaError)>, Error> {
+        let mut topics: BTreeMap<Arc<str>, Vec<Asking>> = BTreeMap::new();
+        for (asking, _) in refused {
+            topics.entry(Arc::clone(&asking.position.partition.topic)).or_default().push(asking);
+        }
+        let mut refused = Vec::new();
+        for of_topic in topics.into_values() {
+            if self.rejoin == Rejoin::No && !self.client.assignment_lost() {
+                refused.append(&mut self.commit_seal(number, of_topic)?);
+                continue;
+            }
+            for asking in of_topic {
+                self.let_go(number, asking, Verdict::Open)?;
+            }
         }
         Ok(refused)
     }

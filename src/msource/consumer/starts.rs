@@ -1,13 +1,13 @@
 //! Where partitions begin: found out, made durable, and then read.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
 use super::held::{Waiting, Why};
-use super::seals::{Rejoin, is_answer};
+use super::seals::{Rejoin, is_answer, is_hiding};
 use super::slot::{Fetch, Slot, Told};
 use super::topic_ids::{Meaning, Said};
 use super::topics::{Topics, is_other};
@@ -480,6 +480,18 @@ impl Consumer {
 
     /// Commits starts; returns those that the group has not taken.
     fn refused_of(&self, commits: &[Commit]) -> Vec<(TopicPartition, KafkaError)> {
+        let refused = self.commit_starts(commits);
+        if !is_hiding(&refused) {
+            return refused;
+        }
+        let mut topics: BTreeMap<&str, Vec<Commit>> = BTreeMap::new();
+        for commit in commits.iter().filter(|commit| refused.iter().any(|(of, _)| *of == commit.partition)) {
+            topics.entry(&commit.partition.topic).or_default().push(commit.clone());
+        }
+        topics.into_values().flat_map(|of_topic| self.commit_starts(&of_topic)).collect()
+    }
+
+    fn commit_starts(&self, commits: &[Commit]) -> Vec<(TopicPartition, KafkaError)> {
         let answers = self.client.commit(commits, REQUEST_TIMEOUT);
         let answers = answers.unwrap_or_else(|error| vec![Err(error); commits.len()]);
         let refused = commits.iter().zip(answers).filter_map(|(commit, answer)| Some((commit, answer.err()?)));

@@ -214,6 +214,28 @@ fn whoever_waits_while_the_answer_to_a_commit_is_lost_keeps_slots_and_client_and
     wait_until("the old client is gone", || !old.are_left());
 }
 
+/// The brokers refuse a request of several topics, and take each by itself.
+#[test]
+fn what_is_refused_together_with_another_topic_is_asked_for_alone() {
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    let mut bench = Bench::new(0, 0);
+    bench.brokers.create_topic("other", 1, 1).expect("a topic");
+    let other = Position {
+        partition: TopicPartition { topic: "other".into(), partition: 0 },
+        ..bench.consumer.slots[0].position()
+    };
+    bench.consumer.begin(vec![other.clone()]);
+    let mut seal = bench.seal();
+    seal.asking.push(Asking { position: other, epoch: Some(bench.consumer.slots[1].epoch) });
+    let denied = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
+    bench.brokers.request_errors(RDKafkaApiKey::OffsetCommit, &[denied]);
+    bench.seals.send(seal).expect("it is taken");
+    bench.consumer.serve_seals().expect("it goes on");
+    assert_eq!([verdict(&bench.inbox), verdict(&bench.inbox)], [Verdict::Committed; 2]);
+    assert!(bench.consumer.given_up.is_empty() && bench.is_ours());
+}
+
 /// Without a group, nobody has the other end of the channel for requests.
 #[test]
 fn without_a_group_a_wait_for_the_delivery_ends_at_its_deadline() {
