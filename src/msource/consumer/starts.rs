@@ -295,6 +295,11 @@ impl Consumer {
                     if let Some(None) = group.get(partition) {
                         tracing::warn!(%partition, offset = next, "the group has no offset of this partition: going on where this instance stood; what another one has read since is repeated");
                     }
+                    let has_no_base = here.is_some_and(|here| here.growth.is_none() && here.mark.is_none());
+                    if self.hides() && has_no_base && theirs.is_some_and(GroupOffset::has_owner) {
+                        // As after a range that was refused before a kill.
+                        self.refused.insert(partition.clone());
+                    }
                     let tells = self.is_unknown(here, group.get(partition)) || self.refused.contains(partition);
                     let tells = if tells { Tells::Yes } else { Tells::No };
                     starts.known.push(Begin { at: at(next, leader_epoch), frame: None, tells });

@@ -358,7 +358,12 @@ impl State {
             self.files.retain(|_, file| file.partition().as_ref() != Some(partition));
             self.partitions.get_mut(partition).and_then(|state| Some((state.growth.take()?, state.next)))
         };
+        let is_decided = seal.is_some() && self.prepared(partition).next().is_none();
         if let (Some((growth, to)), Some(state)) = (growth, self.partitions.get_mut(partition)) {
+            if is_decided {
+                // The group is told where it stands before it is read: until then nothing of ours stands beside the offset.
+                state.mark = None;
+            }
             // It may stand elsewhere by now: another owner has read on.
             if state.next == to {
                 (state.next, state.leader_epoch) = (growth.from, growth.leader_epoch);

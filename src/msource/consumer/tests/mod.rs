@@ -443,6 +443,38 @@ fn the_group_is_told_once_more_where_a_partition_stands_of_which_it_did_not_take
 }
 
 #[test]
+fn the_group_is_told_once_more_also_when_the_service_was_killed_after_it_had_refused_the_range() {
+    let mut bench = Bench::new(0, 0);
+    let at = Position { partition: partition(), topic_id: String::new(), next: 0, leader_epoch: -1 };
+    let pinned = Commit { partition: partition(), offset: 0, leader_epoch: -1, metadata: "x/1/4/".into() };
+    assert_eq!(bench.consumer.client.commit(&[pinned], SOON), Ok(vec![Ok(())]));
+    let ended = [partition()];
+    bench.consumer.release(&ended);
+    let mut state = prepared(&[Position { next: 5, ..at }]);
+    let here = PartitionState { next: 5, leader_epoch: -1, ..PartitionState::default() };
+    let mark = Some(Mark { home: "x".into(), incarnation: 1, number: 4 });
+    state.partitions.insert(partition(), PartitionState { mark, ..here });
+    let (number, seal) = (state.number + 1, state.seals.keys().next().copied());
+    state.apply(&Frame::Refused { number, seal, partition: partition(), removed: Vec::new() });
+    bench.consumer.parts.gauges = Arc::new(Gauges::new(state));
+    let inbox = bench.inbox.clone();
+    let delivery = thread::spawn(move || {
+        while let Ok(message) = inbox.recv_timeout(SOON) {
+            if let Inbox::Note { reply, .. } = message {
+                reply.send(()).expect("it is waited for");
+            }
+        }
+    });
+    let starts = bench.consumer.starts(&ended).expect("the brokers answer").known;
+    assert_eq!(bench.consumer.pin(starts).expect("it goes on").started.len(), 1);
+    let offsets = bench.consumer.client.committed(&ended, SOON).expect("an answer").remove(0);
+    let found = offsets.expect("it tells").expect("it has one");
+    assert_eq!((found.offset, found.metadata.as_str()), (0, "me/1/0/ x/1/4"));
+    drop(bench.consumer);
+    delivery.join().expect("no panic");
+}
+
+#[test]
 fn a_barrier_that_takes_longer_than_it_may_be_waited_for_is_waited_for_in_the_next_pass() {
     let mut bench = Bench::new(0, 0);
     assert!(!bench.consumer.settle().expect("it goes on"), "nobody answers");
