@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::TryRecvError;
 
 use super::blocked::{Unreadable, pause};
+use super::outcome::is_answer;
 use super::refusal::{Log, Place, Refusal, Remedy, remedy};
-use super::seals::{Rejoin, is_answer};
+use super::seals::Rejoin;
 use super::slot::{Fetch, Moving, Slot};
 use super::starts::offsets_at;
 use super::{Consumer, Error, InFlight, PATIENCE, REQUEST_TIMEOUT, RETRY};

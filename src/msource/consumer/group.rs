@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
 
-use super::seals::{Leaving, Rejoin};
+use super::outcome::Leaving;
+use super::seals::Rejoin;
 use super::slot::Slot;
 use super::watchdog::Old;
 use super::{Code, Consumer, Error, Failed, InFlight, Parts, REQUEST_TIMEOUT, RETRY, Reassigned, Said};

@@ -8,10 +8,10 @@
 //! A record goes through `take`, into the open block of its `slot`, while there is `room`. `starts` finds out where a partition
 //! begins and `fetching` has it read; `gaps` and `topics` answer what is not there any more;
 //! `refusal` and `topic_ids` decide what brokers' answers mean, and `blocked` keeps what cannot be unpacked. `group` and `seals`
-//! speak with the group, `given_up` takes out of a seal what the group refuses, and `held` shows what waits. `elsewhere` looks at
-//! what is not ours, `rights` asks for those that are missing, `answer` sees to it that the group is answered in time,
-//! `static_member` looks at what one is given back, `share` knows whether others have everything, and the `watchdog` looks at
-//! all of it.
+//! speak with the group, `outcome` knows its answers, `given_up` takes out of a seal what the group refuses, and `held` shows
+//! what waits. `elsewhere` looks at what is not ours, `rights` asks for those that are missing, `answer` sees to it that the
+//! group is answered in time, `static_member` looks at what one is given back, `share` knows whether others have everything, and
+//! the `watchdog` looks at all of it.
 //!
 //! **No wait without end.** Whoever needs an answer of the delivery waits for it some seconds at most, and looks again in a
 //! later pass: meanwhile the group is served.
@@ -33,6 +33,7 @@ mod gaps;
 mod given_up;
 mod group;
 mod held;
+mod outcome;
 mod parts;
 mod refusal;
 mod rights;
@@ -54,8 +55,8 @@ mod watchdog;
 pub(super) use blocked::Unreadable;
 pub(super) use gaps::end_of_damage;
 
+pub use outcome::is_answer;
 pub use parts::{Cut, Desk, Parts};
-pub use seals::is_answer;
 pub use starts::{Meant, topic_names, unmatched_text};
 pub use trouble::Weight;
 
@@ -237,7 +238,7 @@ pub struct Consumer {
     rejoin: seals::Rejoin,
     reassigned: Reassigned,
     /// Whether partitions are being given up: the group is asked no longer than we are a member then.
-    leaving: seals::Leaving,
+    leaving: outcome::Leaving,
     /// When to ask again about what is hidden of partitions that are not ours.
     look_at: Instant,
     /// Whether commits of an earlier run can still come.
@@ -317,7 +318,7 @@ impl Consumer {
             given_up: Vec::new(),
             rejoin: seals::Rejoin::No,
             reassigned: Reassigned::No,
-            leaving: seals::Leaving::No,
+            leaving: outcome::Leaving::No,
             look_at: now,
             outlast,
             unknown_since: None,
@@ -498,7 +499,7 @@ impl Consumer {
             self.cut(number)?;
         }
         let ours = self.partitions();
-        self.leaving = seals::Leaving::Yes;
+        self.leaving = outcome::Leaving::Yes;
         if self.barrier(Finish::Files, deadline)? {
             if !ours.is_empty() && !self.hides() {
                 self.commit_now(&ours, LAST_COMMIT);

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, bounded};
 
 use super::held::{Waiting, Why};
-use super::seals::{Rejoin, is_answer, is_hiding};
+use super::outcome::is_answer;
+use super::seals::{Rejoin, is_hiding};
 use super::slot::{Fetch, Slot, Told};
 use super::topic_ids::{Meaning, Said};
 use super::topics::{Topics, is_other};
