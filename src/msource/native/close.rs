@@ -202,8 +202,14 @@ mod tests {
         let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
         client.topic_names(Duration::from_secs(10)).expect("the broker is there");
         brokers.broker_round_trip_time(1, Duration::from_millis(1500)).expect("a slow broker");
-        assert!(client.members("g", Duration::from_millis(100)).is_err());
-        // Its coordinator is found meanwhile. These brokers do not know the question itself.
+        thread::scope(|scope| {
+            for number in 0..50 {
+                let group = format!("g{number}");
+                let client = &client;
+                scope.spawn(move || assert!(client.members(&group, Duration::from_millis(100)).is_err()));
+            }
+        });
+        // Their coordinator is found meanwhile. These brokers do not know the question itself.
         drop(client.members("g", Duration::from_secs(3)));
         assert!(client.members("other", Duration::from_millis(1)).is_err());
         let remains = client.remains();
