@@ -15,7 +15,7 @@ use super::refusal::{Log, Place, Refusal, Remedy, remedy};
 use super::seals::Rejoin;
 use super::slot::{Fetch, Moving, Slot};
 use super::starts::offsets_at;
-use super::{Consumer, Error, InFlight, PATIENCE, REQUEST_TIMEOUT, RETRY};
+use super::{Consumer, Error, InFlight, PATIENCE, REQUEST_TIMEOUT, RETRY, Reassigned};
 use crate::config::{Assignment, OutOfRange, Start};
 use crate::delivery::Finish;
 use crate::msource::TopicPartition;
@@ -115,7 +115,7 @@ impl Consumer {
     fn stop_out_of_range(&mut self, number: usize, log: &Log, remedy: Remedy) -> Result<(), Error> {
         let slot = &self.slots[number];
         let (partition, offset, epoch) = (slot.partition.clone(), slot.next, slot.epoch);
-        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), PATIENCE)? {
+        if !self.is_published(&partition)? {
             self.read_again_after(number, RETRY);
             return Ok(());
         }
@@ -196,10 +196,19 @@ impl Consumer {
         Ok(Log { low: found[0], stable, high: found[1] })
     }
 
+    /// Has what is hidden of a partition published; returns whether that is done. While the group is not asked, nobody waits.
+    fn is_published(&mut self, partition: &TopicPartition) -> Result<bool, Error> {
+        if !self.hides() {
+            return Ok(true);
+        }
+        let is_asked = self.reassigned == Reassigned::No;
+        Ok(is_asked && self.barrier(Finish::Hidden(vec![partition.clone()]), PATIENCE)?)
+    }
+
     /// Makes it durable that a partition goes on elsewhere, and reads it from there.
     pub(super) fn go_on_at(&mut self, number: usize, to: i64, cause: MoveCause) -> Result<(), Error> {
         let partition = self.slots[number].partition.clone();
-        if self.hides() && !self.barrier(Finish::Hidden(vec![partition.clone()]), PATIENCE)? {
+        if !self.is_published(&partition)? {
             // What is hidden ends where the gap begins: no manifest may say that it covers it.
             self.read_again_after(number, RETRY);
             return Ok(());
@@ -270,7 +279,7 @@ impl Consumer {
         }
         // One that is still on its way could arrive after this one, and take it back; and librdkafka stamps a commit with the
         // membership that it has when it sends it.
-        if self.commit_in_flight == InFlight::Yes || self.client.assignment_lost() {
+        if self.commit_in_flight == InFlight::Yes || self.may_be_lost() {
             return Ok(());
         }
         // The commits that follow come from the checkpoint: one from before the move would take this one back.

@@ -91,7 +91,7 @@ impl Consumer {
 
     /// Gives partitions back: finished, checkpointed and committed, unless they were lost already.
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
-        let lost = self.client.assignment_lost() || self.reassigned != Reassigned::No;
+        let lost = self.may_be_lost();
         tracing::info!(count = partitions.len(), lost, "the group revoked partitions");
         self.not_without_share();
         self.pending.retain(|partition| !partitions.contains(partition));
@@ -301,7 +301,7 @@ impl Consumer {
         // One at a time: of two, the older one could arrive last. And librdkafka stamps a commit with the membership that it
         // has when it sends it: what was lost must not be committed as if it were of the next one.
         let waits = self.commit_in_flight == InFlight::Yes || Instant::now() < self.commit_at;
-        if waits || self.client.assignment_lost() {
+        if waits || self.may_be_lost() {
             return;
         }
         let commits = {
@@ -409,7 +409,7 @@ impl Consumer {
                 self.commit_in_flight = InFlight::No;
             }
         }
-        while !commits.is_empty() && !self.client.assignment_lost() {
+        while !commits.is_empty() && !self.may_be_lost() {
             let left = deadline.saturating_duration_since(Instant::now());
             let answers = self.client.commit(&commits, left);
             let Err(error) = answers.and_then(|answers| answers.into_iter().collect::<Result<Vec<_>, _>>()) else {

@@ -35,6 +35,7 @@ mod group;
 mod held;
 mod outcome;
 mod parts;
+mod reassigned;
 mod refusal;
 mod rights;
 mod room;
@@ -80,6 +81,7 @@ use crate::delivery::Finish;
 use crate::fault;
 use answer::Unanswered;
 use held::Held;
+use reassigned::Reassigned;
 use share::Share;
 use slot::Slot;
 use static_member::StaticMember;
@@ -152,31 +154,6 @@ pub enum Error {
 enum InFlight {
     No,
     Yes,
-}
-
-/// Whether partitions were assigned again of our own accord.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reassigned {
-    No,
-    /// A revocation that comes now may be older than that: librdkafka takes the assignment for our answer to it, forgets that
-    /// the old one is lost, and joins the next generation. What we commit may carry that one then, in which the partitions
-    /// are another's. It is so until the queue was empty, or as many messages were taken as it had then: one that comes
-    /// later is younger.
-    Yes {
-        queued: usize,
-    },
-}
-
-impl Reassigned {
-    /// So many messages were taken, after which the queue was empty or not. An event among them is answered first.
-    fn taken(&mut self, count: usize, is_empty: bool, has_event: bool) {
-        if let Self::Yes { queued } = self {
-            *queued = queued.saturating_sub(count);
-            if !has_event && (is_empty || *queued == 0) {
-                *self = Self::No;
-            }
-        }
-    }
 }
 
 /// Whether a warning was given.
@@ -498,6 +475,7 @@ impl Consumer {
         for number in 0..self.slots.len() {
             self.cut(number)?;
         }
+        self.outlast_reassignment()?;
         let ours = self.partitions();
         self.leaving = outcome::Leaving::Yes;
         if self.barrier(Finish::Files, deadline)? {

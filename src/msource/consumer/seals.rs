@@ -18,7 +18,7 @@ use super::held::lasts;
 use super::outcome::Outcome;
 use super::topics::Topics;
 use super::watchdog::Old;
-use super::{Consumer, Error, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Said, next_question};
+use super::{Consumer, Error, IDLE_WAIT, PATIENCE, REQUEST_TIMEOUT, RETRY, Reassigned, Said, next_question};
 use crate::config::{Assignment, Visibility};
 use crate::delivery::{Asking, Inbox, Prepared, SealRequest, Verdict};
 use crate::fault;
@@ -100,7 +100,8 @@ impl Consumer {
         }
         // What is gone is let go of at once: were it given to us again before the next attempt, it would be sent after it
         // was judged.
-        if Instant::now() < asked.again {
+        let may_be_lost = self.reassigned != Reassigned::No;
+        if Instant::now() < asked.again || may_be_lost {
             asked.open = ours;
             self.asked = Some(asked);
             return Ok(());
@@ -353,7 +354,7 @@ impl Consumer {
         if prepared == Prepared::Gone {
             self.refused.insert(position.partition.clone());
         }
-        if prepared == Prepared::Whole && self.rejoin == Rejoin::No && !self.client.assignment_lost() {
+        if prepared == Prepared::Whole && self.rejoin == Rejoin::No && !self.may_be_lost() {
             self.carry_on(&position.partition, &position.topic_id, group);
             tracing::info!(partition = %position.partition, number, "the group has not taken a prepared range yet: asking again");
             if let Some((_, error)) = self.commit_seal(number, vec![Asking { position, epoch: None }])?.pop() {

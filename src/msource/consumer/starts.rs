@@ -142,7 +142,7 @@ impl Consumer {
 
     /// Finds out where pending partitions begin, makes that durable, and begins to read them.
     pub(super) fn resolve(&mut self) -> Result<(), Error> {
-        if self.pending.is_empty() || Instant::now() < self.retry_at {
+        if self.pending.is_empty() || Instant::now() < self.retry_at || self.reassigned != Reassigned::No {
             return Ok(());
         }
         self.parts.desk.set_pending(&self.pending);

@@ -15,7 +15,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::slot::{Fetch, Slot};
 use super::topic_ids::{Meaning, Said};
 use super::watchdog::Old;
-use super::{Consumer, Error, REQUEST_TIMEOUT};
+use super::{Consumer, Error, REQUEST_TIMEOUT, Reassigned};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox, Verdict};
 use crate::msource::TopicPartition;
@@ -55,7 +55,8 @@ impl Consumer {
     /// Gives partitions up whose topic was created anew. The client is replaced as well: it would hold the new topic's leader
     /// epochs, which begin again, for outdated.
     pub(super) fn leave_old_topics(&mut self) -> Result<(), Error> {
-        if self.slots.iter().all(|slot| slot.fetch != Fetch::Stale) || Instant::now() < self.retry_at {
+        let is_none = self.slots.iter().all(|slot| slot.fetch != Fetch::Stale);
+        if is_none || Instant::now() < self.retry_at || self.reassigned != Reassigned::No {
             return Ok(());
         }
         for number in 0..self.slots.len() {

@@ -76,3 +76,18 @@ fn what_brokers_say_of_a_topic_lasts_although_the_next_question_is_put_off() {
     assert!(matches!(hear(&mut bench.consumer, 50), Meaning::Doubtful(_)));
     assert_eq!(hear(&mut bench.consumer, 80), Meaning::Lasting);
 }
+
+#[test]
+fn a_seal_waits_while_a_revocation_may_be_older_than_an_assignment_of_our_own_accord() {
+    let mut bench = Bench::new(5, 0);
+    bench.read(5);
+    bench.consumer.reassigned = Reassigned::Yes { queued: 1 };
+    bench.seals.send(bench.seal()).expect("it is taken");
+    bench.consumer.serve_seals().expect("it goes on");
+    assert!(matches!(bench.inbox.try_recv(), Err(TryRecvError::Empty)), "neither asked nor let go of");
+    assert!(bench.is_ours() && bench.consumer.asked.is_some());
+    // The queue is behind it.
+    bench.consumer.outlast_reassignment().expect("it goes on");
+    bench.consumer.serve_seals().expect("it goes on");
+    assert_eq!(verdict(&bench.inbox), Verdict::Committed);
+}
