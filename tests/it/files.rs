@@ -123,8 +123,10 @@ fn two_homes_never_write_into_one_directory() {
     assert!(refused.stderr.contains("data"), "the directory is named: {}", refused.stderr);
     refused.code(73);
     one.stop();
-    other.start();
-    other.stop();
+    // Nor one after the other: the files of the first would have to be taken for those of the second.
+    let refused = other.mtga(["start"]);
+    assert!(refused.stderr.contains("has worked in the event directory"), "{}", refused.stderr);
+    refused.code(78);
 }
 
 /// A small file system in memory, for as long as this lives.

@@ -1,6 +1,6 @@
 //! Running the program under a deadline.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read as _, Seek as _};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::{SOON, slow, tick};
+use super::{SOON, holds, slow, tick, wait_until};
 
 /// A command that has ended.
 #[derive(Debug)]
@@ -108,9 +108,24 @@ impl Service {
 
     /// The same, to start another one in its place.
     pub(crate) fn terminate_in_place(&mut self) {
+        self.wait_handles(Signal::SIGTERM);
         kill(self.pid(), Signal::SIGTERM).expect("the service runs");
         let status = ended(&mut self.0, SOON).expect("the drain ends");
         assert_eq!(status.code(), Some(0), "the service ended with {status} after SIGTERM");
+    }
+
+    /// Waits until a signal does not end it: a process that has only just been made does nothing about any.
+    fn wait_handles(&self, signal: Signal) {
+        let path = format!("/proc/{}/status", self.pid());
+        wait_until(&format!("the service handles {signal}"), SOON, || {
+            let status = fs::read_to_string(&path).map_err(|error| error.to_string())?;
+            let bits = |name: &str| {
+                let mask = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+                u64::from_str_radix(mask.trim(), 16).unwrap_or(0)
+            };
+            let handled = (bits("SigBlk:") | bits("SigCgt:")) >> (signal as i32 - 1) & 1 == 1;
+            holds(handled || status.contains("State:\tZ"), "it does not")
+        });
     }
 
     /// Waits until it is killed by itself, at a fault point.
