@@ -228,6 +228,7 @@ fn what_is_refused_together_with_another_topic_is_asked_for_alone() {
         ..bench.consumer.slots[0].position()
     };
     bench.consumer.begin(vec![other.clone()]);
+    bench.consumer.reassigned = Reassigned::No;
     let mut seal = bench.seal();
     seal.asking.push(Asking { position: other, epoch: Some(bench.consumer.slots[1].epoch) });
     let denied = RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED;
