@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::control::client::Remote;
 use crate::control::{Failure, FailureKind, Service};
 use crate::daemon;
+use crate::fault::point;
 use crate::lock::{self, Holder, HomeLock, Purpose};
 use crate::privileges;
 
@@ -180,13 +181,18 @@ impl Context<'_> {
         remote.socket().starts_with(&self.place.home) || daemon::named(&daemon::pid_path(&self.place.home)) == Some(pid)
     }
 
-    /// The service that answers: the running one, or the store of the stopped one.
-    pub(super) fn service(&mut self) -> Result<Box<dyn Service>, Failure> {
-        match self.reach()? {
-            Reach::Running(running) => Ok(Box::new(running.remote)),
-            Reach::Stopped => {
-                let config = self.own_config()?;
-                self.backend.local(&config)
+    /// Asks the service: the running one, or the store of the stopped one.
+    pub(super) fn ask<T>(&mut self, ask: impl Fn(&dyn Service) -> Result<T, Failure>) -> Result<T, Failure> {
+        loop {
+            if let Reach::Running(running) = self.reach()? {
+                return ask(&running.remote);
+            }
+            let config = self.own_config()?;
+            point("ask.stopped");
+            match self.backend.local(&config).and_then(|service| ask(&*service)) {
+                // It was started just now.
+                Err(_) if matches!(lock::holder(&config.store.path), Ok(Holder::Service(_))) => {}
+                asked => return asked,
             }
         }
     }

@@ -15,12 +15,7 @@ use crate::record::Reason;
 
 impl Context<'_> {
     pub(super) fn status(&mut self) -> Result<Exit, Failure> {
-        let asked = match self.reach()? {
-            Reach::Running(running) => running.remote.status(),
-            Reach::Stopped => {
-                self.own_config().and_then(|config| self.backend.local(&config)).and_then(|service| service.status())
-            }
-        };
+        let asked = self.ask(|service| service.status());
         match asked {
             Ok(status) => {
                 self.print(&status, || table::status(&status))?;
@@ -36,19 +31,19 @@ impl Context<'_> {
     }
 
     pub(super) fn offset_checker(&mut self) -> Result<Exit, Failure> {
-        let partitions = self.service()?.offsets()?;
+        let partitions = self.ask(|service| service.offsets())?;
         self.print(&partitions, || table::offsets(&partitions))?;
         // What is known is shown all the same.
         total_lag(&partitions).map(|_| Exit::Done)
     }
 
     pub(super) fn kafka_lag(&mut self) -> Result<Exit, Failure> {
-        let lag = self.service().and_then(|service| service.offsets());
+        let lag = self.ask(|service| service.offsets());
         self.integer(lag.and_then(|partitions| total_lag(&partitions)))
     }
 
     pub(super) fn failure_queue_count(&mut self) -> Result<Exit, Failure> {
-        let count = self.service().and_then(|service| service.failure_count());
+        let count = self.ask(|service| service.failure_count());
         self.integer(count)
     }
 
@@ -67,7 +62,7 @@ impl Context<'_> {
     }
 
     pub(super) fn failure_queue_list(&mut self, limit: u64, reason: Option<Reason>) -> Result<Exit, Failure> {
-        let entries = self.service()?.failure_list(&ListQuery { limit: Some(limit), reason })?;
+        let entries = self.ask(|service| service.failure_list(&ListQuery { limit: Some(limit), reason }))?;
         self.print(&entries, || table::failures(&entries))?;
         Ok(Exit::Done)
     }

@@ -309,3 +309,36 @@ fn a_start_that_gives_up_behind_a_command_leaves_a_word() {
     });
     command.kill();
 }
+
+/// A monitor asks while nothing runs, and the service is started before it has looked at the home.
+#[test]
+fn what_is_asked_while_a_service_starts_is_answered_by_it() {
+    let topic = Topic::create("askedearly", 1);
+    let home = Home::new(&topic);
+    home.start();
+    home.stop();
+    let asking: Vec<_> = [&["--json", "status"][..], &["kafka_lag"], &["failure_queue_count"]]
+        .into_iter()
+        .map(|args| home.command().args(args).env("FAULT_POINT", "ask.stopped:1:stop").stdout(Stdio::piped()).spawn())
+        .map(|child| child.expect("it can be started"))
+        .collect();
+    for child in &asking {
+        let path = format!("/proc/{}/stat", child.id());
+        wait_until("it is about to look at the home", SOON, || {
+            let stat = fs::read_to_string(&path).map_err(|error| error.to_string())?;
+            holds(stat.contains(") T "), stat)
+        });
+    }
+    let service = home.foreground();
+    home.wait_for(State::Consuming);
+    for child in &asking {
+        kill(Pid::from_raw(child.id() as i32), Signal::SIGCONT).expect("it is stopped");
+    }
+    for child in asking {
+        let done = child.wait_with_output().expect("it ends");
+        let told = String::from_utf8_lossy(&done.stdout).into_owned();
+        assert!(done.status.success(), "{done:?}");
+        assert!(told.contains(r#""state":"consuming""#) || told == "0\n", "{told}");
+    }
+    service.terminate();
+}
