@@ -56,6 +56,9 @@ pub mod regular;
 #[path = "../src/settings/mod.rs"]
 pub mod settings;
 #[cfg(guard)]
+#[path = "../src/synced.rs"]
+pub mod synced;
+#[cfg(guard)]
 #[path = "../src/terminal.rs"]
 pub mod terminal;
 #[cfg(guard)]
