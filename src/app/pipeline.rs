@@ -78,7 +78,7 @@ pub(super) fn engine(config: &Config) -> Result<Arc<Engine>, Failure> {
         let lines: Vec<_> = mistakes.iter().map(ToString::to_string).collect();
         Failure::new(FailureKind::Config, lines.join("\n"))
     })?;
-    // A container's host name changes each time it is made anew: where no file name has it, it changes no line either.
+    // A container's host name changes each time it is made again: where no file name has it, it changes no line either.
     let instance = if config.sink.file.contains("{instance}") { instance(config) } else { String::new() };
     let recipe = Recipe::new(config, &instance, loaded.sources);
     let fingerprint = recipe.fingerprint().map_err(failed)?;
@@ -312,7 +312,7 @@ impl Pipeline {
         drop(self.inbox.send(Inbox::End));
         let outcome = outcome.and_then(|()| self.delivery_outcome());
         if let Some(retrier) = self.retrier.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            // A restart opens the store anew, which this thread may still hold; it has nothing left to wait for.
+            // A restart opens the store again, which this thread may still hold; it has nothing left to wait for.
             let deadline = Instant::now() + QUEUE_DEADLINE;
             while !retrier.is_finished() && Instant::now() < deadline {
                 std::thread::park_timeout(Duration::from_millis(20));

@@ -163,7 +163,7 @@ pub enum PositionOutcome {
     TakenOver,
     /// Another instance, or ours, has read on already, or was moved elsewhere.
     Elsewhere,
-    /// The topic is gone, or was created anew.
+    /// The topic is gone, or was created again.
     Gone,
     /// Our home is a member of a group, the adopted one was not.
     NotOurs,

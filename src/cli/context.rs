@@ -240,7 +240,7 @@ impl Context<'_> {
     }
 }
 
-/// Shows the progress of a long command to somebody who watches; a cron job's mail stays short.
+/// Shows the progress of a long command to someone who watches; a cron job's mail stays short.
 pub(super) fn show_progress(message: &str) {
     let mut errors = io::stderr();
     if errors.is_terminal() {

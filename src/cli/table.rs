@@ -127,7 +127,7 @@ pub(super) fn status(status: &Status) -> String {
     rows.push(("In flight", counts.in_flight.to_string()));
     rows.push(("Lost before read", status.gap_records.to_string()));
     if status.client_restarts > 0 {
-        rows.push(("Kafka client", format!("made anew {} times since it stood still", status.client_restarts)));
+        rows.push(("Kafka client", format!("replaced {} times since it stood still", status.client_restarts)));
     }
     if status.clients_left > 0 {
         rows.push(("Old Kafka clients", format!("{} have not ended", status.clients_left)));
@@ -211,7 +211,7 @@ pub(super) fn adoption(adoption: &Adoption) -> String {
             PositionOutcome::Committed => "committed to the group",
             PositionOutcome::Current => "known already",
             PositionOutcome::TakenOver => "taken over by this home",
-            PositionOutcome::Elsewhere => "left: somebody has gone on elsewhere",
+            PositionOutcome::Elsewhere => "left: another instance has gone on",
             PositionOutcome::Gone => "left: the topic is gone or another",
             PositionOutcome::NotOurs => "left: this home is in a group",
         };
@@ -534,16 +534,16 @@ mod tests {
             ..Adoption::default()
         };
         let expected = "\
-.--------------------------------------.--------------------------------------.
-| File or partition                    | What became of it                    |
-+--------------------------------------+--------------------------------------+
-| /mnt/old/data/.ta.24.2020-12-17-13.8 | set aside: published elsewhere or    |
-| .log.undecided                       | not, nobody can tell                 |
-| /mnt/old/data/ta.24.2020-12-17-13.7. | published                            |
-| log                                  |                                      |
-| mulog_clean_24[0] at 6197511000      | taken over by this home              |
-| mulog_clean_24[1] at 6197511000      | left: somebody has gone on elsewhere |
-'--------------------------------------'--------------------------------------'
+.--------------------------------------.------------------------------------.
+| File or partition                    | What became of it                  |
++--------------------------------------+------------------------------------+
+| /mnt/old/data/.ta.24.2020-12-17-13.8 | set aside: published elsewhere or  |
+| .log.undecided                       | not, nobody can tell               |
+| /mnt/old/data/ta.24.2020-12-17-13.7. | published                          |
+| log                                  |                                    |
+| mulog_clean_24[0] at 6197511000      | taken over by this home            |
+| mulog_clean_24[1] at 6197511000      | left: another instance has gone on |
+'--------------------------------------'------------------------------------'
 1 entry of its failure queue moved into this home's, 2 more were in it already
 its files stay in /mnt/old/data: point a collector there
 ";

@@ -214,7 +214,7 @@ fn webhook(r: &mut Reader<'_>) -> Reporter {
     }
 }
 
-/// Values that are possible alone and impossible together. Each is told at a key that somebody set.
+/// Values that are possible alone and impossible together. Each is told at a key that someone set.
 fn check_together(r: &mut Reader<'_>, config: &Config) {
     let queue = &config.failure_queue;
     if queue.backoff_from > queue.backoff_to {

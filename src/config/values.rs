@@ -85,7 +85,7 @@ impl Values {
 
     /// Lays the `MTGA_` variables over the values; those that set no key are returned, each with a hint.
     pub(super) fn lay_environment(&mut self, env: &BTreeMap<String, String>) -> Vec<String> {
-        let mut strangers = Vec::new();
+        let mut unknown = Vec::new();
         for (name, value) in env.iter().filter(|(name, _)| name.starts_with("MTGA_") && *name != "MTGA_HOME") {
             let origin = Origin { layer: Layer::Environment, line: None, key: name.clone() };
             if value.contains(char::REPLACEMENT_CHARACTER) {
@@ -103,10 +103,10 @@ impl Values {
                 let hint =
                     schema::suggest_variable(name).map_or_else(String::new, |known| format!(", did you mean {known}?"));
                 let name = terminal::shown_exactly(name);
-                strangers.push(format!("environment: {name} sets no key and is ignored{hint}"));
+                unknown.push(format!("environment: {name} sets no key and is ignored{hint}"));
             }
         }
-        strangers
+        unknown
     }
 
     /// Lays flags over the values: paths of keys, and values written as in the environment.

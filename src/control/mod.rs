@@ -144,7 +144,7 @@ pub struct Status {
     /// Entries that left the failure queue without an outcome, over the store's life.
     #[serde(default)]
     pub removed: Removed,
-    /// How often, since the start, the Kafka client stood still and was made anew.
+    /// How often, since the start, the Kafka client stood still and was replaced.
     #[serde(default)]
     pub client_restarts: u64,
     /// How many Kafka clients that were replaced have not ended yet.

@@ -1,7 +1,7 @@
 //! The socket in the file system: its name, its rights, and who may speak on it.
 //!
 //! Promises: the socket never stands under its name with wider rights than configured, because it is made in a private
-//! directory beside it and renamed; a socket that nobody listens on is replaced, one that somebody listens on and
+//! directory beside it and renamed; a socket that nobody listens on is replaced, one that someone listens on and
 //! anything that is no socket are not. Paths longer than the 107 bytes that the system takes work as well.
 
 use std::fs::{self, DirBuilder, File, Permissions};
@@ -335,12 +335,12 @@ mod tests {
     #[test]
     fn strangers_speak_only_when_the_mode_lets_them() {
         let access = |permissions| Access { permissions, own: Uid::from_raw(1000), group: Gid::from_raw(77) };
-        let stranger = 4_000_000_000;
+        let foreign = 4_000_000_000;
         assert!(access(0o600).allows(0, 0));
         assert!(access(0o600).allows(1000, 5));
-        assert!(!access(0o600).allows(stranger, 77));
-        assert!(access(0o660).allows(stranger, 77));
-        assert!(!access(0o660).allows(stranger, 78));
-        assert!(access(0o666).allows(stranger, 78));
+        assert!(!access(0o600).allows(foreign, 77));
+        assert!(access(0o660).allows(foreign, 77));
+        assert!(!access(0o660).allows(foreign, 78));
+        assert!(access(0o666).allows(foreign, 78));
     }
 }

@@ -233,7 +233,7 @@ pub enum Verdict {
 pub enum Prepared {
     /// All of it.
     Whole,
-    /// Somebody touched its files, or it is decided: it can't be committed.
+    /// Another process touched its files, or it is decided: it can't be committed.
     Gone,
 }
 

@@ -51,7 +51,7 @@ impl Delivery {
     }
 
     /// Keeps the failure queue below its bound where the oldest entries may go. Looks only at what the store has, while no
-    /// removal is on its way there, and takes nothing that somebody works on.
+    /// removal is on its way there, and takes nothing that someone works on.
     fn drop_oldest(&mut self) -> Result<(), Error> {
         let mut excess = self.excess();
         if excess == 0 || self.in_checkpoint || !self.remove.is_empty() || self.is_halfway() {

@@ -17,7 +17,7 @@ pub(crate) enum Progress {
     /// For tests.
     #[cfg(test)]
     Silent,
-    /// A bar that is drawn anew in its place.
+    /// A bar that is drawn again in its place.
     Bar(ProgressBar),
     /// Lines.
     Lines {
@@ -67,7 +67,7 @@ impl Progress {
     }
 }
 
-/// Writes a line to standard error, if somebody reads it.
+/// Writes a line to standard error, if someone reads it.
 pub(crate) fn line(text: impl std::fmt::Display) {
     let _ = writeln!(io::stderr(), "mtga: {text}");
 }

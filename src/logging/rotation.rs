@@ -102,7 +102,7 @@ impl RotatingFile {
             name = self.dir.join(format!("mtga.{stamp}.{number}.log"));
         }
         match fs::rename(self.dir.join(CURRENT), name) {
-            // Somebody has moved it away already.
+            // Another process has moved it away already.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             renamed => renamed?,
         }
@@ -127,7 +127,7 @@ impl RotatingFile {
     }
 }
 
-/// `mtga.<digits, dashes, dots>.log`: nothing that somebody else may have put there.
+/// `mtga.<digits, dashes, dots>.log`: nothing that another process may have put there.
 fn is_finished(name: &str) -> bool {
     let stamp = name.strip_prefix("mtga.").and_then(|rest| rest.strip_suffix(".log"));
     stamp.is_some_and(|stamp| {

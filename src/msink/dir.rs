@@ -155,7 +155,7 @@ impl EventDir {
             Ok(inode) => Ok((file, inode)),
             Err(error) => {
                 // Nobody knows the file yet. Left behind, it would only make the next attempt skip its name. The directories that
-                // are empty then go too: after a sync that failed, only what is made anew is sure to be synced by the next one.
+                // are empty then go too: after a sync that failed, only what is made again is sure to be synced by the next one.
                 unlinkat(parent, file_name, UnlinkatFlags::NoRemoveDir).ok();
                 self.remove_empty(name, &parents);
                 Err(error)
@@ -168,7 +168,7 @@ impl EventDir {
     pub fn open_existing(&self, name: &str) -> io::Result<(File, u64)> {
         let (parents, file_name) = self.walk(name, Missing::Fail)?;
         let parent = self.innermost(&parents);
-        // Without O_NONBLOCK a device or pipe that somebody put there could hold us.
+        // Without O_NONBLOCK a device or pipe that someone put there could hold us.
         let file = File::from(openat(parent, file_name, EVENT_FILE | OFlag::O_NONBLOCK, Mode::empty())?);
         let metadata = file.metadata()?;
         if !metadata.is_file() {
@@ -296,7 +296,7 @@ impl EventDir {
     }
 }
 
-/// Whether an error of this module is the fault of one record's own name (too long, a link or a stranger's file in the
+/// Whether an error of this module is the fault of one record's own name (too long, a link or a file of another process in the
 /// way of a directory), so that the record is to be rejected. Everything else is the disk's or the directory's.
 pub fn blames_name(error: &io::Error) -> bool {
     match error.raw_os_error().map(Errno::from_raw) {
@@ -362,7 +362,7 @@ fn make(parent: BorrowedFd<'_>, name: &str) -> nix::Result<OwnedFd> {
     let mode = Mode::from_bits_truncate(DIRECTORY_MODE);
     let made = match mkdirat(parent, name, mode) {
         Ok(()) => true,
-        // Somebody was faster; what it is, opening it tells.
+        // Another process was faster; what it is, opening it tells.
         Err(Errno::EEXIST) => false,
         Err(error) => return Err(error),
     };
@@ -524,7 +524,7 @@ mod tests {
     fn a_taken_name_is_never_opened() {
         let (scratch, dir) = scratch();
         let data = scratch.path().join("data");
-        fs::write(data.join("file"), "a stranger's").unwrap();
+        fs::write(data.join("file"), "another process's").unwrap();
         fs::create_dir(data.join("directory")).unwrap();
         symlink("/etc/passwd", data.join("link")).unwrap();
         symlink(scratch.path().join("nothing"), data.join("dangling")).unwrap();
@@ -533,12 +533,12 @@ mod tests {
             assert_eq!(error.kind(), io::ErrorKind::AlreadyExists, "{name}");
             assert!(!blames_name(&error));
         }
-        assert_eq!(fs::read(data.join("file")).unwrap(), b"a stranger's");
+        assert_eq!(fs::read(data.join("file")).unwrap(), b"another process's");
         assert!(!scratch.path().join("nothing").try_exists().unwrap());
     }
 
     #[test]
-    fn links_and_strangers_on_the_way_are_the_names_fault() {
+    fn links_and_foreign_files_on_the_way_are_the_names_fault() {
         let (scratch, dir) = scratch();
         let data = scratch.path().join("data");
         let outside = scratch.path().join("outside");

@@ -186,11 +186,11 @@ fn files_that_are_closed_for_others_go_on_afterwards() {
 }
 
 #[test]
-fn a_strangers_file_is_left_and_the_next_name_taken() {
+fn a_foreign_file_is_left_and_the_next_name_taken() {
     let mut world = World::new(9);
-    fs::write(world.path("a.00.0"), "a stranger's").unwrap();
+    fs::write(world.path("a.00.0"), "another process's").unwrap();
     assert_eq!(world.append("a", "one\n"), (1, 0));
-    assert_eq!(fs::read(world.path("a.00.0")).unwrap(), b"a stranger's");
+    assert_eq!(fs::read(world.path("a.00.0")).unwrap(), b"another process's");
     assert_eq!(world.notes.0, ["intend 0 a.00.0", "end 0", "intend 1 a.00.1", "made 1"]);
 }
 
@@ -279,10 +279,10 @@ fn a_stranger_in_place_of_a_directory_of_all_names_is_the_fault_of_no_record() {
     drop(world.sink);
     world.sink = World::sink(&world.config, "all/{log_name}/x.{seq}", &BTreeMap::new(), world.now);
     world.append("b", "b1\n");
-    fs::write(world.path("all/a"), "a stranger's").unwrap();
+    fs::write(world.path("all/a"), "another process's").unwrap();
     assert!(blames_name(&world.target("a").unwrap_err()));
     fs::rename(world.path("all"), world.path("moved")).unwrap();
-    fs::write(world.path("all"), "a stranger's").unwrap();
+    fs::write(world.path("all"), "another process's").unwrap();
     let error = world.target("a").unwrap_err();
     assert!(!blames_name(&error), "{error}");
     assert!(error.to_string().starts_with("cannot use the directory `all/`: "), "{error}");

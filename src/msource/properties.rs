@@ -144,7 +144,7 @@ pub fn brokers_assign(kafka: &Kafka) -> bool {
 /// librdkafka's own `session.timeout.ms`.
 const CLASSIC_SESSION: Duration = Duration::from_secs(45);
 
-/// The longest session of KIP-848, where brokers know it alone: `group.consumer.max.session.timeout.ms` unless somebody sets it.
+/// The longest session of KIP-848, where brokers know it alone: `group.consumer.max.session.timeout.ms` unless someone sets it.
 const LONGEST_SESSION: Duration = Duration::from_mins(1);
 
 /// How long the group keeps a member that says nothing, at most.

@@ -275,7 +275,7 @@ fn topic(client: &Client, configured: &[String], to: &Position) -> Option<End> {
     let found = client.describe_topics(std::slice::from_ref(&name), RETRY * 5).map(|mut infos| infos.pop());
     Some(match found {
         Ok(Some(Ok(info))) if !info.id.is_empty() && !to.topic_id.is_empty() && info.id != to.topic_id => {
-            End::Doubtful(Said::OtherTopic, "the topic was deleted and created anew".into())
+            End::Doubtful(Said::OtherTopic, "the topic was deleted and created again".into())
         }
         Ok(Some(Ok(_))) => return None,
         Ok(Some(Err(error))) if error.code == Code::UnknownTopicOrPartition => {

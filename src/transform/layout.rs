@@ -7,7 +7,7 @@
 //!
 //! **Promise.** What fits is valid JSON without white space between its tokens and without escapes in its values: it was
 //! made of such a record, and digits may stand for digits and plain characters for plain characters. A member counts as
-//! stepped over only when the byte behind its value ends it. What does not fit is somebody else's to read: it may be valid
+//! stepped over only when the byte behind its value ends it. What does not fit is the general reader's to read: it may be valid
 //! all the same.
 
 use super::lanes::{self, Lanes};
@@ -24,7 +24,7 @@ pub(super) struct Layout {
     /// Which member each place belongs to.
     owners: Vec<u16>,
     members: Vec<Member>,
-    /// Which of the members somebody asks for.
+    /// Which of the members someone asks for.
     wanted: Vec<usize>,
 }
 
@@ -61,18 +61,18 @@ pub(super) struct Stop {
 }
 
 impl Layout {
-    /// Bounds the memory of a layout: members behind that are not foretold.
+    /// Bounds the memory of a layout: members behind that are not predicted.
     const LONGEST: usize = 5 << 10;
-    /// Longer values are not foretold.
+    /// Longer values are not predicted.
     const LONGEST_VALUE: usize = 256;
-    /// What a byte may be of which nothing is foretold: none of UTF-8 fits.
+    /// What a byte may be of which nothing is predicted: none of UTF-8 fits.
     const NOTHING: (u8, u8) = (u8::MAX, 0);
     /// So many values of a member may be other than expected at first,
     const TRIALS: u32 = 16;
     /// and later one in so many: finding out costs about as much as this many members that are.
     const SELDOM: u32 = 4;
 
-    /// How many members are foretold.
+    /// How many members are predicted.
     pub(super) fn len(&self) -> usize {
         self.members.len()
     }
@@ -189,14 +189,14 @@ impl Layout {
             self.expect(member, vec![Self::NOTHING], kind);
         } else if expected.score > 1 {
             expected.score = 0;
-            // One that cannot be foretold is no reason to foretell no other.
+            // One that cannot be predicted is no reason to predict no other.
             if let Some(like) = self.likeness(member, value) {
                 self.expect(member, like, kind);
             }
         }
     }
 
-    /// Whether nothing is foretold of the value of a member.
+    /// Whether nothing is predicted of the value of a member.
     pub(super) fn is_open(&self, member: usize) -> bool {
         self.least[self.members[member].value] == Self::NOTHING.0
     }
@@ -331,7 +331,7 @@ mod tests {
         for record in 7..9 {
             layout.differs(1, r#""a\n""#, Kind::Escaped, record);
         }
-        assert!(!layout.is_open(1), "escapes are not foretold, but others are still");
+        assert!(!layout.is_open(1), "escapes are not predicted, but others are still");
         for (record, value) in (9..).zip([r#""a""#, r#""bc""#].into_iter().cycle().take(24)) {
             layout.differs(1, value, Kind::Plain, record);
         }

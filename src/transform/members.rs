@@ -61,7 +61,7 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// So many unexpected keys pay for learning anew.
+    /// So many unexpected keys pay for learning again.
     const PATIENCE: usize = 256;
     /// How many members that are left out of a record are looked over.
     const REACH: usize = 16;
@@ -117,7 +117,7 @@ impl Job for Follow<'_, '_> {
         loop {
             let stop = shape.layout.follow::<L>(next, cursor.bytes, cursor.at, noted);
             (next, cursor.at) = (stop.member, stop.begin);
-            // Most often it is the value that is another, or none that can be foretold.
+            // Most often it is the value that is another, or none that can be predicted.
             if let Some(begin) = stop.value {
                 cursor.at = begin;
                 let value = cursor.value(DEPTH)?;
@@ -146,7 +146,7 @@ impl Job for Follow<'_, '_> {
                 next = member + 1;
             } else {
                 roles.of(&text::decoded(json, key)).note(noted, stop.begin, value);
-                // Members that a full shape has no room for do not count: learning anew would not help.
+                // Members that a full shape has no room for do not count: learning again would not help.
                 shape.misses += usize::from(next < shape.layout.len() || !shape.is_full);
                 // Never the first one, whose `{` must not match again.
                 next = next.max(1);

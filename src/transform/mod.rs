@@ -19,8 +19,8 @@
 //! **What it does not do.** It does not decompress, does not read settings, does not judge types of properties.
 //!
 //! **How it is fast.** What depends only on the log name is worked out once a thread (`route`). What stands at each byte of
-//! `logs` is foretold by the records before, so that most of it is compared instead of read (`layout`, `lanes`), and wanted
-//! members are noted on the way; what is other than foretold is read and checked in one pass (`members`, `scan`). A line like
+//! `logs` is predicted by the records before, so that most of it is compared instead of read (`layout`, `lanes`), and wanted
+//! members are noted on the way; what is other than predicted is read and checked in one pass (`members`, `scan`). A line like
 //! those before is put together without asking rules again (`plan`), and `properties` is copied as one slice. Nothing is
 //! allocated for a record on this way. `tests::oracle` is the same transform written
 //! plainly on `serde_json`; the two are held together by property tests.

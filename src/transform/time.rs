@@ -125,7 +125,7 @@ pub(super) struct Cache {
 
 impl Cache {
     const SIZE: usize = 64;
-    /// Longer texts are read anew each time.
+    /// Longer texts are read again each time.
     const LONGEST: usize = 24;
 }
 

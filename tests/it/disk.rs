@@ -383,7 +383,7 @@ fn a_removed_or_shortened_file_is_told_and_the_next_line_goes_to_another() {
         let newest = home.path("data").join(&home.events().last().expect("a file").name);
         harm(&newest);
         wait_until("the file is given up", SOON, || {
-            let told = home.log().matches("somebody removed, replaced or shortened this file").count();
+            let told = home.log().matches("another process removed, replaced or shortened this file").count();
             holds(told > told_before, told)
         });
         // What was in it is gone; that is whose deed it was.
@@ -398,7 +398,7 @@ fn a_removed_or_shortened_file_is_told_and_the_next_line_goes_to_another() {
 }
 
 #[test]
-fn a_strangers_file_in_the_way_of_one_name_rejects_its_records_alone() {
+fn a_foreign_file_in_the_way_of_one_name_rejects_its_records_alone() {
     let topic = Topic::create("blame", 1);
     let record = |n: u64| {
         let name = if n.is_multiple_of(3) { "blocked" } else { "free" };
@@ -411,8 +411,8 @@ fn a_strangers_file_in_the_way_of_one_name_rejects_its_records_alone() {
     let mut home = Home::new(&topic);
     home.set("sink.file", "{log_name}/events.{seq}.log").set("sink.batch.lines", 50);
     fs::create_dir_all(home.path("data")).expect("a directory");
-    let stranger = home.path("data/log_blocked");
-    fs::write(&stranger, "a stranger's").expect("a file");
+    let foreign = home.path("data/log_blocked");
+    fs::write(&foreign, "another process's").expect("a file");
     topic.produce(Codec::Snappy, &produced);
     let service = home.foreground();
     home.wait_done(&produced);
@@ -432,7 +432,7 @@ fn a_strangers_file_in_the_way_of_one_name_rejects_its_records_alone() {
     check(&home);
     home.mtga(["retry_failure_queue"]).success();
     check(&home);
-    fs::remove_file(&stranger).expect("a file");
+    fs::remove_file(&foreign).expect("a file");
     home.mtga(["retry_failure_queue"]).success();
     assert_eq!(home.integer("failure_queue_count"), 0);
     service.terminate();

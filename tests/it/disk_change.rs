@@ -48,8 +48,8 @@ fn lines_that_were_not_written_yet_do_not_go_with_a_file_that_is_removed() {
 }
 
 #[test]
-fn an_event_directory_that_is_made_anew_gets_what_the_old_one_had_no_room_for() {
-    let (home, disk, produced) = full("anew");
+fn an_event_directory_that_is_made_again_gets_what_the_old_one_had_no_room_for() {
+    let (home, disk, produced) = full("again");
     let read = whole_lines(&home);
     let _larger = Mount::new(disk.path().to_owned(), "64m");
     assert_eq!(read + lines_in_the_end(&home, &produced), produced.len(), "on both disks");

@@ -1,4 +1,4 @@
-//! Faults of Kafka: brokers that die, connections that are cut, logs that are cut off, damaged or made anew, and a client that
+//! Faults of Kafka: brokers that die, connections that are cut, logs that are cut off, damaged or made again, and a client that
 //! stands still. Each test counts every record at the end.
 
 use std::collections::HashMap;
@@ -135,7 +135,7 @@ fn a_batch_that_is_damaged_on_its_way_is_fetched_again() {
     service.terminate();
 }
 
-/// What the service does while its topic is created anew.
+/// What the service does while its topic is created again.
 #[derive(Clone, Copy, Debug)]
 enum Meanwhile {
     Runs,
@@ -145,7 +145,7 @@ enum Meanwhile {
 }
 
 fn assert_a_new_topic_is_read_from_its_start(mode: Mode, meanwhile: Meanwhile, again: u64) {
-    let topic = Topic::create("anew", 2);
+    let topic = Topic::create("again", 2);
     let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 1000);
     let home = home(&topic, mode);
     let mut service = home.foreground();
@@ -164,28 +164,28 @@ fn assert_a_new_topic_is_read_from_its_start(mode: Mode, meanwhile: Meanwhile, a
     }
     home.wait_done(&produced);
     home.assert_exactly(&produced);
-    assert!(home.log().contains("the topic was deleted and created anew"), "it is said");
+    assert!(home.log().contains("the topic was deleted and created again"), "it is said");
     service.terminate();
 }
 
 #[test]
-fn a_topic_created_anew_and_shorter_is_read_from_its_start() {
+fn a_topic_created_again_and_shorter_is_read_from_its_start() {
     assert_a_new_topic_is_read_from_its_start(Mode::All, Meanwhile::Runs, 300);
 }
 
 #[test]
-fn a_topic_created_anew_and_grown_past_the_old_offset_is_read_from_its_start() {
+fn a_topic_created_again_and_grown_past_the_old_offset_is_read_from_its_start() {
     assert_a_new_topic_is_read_from_its_start(Mode::All, Meanwhile::IsFrozen, 3000);
 }
 
 #[test]
-fn a_topic_created_anew_under_a_group_is_read_from_its_start() {
+fn a_topic_created_again_under_a_group_is_read_from_its_start() {
     assert_a_new_topic_is_read_from_its_start(Mode::Group, Meanwhile::Runs, 300);
     assert_a_new_topic_is_read_from_its_start(Mode::Group, Meanwhile::IsFrozen, 3000);
 }
 
 #[test]
-fn a_topic_created_anew_while_the_service_is_stopped_is_read_from_its_start() {
+fn a_topic_created_again_while_the_service_is_stopped_is_read_from_its_start() {
     assert_a_new_topic_is_read_from_its_start(Mode::All, Meanwhile::IsStopped, 3000);
     assert_a_new_topic_is_read_from_its_start(Mode::Group, Meanwhile::IsStopped, 300);
 }
@@ -209,7 +209,7 @@ fn what_was_hidden_of_a_topic_that_is_deleted_after_a_kill_is_set_aside_and_said
     let new = topic.fill(Codec::Snappy, Mix::Clean, 500, 300);
     let service = home.foreground();
     wait_logged(&home, "the topic was deleted before the group took what was hidden of it", 2);
-    wait_logged(&home, "the topic was deleted and created anew", 2);
+    wait_logged(&home, "the topic was deleted and created again", 2);
     home.wait_done(&[old.clone(), new.clone()].concat());
     service.terminate();
     let expected = |records: &[Record]| crate::harness::oracle::expect(records).lines;
@@ -222,7 +222,7 @@ fn what_was_hidden_of_a_topic_that_is_deleted_after_a_kill_is_set_aside_and_said
 }
 
 #[test]
-fn a_client_that_stands_still_is_made_anew() {
+fn a_client_that_stands_still_is_made_again() {
     let topic = Topic::create("still", 2);
     let home = home(&topic, Mode::Group);
     let mut produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 1000);

@@ -161,7 +161,7 @@ fn offsets_that_are_set_without_a_group_publish_what_is_hidden() {
 }
 
 #[test]
-fn a_topic_made_anew_while_the_service_is_stopped_does_not_mix_with_what_was_hidden() {
+fn a_topic_made_again_while_the_service_is_stopped_does_not_mix_with_what_was_hidden() {
     let topic = Topic::create("sealnew", 2);
     let home = sealed(&topic);
     let mut produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 200);

@@ -189,7 +189,7 @@ fn shorten(path: &Path) {
     fs::File::options().write(true).open(path).and_then(|file| file.set_len(7)).expect("a hidden file");
 }
 
-/// What somebody does to a hidden file.
+/// What someone does to a hidden file.
 type Harm = fn(&Path);
 
 /// When a hidden file is harmed.
@@ -234,7 +234,7 @@ fn assert_harm_is_read_again(mode: Mode) {
     let service = rig.home.foreground();
     rig.wait_seen();
     service.terminate();
-    assert!(rig.home.log().contains("somebody removed, replaced or shortened the hidden file"));
+    assert!(rig.home.log().contains("another process removed, replaced or shortened the hidden file"));
     rig.wait_terminated();
 }
 
@@ -289,8 +289,8 @@ fn refused_files_that_cannot_be_removed_at_once_are_removed_after_a_kill() {
 }
 
 #[test]
-fn a_strangers_file_with_the_final_name_is_told_and_publication_goes_on_when_it_is_gone() {
-    let mut rig = Rig::new("stranger", Mode::Group, 1);
+fn a_foreign_file_with_the_final_name_is_told_and_publication_goes_on_when_it_is_gone() {
+    let mut rig = Rig::new("foreign", Mode::Group, 1);
     rotate(&mut rig.home, NOT_BY_ITSELF);
     rig.fill(200);
     let service = rig.home.foreground();
@@ -298,13 +298,13 @@ fn a_strangers_file_with_the_final_name_is_told_and_publication_goes_on_when_it_
     service.kill();
     let hidden = events::hidden(&rig.data()).pop().expect("a hidden file");
     let name = hidden.file_name().expect("a name").to_string_lossy()[1..].to_owned();
-    let (stranger, elsewhere) = (rig.data().join(&name), rig.home.path("stranger"));
-    fs::write(&stranger, "a stranger's\n").expect("a file");
+    let (foreign, elsewhere) = (rig.data().join(&name), rig.home.path("foreign"));
+    fs::write(&foreign, "another process's\n").expect("a file");
     rotate(&mut rig.home, SOON_PUBLISHED);
     let service = rig.home.foreground();
     rig.pauses(&name);
-    assert_eq!(fs::read_to_string(&stranger).expect("a file"), "a stranger's\n", "it is left alone");
-    fs::rename(&stranger, &elsewhere).expect("a file");
+    assert_eq!(fs::read_to_string(&foreign).expect("a file"), "another process's\n", "it is left alone");
+    fs::rename(&foreign, &elsewhere).expect("a file");
     rig.wait_seen();
     service.terminate();
 }

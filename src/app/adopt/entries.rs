@@ -85,7 +85,7 @@ pub(super) fn take(ours: &Pipeline, theirs: &Pipeline, progress: &dyn Fn(&str)) 
     Ok(moved)
 }
 
-/// A topic that was created anew has other records under the same offsets.
+/// A topic that was created again has other records under the same offsets.
 fn identity(entry: &QueueEntry) -> (TopicPartition, String, i64) {
     (entry.partition.clone(), entry.topic_id.clone(), entry.offset)
 }

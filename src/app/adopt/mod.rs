@@ -170,7 +170,7 @@ fn settle_alone(config: &Config, theirs: &Pipeline, state: &State, progress: &dy
     for (partition, here) in &state.partitions {
         match &here.growth {
             None => {}
-            // Only what is somebody's is published.
+            // Only what is someone's is published.
             Some(growth) if hides && state.is_whole(partition, growth) => {
                 let _epoch = theirs.tracker.begin(partition.clone(), here.next);
             }
@@ -195,7 +195,7 @@ fn files(dir: &Path, found: &State) -> Result<Vec<AdoptedFile>, Failure> {
         let there = |name: &str| dir.join(name).try_exists().map_err(failed);
         let (name, outcome) = match visibility {
             Visibility::Live if there(name)? => (name.clone(), FileOutcome::Completed),
-            // Somebody took it away, which the log says.
+            // Another process took it away, which the log says.
             Visibility::Live => continue,
             Visibility::Sealed if there(name)? => (name.clone(), FileOutcome::Published),
             Visibility::Sealed if there(&aside)? => (aside, FileOutcome::SetAside),

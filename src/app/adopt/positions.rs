@@ -25,7 +25,7 @@ fn row(partition: &TopicPartition, here: &PartitionState, outcome: PositionOutco
 /// Commits the home's own positions where nobody has read on, as it would have done itself.
 ///
 /// The group takes nothing from outside while it has members, and keeps the one that is gone until its session ends. By
-/// then either nobody is left, or somebody has its partitions and there is nothing left to be committed.
+/// then either nobody is left, or someone has its partitions and there is nothing left to be committed.
 pub(super) fn commit(
     config: &Config,
     asker: &Asker,

@@ -335,7 +335,7 @@ fn without_old_segments_a_copy_of_the_queue_tells_the_same() {
 }
 
 #[test]
-fn a_store_that_is_behind_a_journal_with_a_hole_is_made_anew_of_the_copy() {
+fn a_store_that_is_behind_a_journal_with_a_hole_is_made_again_of_the_copy() {
     let scratch = TempDir::new().unwrap();
     let places = world(&scratch.path().join("store"), 0);
     copy_beside(&places);

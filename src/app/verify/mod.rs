@@ -339,7 +339,7 @@ fn walk(root: &Path, mut found: impl FnMut(&Path, OsString), closed: &mut BTreeM
     Ok(())
 }
 
-/// Opens a regular file; a link is refused, and a pipe that somebody put there holds nobody up.
+/// Opens a regular file; a link is refused, and a pipe that someone put there holds nobody up.
 fn open(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)?;

@@ -4,7 +4,7 @@
 //! seal is published (on file systems without second names, until it has its own). So a seal that lacks lines, or a file without
 //! a manifest, is no fault while such a manifest says so. It hides no loss:
 //! - A file that has its name is checked against the temporary manifest as against any other.
-//! - What a seal lacks must be there: in files, hidden or not, with temporary manifests. Only while somebody works in the event
+//! - What a seal lacks must be there: in files, hidden or not, with temporary manifests. Only while someone works in the event
 //!   directory may it be in files that have none yet, and who works there reports a file that is gone, and ends the publication.
 
 use std::collections::BTreeSet;

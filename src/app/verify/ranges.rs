@@ -134,7 +134,7 @@ impl Seals {
         Some(((topic.clone(), topic_id.clone(), *partition), seal))
     }
 
-    /// How many partitions there are; of a topic that was made anew, those of both.
+    /// How many partitions there are; of a topic that was made again, those of both.
     pub(super) fn partitions(&self) -> u64 {
         self.partitions.len() as u64
     }

@@ -227,7 +227,7 @@ fn what_is_missing_of_a_publication_that_was_cut_short_is_a_fault() {
     sealed.assert_fault(FaultKind::Records, place, "the manifests of its files have 2");
     fs::remove_file(sealed.path(".t.2.log")).unwrap();
     sealed.assert_fault(FaultKind::Records, place, "the manifests of its files have 2");
-    // While somebody works there, the lines may be in a file whose manifest is not written yet.
+    // While someone works there, the lines may be in a file whose manifest is not written yet.
     let owner = crate::msink::dir::EventDir::open(sealed.root.path()).unwrap();
     assert_eq!(sealed.verify().faults, Vec::new());
     fs::remove_file(sealed.path(&temporary("t.1.log.manifest.json"))).unwrap();

@@ -14,7 +14,7 @@ impl Work<'_> {
         let Some(state) = self.state.files.get(&id) else { return Ok(()) };
         let path = state.path();
         let removed = self.dir.open_existing(&path).and_then(|(file, inode)| {
-            // Without a note of its creation it is empty, or a stranger's.
+            // Without a note of its creation it is empty, or another process's.
             let ours = if state.inode == 0 { file.metadata()?.len() == 0 } else { inode == state.inode };
             if ours { self.dir.remove(&path) } else { Ok(()) }
         });

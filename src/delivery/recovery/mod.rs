@@ -181,7 +181,7 @@ enum Found {
     File(File),
     /// The same, closed after a sync to make room for others. Its inode.
     Closed(u64),
-    /// Removed, replaced or shortened by somebody.
+    /// Removed, replaced or shortened by someone.
     Foreign,
 }
 
@@ -270,7 +270,10 @@ impl Work<'_> {
                 Err(RecoveryError::File(name, error))
             }
             _ => {
-                tracing::error!(file = name, "somebody removed or replaced this file; its last lines are gone with it");
+                tracing::error!(
+                    file = name,
+                    "another process removed or replaced this file; its last lines are gone with it"
+                );
                 Ok(Found::Foreign)
             }
         }
@@ -284,7 +287,7 @@ impl Work<'_> {
         }
         let failed = |error| RecoveryError::File(path.clone(), error);
         match self.dir.open_existing(&path) {
-            // No line is written before the note of the creation is durable: without it the file is empty, or a stranger's.
+            // No line is written before the note of the creation is durable: without it the file is empty, or another process's.
             Ok(_) if state.inode == 0 => Ok(Found::Foreign),
             Ok((file, inode)) if inode == state.inode => {
                 let length = file.metadata().map_err(failed)?.len();
@@ -297,7 +300,7 @@ impl Work<'_> {
                         file = path,
                         length,
                         checkpointed = durable,
-                        "somebody shortened this hidden file; it goes, and the records of its partition are read again"
+                        "another process shortened this hidden file; it goes, and the records of its partition are read again"
                     );
                     self.dir.remove(&path).map_err(failed)?;
                     return Ok(Found::Foreign);
@@ -306,7 +309,7 @@ impl Work<'_> {
                     file = path,
                     length,
                     checkpointed = durable,
-                    "somebody shortened this file; it is left as it is"
+                    "another process shortened this file; it is left as it is"
                 );
                 Ok(Found::Foreign)
             }
@@ -318,12 +321,12 @@ impl Work<'_> {
                     self.copies.insert(id);
                     return Ok(Found::File(file));
                 }
-                tracing::error!(file = path, "somebody replaced this file; it is left as it is");
+                tracing::error!(file = path, "another process replaced this file; it is left as it is");
                 Ok(Found::Foreign)
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound || blames_name(&error) => {
                 if state.inode != 0 {
-                    tracing::error!(file = path, "somebody removed this file; its last lines are gone with it");
+                    tracing::error!(file = path, "another process removed this file; its last lines are gone with it");
                 }
                 Ok(Found::Foreign)
             }
@@ -508,7 +511,7 @@ impl Work<'_> {
                 tracing::error!(
                     file = name,
                     stray = found - length,
-                    "cut off bytes that no block covers: a power cut left them, or a stranger"
+                    "cut off bytes that no block covers: a power cut left them, or another process"
                 );
             }
         }

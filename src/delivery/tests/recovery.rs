@@ -274,13 +274,13 @@ fn a_file_that_begins_as_the_one_before_it_and_goes_on_otherwise_is_left_alone()
 }
 
 #[test]
-fn a_strangers_file_at_a_name_that_was_only_intended_is_not_touched() {
+fn a_foreign_file_at_a_name_that_was_only_intended_is_not_touched() {
     let mut world = World::new(1, &[]);
     let key = FileKey { partition: Some(7), ..FileKey::default() };
     world.contents.tail.push(Frame::File(FileIntent { id: 7, name: "f7".into(), key, ..FileIntent::default() }));
-    fs::write(world.path(7), b"a stranger's\n").unwrap();
+    fs::write(world.path(7), b"another process's\n").unwrap();
     let recovered = world.recover(&mut gone());
-    assert_eq!(world.content(7), b"a stranger's\n");
+    assert_eq!(world.content(7), b"another process's\n");
     assert!(!recovered.state.files.contains_key(&7));
     assert_eq!(recovered.state.next_file, 8, "the name is not tried again");
 }
@@ -302,14 +302,14 @@ fn a_hidden_file_that_nobody_would_ever_finish_is_removed() {
         }
     };
     hide(0, "created", "", None);
-    hide(1, "strangers", "a stranger's", None);
+    hide(1, "foreign", "another process's", None);
     hide(2, "shortened", "short", Some(20));
     hide(3, "whole", "20 bytes, as it was.", Some(20));
     drop(dir);
     let recovered = world.recover(&mut gone());
     let left = files(&world.scratch.path().join("data"));
     let left: Vec<_> = left.iter().map(|path| path.file_name().unwrap()).collect();
-    assert_eq!(left, [".strangers", ".whole"]);
+    assert_eq!(left, [".foreign", ".whole"]);
     assert_eq!(recovered.state.files.keys().collect::<Vec<_>>(), [&3]);
 }
 

@@ -23,7 +23,7 @@ use crate::msource::journal::{FileState, SealedFile};
 
 /// A hidden file is not as it was left: what its partition has grown by is not whole any more. Comes inside an [`io::Error`].
 #[derive(Debug, thiserror::Error)]
-#[error("somebody removed, replaced or shortened the hidden file {0}")]
+#[error("another process removed, replaced or shortened the hidden file {0}")]
 pub struct HiddenGone(pub String);
 
 /// What is there of a hidden file whose publication is decided.

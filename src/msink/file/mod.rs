@@ -116,7 +116,7 @@ struct Active {
 }
 
 impl Active {
-    /// Whether somebody removed the open file, or shortened it.
+    /// Whether another process removed the open file, or shortened it.
     fn is_foreign(&self) -> bool {
         let metadata = self.file.as_ref().and_then(|file| file.metadata().ok());
         metadata.is_some_and(|metadata| metadata.nlink() == 0 || metadata.len() < self.length)
@@ -328,7 +328,7 @@ impl FileSink {
         files
     }
 
-    /// Looks for the directory again, after something failed: it may have been removed and made anew meanwhile.
+    /// Looks for the directory again, after something failed: it may have been removed and made again meanwhile.
     pub fn reopen_dir(&mut self) -> io::Result<()> {
         let same = self.dir.check().is_ok();
         self.dir.reopen()?;
@@ -495,5 +495,5 @@ impl FileSink {
 }
 
 fn foreign(path: &str) {
-    tracing::error!(file = path, "somebody removed, replaced or shortened this file; going on in a new one");
+    tracing::error!(file = path, "another process removed, replaced or shortened this file; going on in a new one");
 }

@@ -26,7 +26,7 @@ pub enum RotateReason {
     Name,
     /// The service stops.
     Stop,
-    /// It is gone, or not as it was left: somebody else touched it.
+    /// It is gone, or not as it was left: another process touched it.
     Foreign,
     /// The group takes the partition of a hidden file back.
     Revoke,

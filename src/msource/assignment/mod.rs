@@ -45,7 +45,7 @@ const PARTITIONS: &str = "partitions=";
 
 impl Owner {
     /// What an owner with this home and incarnation carries on of a text that it found: everybody's last commit but its own.
-    /// Another incarnation is somebody else: a copy of the home may be at work beside it.
+    /// Another incarnation is another owner: a copy of the home may be at work beside it.
     pub fn carried(metadata: &str, home: (&str, u64)) -> Vec<Mark> {
         let Ok(found) = metadata.parse::<Self>() else { return Vec::new() };
         let mut carried: Vec<Mark> = Vec::new();
@@ -340,7 +340,7 @@ pub enum Decision {
     New,
     /// Nobody ever had it, but other partitions of its topic: it was added later, a `Start` at its first record.
     Added,
-    /// The topic was deleted and created anew: a `Move` to its first record.
+    /// The topic was deleted and created again: a `Move` to its first record.
     Recreated,
 }
 

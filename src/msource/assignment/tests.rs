@@ -220,7 +220,7 @@ fn a_prepared_range_is_judged_by_what_every_owner_left_beside_the_offset() {
         let told = judge(&mark("me", 9), &range(30, 40), Some(&known), Some(&found), ByUs);
         assert_eq!(told, Verdict::Undecided, "{known:?}");
     }
-    // Too many came since, or somebody else wrote there.
+    // Too many came since, or another process wrote there.
     let many: Vec<_> = (0..PREVIOUS_OWNERS).map(|number| format!("h{number}/1/5")).collect();
     assert_eq!(tell(&format!("y/1/5/{ID} {}", many.join(" ")), ByUs), Verdict::Undecided);
     assert_eq!(tell("", ByUs), Verdict::Undecided);
@@ -259,7 +259,7 @@ fn nothing_is_decided_by_the_numbers_of_another_topic_of_the_same_name() {
     let tell = |state: &State, metadata: &str, held| {
         settle(state, &partition(), Some(&group(30, metadata)), held, Visibility::Sealed)
     };
-    // The owner of before, we ourselves, or somebody new has begun the other topic: what the group had of ours is forgotten.
+    // The owner of before, we ourselves, or a new owner has begun the other topic: what the group had of ours is forgotten.
     for metadata in ["x/1/0/bbbb", "me/1/0/bbbb", "y/1/5/bbbb", "x/1/5/bbbb"] {
         for held in [ByUs, NotByUs] {
             assert_eq!(tell(&state(ID), metadata, held), Hidden::Decided(9, Verdict::Undecided), "{metadata}");
@@ -328,7 +328,7 @@ fn a_prepared_range_is_asked_for_again_only_where_everything_is_as_it_was() {
     assert_eq!(ours(&state, 30), Hidden::Again(9, to));
     assert_eq!(tell(&state, 30, &base, Held::NotByUs, Visibility::Sealed), Hidden::Stays);
     assert_eq!(tell(&state, 30, &base, Held::ByUs, Visibility::Live), refused, "nothing is hidden any more");
-    assert_eq!(ours(&state, 31), refused, "somebody moved the offset");
+    assert_eq!(ours(&state, 31), refused, "someone moved the offset");
     let other = format!("y/1/2/{ID} x/1/4");
     assert_eq!(tell(&state, 30, &other, Held::ByUs, Visibility::Sealed), refused, "another has committed");
     let moved = PartitionState { next: 50, ..here.clone() };

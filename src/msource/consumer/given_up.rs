@@ -1,4 +1,4 @@
-//! Partitions of a seal that the group refuses until somebody changes the brokers, as for the lack of a right.
+//! Partitions of a seal that the group refuses until someone changes the brokers, as for the lack of a right.
 //!
 //! **Promise.** They hold up no other partition of the seal. Their ranges stay prepared, and what was read behind them is dropped.
 //! They are as if they had just been given to us: the group is asked about each of them alone, and they are read on when it has

@@ -214,8 +214,8 @@ impl Consumer {
         Ok(answered)
     }
 
-    /// Makes the client anew at once. What was taken from it and not sent on is dropped, and read again.
-    pub(super) fn make_anew(&mut self, reason: &str, old: Old) -> Result<(), Error> {
+    /// Replaces the client at once. What was taken from it and not sent on is dropped, and read again.
+    pub(super) fn renew_client(&mut self, reason: &str, old: Old) -> Result<(), Error> {
         let ours = self.partitions();
         self.release(&ours);
         self.pending.clear();

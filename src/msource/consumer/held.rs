@@ -50,7 +50,7 @@ impl fmt::Display for Waiting {
     }
 }
 
-/// Whether an answer of the group lasts until somebody changes the brokers: a right, or a bound on what a commit may hold.
+/// Whether an answer of the group lasts until someone changes the brokers: a right, or a bound on what a commit may hold.
 pub(super) fn lasts(error: &KafkaError) -> bool {
     matches!(
         error.code,

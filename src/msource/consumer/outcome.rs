@@ -15,7 +15,7 @@ pub(super) enum Outcome {
     Again,
     /// It stays prepared: we are no member any more, and were giving the partition up.
     LetGo,
-    /// It may have arrived, or may arrive later: the group is joined anew to find out.
+    /// It may have arrived, or may arrive later: the group is joined again to find out.
     Unknown,
 }
 
@@ -67,7 +67,7 @@ mod tests {
             (Code::CoordinatorNotAvailable, Again, Again),
             (Code::NotCoordinator, Again, Again),
             (Code::RequestTimedOut, Again, Again),
-            // These last until somebody changes the brokers: see `lasts`.
+            // These last until someone changes the brokers: see `lasts`.
             (Code::OffsetMetadataTooLarge, Again, Again),
             (Code::InvalidCommitOffsetSize, Again, Again),
             (Code::GroupAuthorizationFailed, Again, Again),

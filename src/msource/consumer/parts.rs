@@ -41,7 +41,7 @@ pub struct Desk {
     pending: Mutex<BTreeSet<TopicPartition>>,
     /// Whether the group has given every partition to others.
     pub without_share: AtomicBool,
-    /// How often the client stood still and was made anew.
+    /// How often the client stood still and was replaced.
     pub client_restarts: AtomicU64,
     /// How many clients that were replaced have not ended yet.
     pub clients_left: AtomicUsize,

@@ -4,7 +4,7 @@
 //! group's events, after a check that the assignment is not lost: so a generation in which the partition is another's never
 //! carries our offsets. What the group refuses while the partition is ours is sent again until it is taken. An answer that
 //! is *not known* (none in time, a connection that was cut) is neither: the request may still arrive, after other commits
-//! even. So the client is given up with it and joins anew. In that later generation no request of before is taken any more,
+//! even. So the client is given up with it and joins again. In that later generation no request of before is taken any more,
 //! and the group's own word counts. Where it has not moved, the same commit is sent again.
 
 use std::collections::BTreeMap;
@@ -58,7 +58,7 @@ enum Judged {
     Changed,
     /// It is not carried out yet: what comes next waits for that first.
     Waits,
-    /// The group has refused its prepared range for now. It holds back no other partition.
+    /// The group refuses its prepared range until the brokers are changed. It holds back no other partition.
     Held(KafkaError),
 }
 
@@ -71,7 +71,7 @@ pub(super) struct PendingJudged {
     pub(super) held: Vec<(TopicPartition, KafkaError)>,
 }
 
-/// Whether the group is to be joined anew.
+/// Whether the group is to be joined again.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rejoin {
     No,
@@ -126,7 +126,7 @@ impl Consumer {
         Ok(())
     }
 
-    /// Sends the commit; returns what the group has refused, and why. When the answer is not known, the group is joined anew.
+    /// Sends the commit; returns what the group has refused, and why. When the answer is not known, the group is joined again.
     fn commit_seal(&mut self, number: u64, open: Vec<Asking>) -> Result<Vec<(Asking, KafkaError)>, Error> {
         let commits: Vec<_> = open.iter().map(|asking| self.commit_of(&asking.position, number)).collect();
         fault::point("seal.commit");
@@ -155,7 +155,7 @@ impl Consumer {
             }
         }
         if let Some(error) = unknown {
-            tracing::warn!(number, %error, "it is not known whether the group took these offsets: joining it anew to find out");
+            tracing::warn!(number, %error, "it is not known whether the group took these offsets: joining it again to find out");
             for (asking, _) in refused.drain(..) {
                 self.let_go(number, asking, Verdict::Open)?;
             }
@@ -199,11 +199,11 @@ impl Consumer {
         }
     }
 
-    /// Joins the group anew when an answer was lost. Not at once, since whoever waited for it works with slots and messages of
+    /// Joins the group again when an answer was lost. Not at once, since whoever waited for it works with slots and messages of
     /// the old client.
     pub(super) fn rejoin(&mut self) -> Result<(), Error> {
         if self.rejoin == Rejoin::Due {
-            self.make_anew("the group's answer to a commit was lost", Old::Closed)?;
+            self.renew_client("the group's answer to a commit was lost", Old::Closed)?;
         }
         Ok(())
     }

@@ -422,7 +422,7 @@ impl Consumer {
         let mut fresh = Vec::new();
         for Begin { at, frame, tells } in &starts {
             if let Some(Frame::Move { to, cause: MoveCause::Recreated }) = frame {
-                tracing::error!(partition = %to.partition, at = to.next, "the topic was deleted and created anew: starting at its first record");
+                tracing::error!(partition = %to.partition, at = to.next, "the topic was deleted and created again: starting at its first record");
             }
             if let Some(frame) = frame {
                 notes.push(self.note(frame.clone())?);
@@ -539,7 +539,7 @@ impl Consumer {
         let found = started.len();
         started.retain(|position| !is_other(&self.client, &position.partition, &position.topic_id));
         if started.len() < found {
-            // A topic is being created anew, and the brokers do not agree yet.
+            // A topic is being created again, and the brokers do not agree yet.
             self.retry_at = Instant::now() + RETRY;
         }
         if started.is_empty() {

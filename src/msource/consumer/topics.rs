@@ -1,4 +1,4 @@
-//! Topics that end while they are read: deleted, and perhaps created anew under the same name.
+//! Topics that end while they are read: deleted, and perhaps created again under the same name.
 //!
 //! **Promise.** Nothing of the new topic mixes with the old one, and it is read from its first record. What was hidden of the old
 //! one is in nobody's reach any more: a running service publishes it while the group still takes its offsets; one that
@@ -35,7 +35,7 @@ pub(super) enum Topics {
 }
 
 impl Consumer {
-    /// Finds partitions of a topic that was deleted and created anew since they were begun. To be called for each batch
+    /// Finds partitions of a topic that was deleted and created again since they were begun. To be called for each batch
     /// that was taken, before any of it is used.
     pub(super) fn notice_new_topics(&mut self) {
         let changes = self.client.id_changes();
@@ -52,7 +52,7 @@ impl Consumer {
         }
     }
 
-    /// Gives partitions up whose topic was created anew. The client is replaced as well: it would hold the new topic's leader
+    /// Gives partitions up whose topic was created again. The client is replaced as well: it would hold the new topic's leader
     /// epochs, which begin again, for outdated.
     pub(super) fn leave_old_topics(&mut self) -> Result<(), Error> {
         let is_none = self.slots.iter().all(|slot| slot.fetch != Fetch::Stale);
@@ -79,13 +79,13 @@ impl Consumer {
         }
         let (old, others): (Vec<&Slot>, Vec<&Slot>) = self.slots.iter().partition(|slot| slot.fetch == Fetch::Stale);
         for slot in old {
-            tracing::error!(partition = %slot.partition, offset = slot.next, "the topic was deleted and created anew while it was read");
+            tracing::error!(partition = %slot.partition, offset = slot.next, "the topic was deleted and created again while it was read");
         }
         let others: Vec<_> = others.into_iter().map(|slot| slot.partition.clone()).collect();
         if self.parts.config.assignment == Assignment::Group && !others.is_empty() && !self.hides() {
             self.commit_now(&others, REQUEST_TIMEOUT);
         }
-        self.make_anew("a topic was deleted and created anew", Old::Closed)
+        self.renew_client("a topic was deleted and created again", Old::Closed)
     }
 
     /// Sets files aside that hide lines of a topic that is no more, unless the group has taken them. Nobody can read those

@@ -1,7 +1,7 @@
 //! The watchdog: notices a client that stands still, and makes another one.
 //!
 //! librdkafka has had ways to stop fetching a partition for good. A partition that has lag and whose offset has not moved for
-//! a minute, although we took what there was, is one of them: the client is made anew, and reads on from what is durable.
+//! a minute, although we took what there was, is one of them: the client is replaced, and reads on from what is durable.
 //! Lag is what a consumer of the configured isolation level can reach, so an open transaction is waited for, not blamed.
 //!
 //! **What it does not do.** It does not blame the client while brokers do not answer: what cannot be asked is no lag.
@@ -56,7 +56,7 @@ impl Watchdog {
         self.seen.remove(partition);
     }
 
-    /// Nothing is taken on purpose: time begins anew.
+    /// Nothing is taken on purpose: time begins again.
     pub(super) fn excuse(&mut self) {
         self.seen.clear();
     }
@@ -76,7 +76,7 @@ impl Consumer {
         let mut still = Vec::new();
         for slot in &self.slots {
             match seen.get(&slot.partition) {
-                // Whatever it waits for. But a topic that was made anew has other offsets, and brings another client anyway.
+                // Whatever it waits for. But a topic that was made again has other offsets, and brings another client anyway.
                 // Neither does another client unpack what this one cannot.
                 Some((next, since))
                     if *next == slot.next && slot.fetch != Fetch::Stale && !self.blocked.has(&slot.partition) =>
@@ -102,9 +102,9 @@ impl Consumer {
             }
             return Ok(());
         };
-        tracing::error!(%partition, offset = next, lag = end - next, "no record came for {} s although there are some: making the Kafka client anew", patience.as_secs());
+        tracing::error!(%partition, offset = next, lag = end - next, "no record came for {} s although there are some: replacing the Kafka client", patience.as_secs());
         self.parts.desk.client_restarts.fetch_add(1, Ordering::Relaxed);
-        self.make_anew("the Kafka client stood still and was made anew", Old::Abandoned)
+        self.renew_client("the Kafka client stood still and was replaced", Old::Abandoned)
     }
 
     /// Shows how many clients that were replaced are still there.

@@ -238,7 +238,7 @@ pub enum MoveCause {
         /// The first lost offset.
         from: i64,
     },
-    /// The topic was deleted and created anew: its offsets start again.
+    /// The topic was deleted and created again: its offsets start again.
     Recreated,
     /// The group's offsets were reset by an administrator, or expired.
     Reset,

@@ -460,7 +460,7 @@ impl Client {
     }
 }
 
-/// Whether this is the answer of a broker that does not lead the partition any more, or of one that leads it anew.
+/// Whether this is the answer of a broker that does not lead the partition any more, or of one that leads it again.
 fn is_of_old_leader(error: &KafkaError) -> bool {
     matches!(
         error.code,

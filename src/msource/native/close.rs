@@ -1,6 +1,6 @@
 //! The end of a client: it leaves its group, whatever state a rebalance is in, and is freed.
 //!
-//! librdkafka bounds neither: it may wait for a broker that does not answer, for a message that somebody still reads, or for
+//! librdkafka bounds neither: it may wait for a broker that does not answer, for a message that someone still reads, or for
 //! ever. So a thread of its own does it, and whoever drops a client waits for that no longer than `PATIENCE`. What it
 //! leaves behind then is told by its [`Remains`].
 

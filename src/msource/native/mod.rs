@@ -274,7 +274,7 @@ impl Client {
         events.filter_map(|event| if let Event::Error(error) = event { Some(error) } else { None }).collect()
     }
 
-    /// Why this client can do nothing any more and has to be made anew, if so.
+    /// Why this client can do nothing any more and has to be replaced, if so.
     pub fn fatal_error(&self) -> Option<KafkaError> {
         let mut message = [0 as c_char; 512];
         // SAFETY: the client is live; the text is NUL-terminated within the buffer.

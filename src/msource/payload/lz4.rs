@@ -1,7 +1,7 @@
 //! LZ4 frames (the frame format 1.6), skippable ones included; no dictionaries, no legacy frames.
 //!
 //! The frame is read here because the reader of `lz4_flex` takes a frame that ends before its end mark for complete,
-//! and allocates up to 8 MiB anew for each value. The blocks are decompressed by `lz4_flex`.
+//! and allocates up to 8 MiB again for each value. The blocks are decompressed by `lz4_flex`.
 
 use lz4_flex::block::{self, DecompressError};
 use xxhash_rust::xxh32::xxh32;

@@ -123,7 +123,7 @@ const VERSION: u8 = Format::CURRENT.version() as u8;
 const QUEUE_END: &[u8] = b"r";
 
 /// A row of this length gets no further entry, and one that is longer goes on in another value. sled keeps sixteen values in
-/// a page, which it writes anew now and then.
+/// a page, which it writes again now and then.
 const VALUE_BYTES: usize = 8 << 10;
 
 /// How often a value is touched, so that a page of some eight gets the accesses after which sled evicts.

@@ -55,7 +55,7 @@ pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<Walk, StoreErr
     Ok(())
 }
 
-/// Opens a damaged store, at last without what sled can make anew from its log.
+/// Opens a damaged store, at last without what sled can make again from its log.
 fn open_damaged(path: &Path, is_over: &AtomicBool) -> Option<SledStore> {
     for without in [None, Some("snap."), Some("conf")] {
         // Another store may be there by now.

@@ -2,7 +2,7 @@
 //! that each becomes, or `filtered <reason>` or `rejected <reason>: <detail>`. A `rules.json` beside them changes options
 //! and settings: `{"options": {"validation", "uuid", "time_zone" (IANA), "timestamp"}, "filter": {"drop", "keep", "omit"}, "metadata"}`.
 //!
-//! With `MTGA_BLESS=1` in the environment of the test the files of expected lines are written anew, to be reviewed.
+//! With `MTGA_BLESS=1` in the environment of the test the files of expected lines are written again, to be reviewed.
 
 use std::fs;
 use std::path::Path;
@@ -81,7 +81,7 @@ fn run(case: &Path) -> String {
 }
 
 #[test]
-#[expect(clippy::disallowed_methods, reason = "the switch that writes the golden files anew is the test's own")]
+#[expect(clippy::disallowed_methods, reason = "the switch that writes the golden files again is the test's own")]
 fn every_golden_case_gives_its_events() {
     let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/transform");
     let mut count = 0;

@@ -74,7 +74,7 @@ pub fn spawn<T: From<DoneBlock> + Send + 'static>(
 /// What one worker keeps from block to block.
 pub struct Worker {
     tools: Tools,
-    /// What belongs to one engine: made anew when that changes.
+    /// What belongs to one engine: made again when that changes.
     bound: Option<Bound>,
 }
 

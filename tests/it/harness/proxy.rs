@@ -45,7 +45,7 @@ const TELLS_ADDRESSES: [i16; 3] = [3, 10, 60];
 /// The error of a partition whose leader is being chosen.
 const LEADER_NOT_AVAILABLE: i16 = 5;
 
-/// An error that the group gives for one partition, and that passes when somebody lifts it.
+/// An error that the group gives for one partition, and that passes when someone lifts it.
 const TOPIC_AUTHORIZATION_FAILED: i16 = 29;
 
 /// The error of a topic that is not there.
@@ -72,7 +72,7 @@ struct Faults {
     drop: HashMap<i16, (u64, Loss)>,
     /// Topic and partitions of which answers to [`LIST_OFFSETS`] say that they have no leader.
     leaderless: Option<(String, Vec<i32>)>,
-    /// Requests that do not reach the broker for now, although who sent them may be gone.
+    /// Requests that are held back from the broker, although whoever sent them may be gone.
     held: Option<i16>,
     /// How long answers to a request are held back.
     delay: HashMap<i16, Duration>,

@@ -91,7 +91,7 @@ fn hidden_lines_are_published_before_their_partition_stands_elsewhere() {
         world.run(0).work.begin(0, from);
         world.block(0, 0, to - from);
         world.settled(0);
-        // The topic was made anew.
+        // The topic was made again.
         world.note(0, Frame::Move { to: position(0, 40), cause: MoveCause::Recreated });
     }
     world.end(0);

@@ -39,7 +39,7 @@ pub(super) struct Run {
     /// Commits in a row of which one was fenced, and whether the member knows that its assignment is lost.
     pub(super) fenced: u32,
     pub(super) lost: bool,
-    /// Whether an answer was lost, so that it joins the group anew.
+    /// Whether an answer was lost, so that it joins the group again.
     rejoin: bool,
     /// Commits sent.
     sends: u32,
@@ -102,7 +102,7 @@ impl World {
         }
     }
 
-    /// Joins the group anew when an answer was lost.
+    /// Joins the group again when an answer was lost.
     pub(super) fn rejoin(&mut self, home: usize) {
         let run = self.run(home);
         if std::mem::take(&mut run.rejoin) {

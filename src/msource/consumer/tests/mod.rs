@@ -192,7 +192,7 @@ fn an_assignment_is_over_before_anyone_learns_that_its_seal_is_not_taken() {
 }
 
 #[test]
-fn whoever_waits_while_the_answer_to_a_commit_is_lost_keeps_slots_and_client_and_joins_anew_afterwards() {
+fn whoever_waits_while_the_answer_to_a_commit_is_lost_keeps_slots_and_client_and_joins_again_afterwards() {
     let mut bench = Bench::new(5, 0);
     bench.read(5);
     let in_flight = |bench: &Bench| bench.consumer.parts.gauges.counts().in_flight;
@@ -525,12 +525,12 @@ fn clients_that_do_not_end_are_counted_and_not_made_without_bound() {
     let other = || Client::new(&properties::asking(&bench.consumer.parts.config)).expect("a client");
     let mut hanging: Vec<Client> = (0..MOST_LEFT).map(|_| other()).collect();
     bench.consumer.left = hanging.iter().map(Client::remains).collect();
-    let outcome = bench.consumer.make_anew("a test", Old::Abandoned);
+    let outcome = bench.consumer.renew_client("a test", Old::Abandoned);
     assert!(matches!(outcome, Err(Error::Left(MOST_LEFT))), "{outcome:?}");
     assert_eq!(bench.consumer.parts.desk.clients_left.load(Ordering::Relaxed), MOST_LEFT);
     drop(hanging.pop());
     wait_until("one of them has ended", || bench.consumer.check_left().is_ok());
-    bench.consumer.make_anew("a test", Old::Abandoned).expect("there is room for it");
+    bench.consumer.renew_client("a test", Old::Abandoned).expect("there is room for it");
 }
 
 #[test]
