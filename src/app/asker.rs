@@ -11,7 +11,7 @@ use crate::msource::TopicPartition;
 use crate::msource::assignment::{Decision, Known, begun_with, decide};
 use crate::msource::consumer::{Meant, Weight, topic_names, unmatched_text};
 use crate::msource::journal::State;
-use crate::msource::native::{Client, Commit, GroupOffset, KafkaError, OffsetSpec};
+use crate::msource::native::{Client, Commit, Coordinator, GroupOffset, KafkaError, OffsetSpec};
 use crate::msource::outlast::Outlast;
 use crate::msource::properties;
 use crate::msource::rights::{Missing, missing};
@@ -29,7 +29,6 @@ pub(super) struct Asker {
     timeout: Duration,
     /// Bound on all of them together.
     deadline: Option<Instant>,
-    committed_only: bool,
 }
 
 /// A partition with everything that decides where it stands. What is `None` is not known.
@@ -84,7 +83,7 @@ impl Asker {
     pub(super) fn new(config: &Config, timeout: Duration) -> Result<Self, Failure> {
         let client = Client::new(&properties::asking(&config.kafka))
             .map_err(|error| Failure::new(FailureKind::Config, format!("cannot make a Kafka client: {error}")))?;
-        Ok(Self { client, timeout, deadline: None, committed_only: properties::committed_only(&config.kafka) })
+        Ok(Self { client, timeout, deadline: None })
     }
 
     /// That a question was not answered, and why: a request only times out where a handshake failed or an address is dead.
@@ -139,15 +138,19 @@ impl Asker {
         self.deadline.map_or(self.timeout, left).min(self.timeout).max(Duration::from_millis(1))
     }
 
-    /// The watermarks, in the order asked.
+    /// The watermarks, in the order asked. Both ends are asked for at the same time: a leader that does not answer takes all the
+    /// time that there is.
     fn watermarks(&self, partitions: &[TopicPartition]) -> Vec<Watermarks> {
-        let ask = |spec, committed_only| {
+        let ask = |spec| {
             let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), spec)).collect();
-            let answers = self.client.list_offsets(&queries, committed_only, self.left());
-            answers.unwrap_or_else(|error| vec![Err(error); queries.len()])
+            self.client.list_offsets(&queries, self.left())
         };
-        let low = ask(OffsetSpec::Earliest, false);
-        let high = ask(OffsetSpec::Latest, self.committed_only);
+        let (low, high) = std::thread::scope(|scope| {
+            let low = std::thread::Builder::new().spawn_scoped(scope, || ask(OffsetSpec::Earliest));
+            let high = ask(OffsetSpec::Latest);
+            let low = low.ok().and_then(|low| low.join().ok());
+            (low.unwrap_or_else(|| ask(OffsetSpec::Earliest)), high)
+        });
         low.into_iter().zip(high).map(|(low, high)| Watermarks { low, high }).collect()
     }
 
@@ -206,9 +209,10 @@ impl Asker {
     /// it knows a member that says nothing for the length of its session.
     pub(super) fn outlast_members(&self, config: &Config, progress: &dyn Fn(&str)) -> Result<(), Failure> {
         let group = &config.kafka.group_id;
+        let coordinator = Coordinator::new(properties::asking(&config.kafka));
         let mut outlast = Outlast::since(Instant::now(), properties::session(&config.kafka));
         loop {
-            let members = self.client.members(group, self.timeout).map_err(|error| self.unavailable(&error))?;
+            let members = coordinator.members_besides(None, self.timeout).map_err(|error| self.unavailable(&error))?;
             let Some(left) = outlast.left(members, Instant::now()) else { return Ok(()) };
             progress(&format!(
                 "waiting for the session of the instance that died, whose last commit the group {group} may still take: \
@@ -294,7 +298,7 @@ impl Asker {
     /// The first offset at or after a time; `high`, which was asked for before, where there is none.
     pub(super) fn at_time(&self, partition: &TopicPartition, time: i64, high: i64) -> Result<i64, KafkaError> {
         let partitions = [partition.clone()];
-        let mut answers = self.client.offsets_at_time(&partitions, time, self.committed_only, self.left())?;
+        let mut answers = self.client.offsets_at_time(&partitions, time, self.left());
         Ok(answers.remove(0)?.unwrap_or(high))
     }
 

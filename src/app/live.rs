@@ -259,7 +259,8 @@ impl Service for Live {
     }
 
     fn offsets(&self) -> Result<Vec<PartitionOffsets>, Failure> {
-        self.rows(self.config.rpc.timeout / 4 * 3)
+        // The rest is for the reason, when brokers do not answer.
+        self.rows(self.config.rpc.timeout / 8 * 5)
     }
 
     fn failure_count(&self) -> Result<u64, Failure> {

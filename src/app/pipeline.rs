@@ -43,8 +43,8 @@ const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
 /// What a stop waits for at most, one after the other. The command that waits for it is not to give up before: `restart` would
 /// leave no service.
 const _: () = {
-    // The drain, the queue, a delivery that hangs in the disk, and the thread that retries.
-    let longest = 2 * STOP_DEADLINE.as_secs() + 2 * QUEUE_DEADLINE.as_secs();
+    // The drain, the queue, a delivery that hangs in the disk, the thread that retries, and what the consumer does besides.
+    let longest = 2 * STOP_DEADLINE.as_secs() + 2 * QUEUE_DEADLINE.as_secs() + consumer::LONGEST_END.as_secs();
     assert!(longest < STOP_PATIENCE.as_secs());
 };
 

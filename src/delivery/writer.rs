@@ -339,6 +339,9 @@ impl Delivery {
             self.show_queue();
         } else {
             self.gauges.returned(block.records);
+            if let Source::Partition { to, .. } = &block.source {
+                self.leave_nothing_empty(&to.partition);
+            }
         }
         self.budget.give_back(block.cost);
         for lines in block.pieces {

@@ -373,8 +373,8 @@ fn take(
 /// The broker refuses the offset: retention took the records, or it is behind for a moment.
 fn out_of_range(client: &Client, from: i64, partition: &TopicPartition, error: &KafkaError) -> End {
     let earliest = [(partition.clone(), OffsetSpec::Earliest)];
-    let lows = client.list_offsets(&earliest, false, RETRY * 5);
-    match lows.and_then(|lows| lows.into_iter().collect::<Result<Vec<_>, _>>()) {
+    let lows = client.list_offsets(&earliest, RETRY * 5);
+    match lows.into_iter().collect::<Result<Vec<_>, _>>() {
         Ok(lows) if lows.iter().any(|low| *low > from) => {
             End::GoneBelow(lows.into_iter().fold(from, i64::max), "retention took the records".into())
         }

@@ -8,7 +8,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::native::{Client, KafkaError, Reading};
+use super::native::{Client, Coordinator, KafkaError, Reading};
+use super::properties;
 use crate::config::{Assignment, Kafka};
 
 /// What may not be read.
@@ -55,7 +56,7 @@ pub fn missing(
     let mut resources: Vec<_> = denied.map(|(topic, _)| Resource::Topic(topic.clone())).collect();
     if kafka.assignment == Assignment::Group {
         let left = timeout.saturating_sub(asked.elapsed()).max(Duration::from_millis(1));
-        if client.reading_group(&kafka.group_id, left)? == Reading::Denied {
+        if Coordinator::new(properties::asking(kafka)).reading(left)? == Reading::Denied {
             resources.push(Resource::Group(kafka.group_id.clone()));
         }
     }

@@ -56,7 +56,7 @@ fn read_to_the_end(home: &Home) {
         let status = home.try_status()?;
         holds(status.lag == Some(0) && status.partitions > 0 && status.counts.in_flight == 0, status)?;
         // The lag in `status` may be older than what was produced just now.
-        let lag = home.integer("kafka_lag");
+        let lag = home.lag()?;
         holds(lag == 0, lag)
     });
     service.terminate();

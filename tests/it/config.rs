@@ -144,7 +144,7 @@ fn read_commands_work_without_a_service() {
     assert_eq!(home.failures().len(), failures);
     topic.fill(Codec::Snappy, Mix::Clean, 900, 50);
     wait_until("the new records show as lag", SOON, || {
-        let lag = home.integer("kafka_lag");
+        let lag = home.lag()?;
         holds(lag == 50, lag)
     });
 }

@@ -226,7 +226,7 @@ impl Case {
         assert!(proxy.dropped() > 0, "an answer is lost");
         fleet.assert_exactly(&produced);
         for home in &fleet.homes {
-            assert_eq!(home.try_status().expect("a status").gap_records, 0);
+            assert_eq!(home.status().gap_records, 0);
         }
         if self.files == Files::Sealed {
             let dirs = fleet.homes.iter().map(|home| home.path("data"));

@@ -189,7 +189,7 @@ fn no_record_is_skipped_that_comes_while_a_full_disk_pauses_the_partitions() {
     home.wait_for(State::Paused);
     // Partitions are paused after five seconds, in which half of this comes.
     wait_until("20,000 records wait", SOON, || {
-        let lag = home.integer("kafka_lag");
+        let lag = home.lag()?;
         holds(lag >= 20_000, lag)
     });
     fs::remove_file(disk.0.join(".ballast")).expect("the ballast");

@@ -124,8 +124,8 @@ fn a_rolling_restart_of_static_members_in_the_new_protocol_loses_and_repeats_not
 fn a_static_member_that_is_killed_and_started_within_its_session_loses_and_repeats_nothing() {
     let topic = Topic::create("within", 6);
     let mut fleet = Fleet::new(&topic, 3, Protocol::Cooperative, Membership::Static);
-    // Nobody is to take its partitions over, however slow this machine is.
-    fleet.property("session.timeout.ms", "30000");
+    // Nobody is to take its partitions over, however slow this machine is. A start and its recovery wait for some 20 syncs.
+    fleet.property("session.timeout.ms", &slow::millis(Duration::from_secs(30), 40));
     let load = steady(&topic, Mix::Dirty);
     for number in 0..3 {
         fleet.start(number);
@@ -150,7 +150,8 @@ fn assert_reads_its_topics_when_they_changed_within_the_session(strategy: &str) 
     let topics = ["kept", "dropped", "added"].map(|name| Topic::create(name, 2));
     let mut home = Home::new(&topics[0]);
     home.in_group();
-    let properties = json!({"session.timeout.ms": "45000", "partition.assignment.strategy": strategy});
+    let session = slow::millis(Duration::from_secs(45), 40);
+    let properties = json!({"session.timeout.ms": session, "partition.assignment.strategy": strategy});
     home.set("kafka.librdkafka", properties);
     let (mut produced, mut read) = (Vec::new(), [0; 3]);
     for (round, configured) in [&[0, 1][..], &[0, 2], &[0, 1, 2]].into_iter().enumerate() {
@@ -188,16 +189,39 @@ fn a_static_member_of_an_eager_group_whose_topics_change_within_its_session_read
     assert_reads_its_topics_when_they_changed_within_the_session("range");
 }
 
-#[test]
-fn what_a_static_member_was_giving_up_when_it_died_is_read_again_once_it_is_back() {
+/// A static member that fails at a step of giving partitions up to another one, which has just begun.
+fn gives_up_to_a_static_member(point: &str) -> (Fleet, Load) {
     let topic = Topic::create("givingup", 4);
     let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Static);
-    fleet.property("session.timeout.ms", "45000");
+    fleet.property("session.timeout.ms", &slow::millis(Duration::from_secs(45), 40));
     let load = steady(&topic, Mix::Clean);
-    fleet.start_to_fail(0, "revoke.released");
+    fleet.start_to_fail(0, point);
     fleet.wait_shared(&[0]);
     fleet.wait_progress(0, 500);
     fleet.start(1);
+    (fleet, load)
+}
+
+/// Between the two halves of a cooperative rebalance partitions have no owner, for as long as another member gives them up.
+#[test]
+fn a_static_member_that_the_group_does_not_know_yet_waits_for_what_others_give_up() {
+    let (mut fleet, load) = gives_up_to_a_static_member("revoke.told:1:stop");
+    fleet.wait_frozen(0);
+    let frozen = Instant::now();
+    wait_until("it takes long", SOON, || holds(frozen.elapsed() > Duration::from_secs(8), ()));
+    fleet.signal(0, Signal::SIGCONT);
+    fleet.wait_shared(&[0, 1]);
+    fleet.wait_progress(1, 500);
+    let produced = load.stop();
+    fleet.wait_done(&produced);
+    assert!(!fleet.homes[1].log().contains("joining the group again"), "{}", fleet.homes[1].log());
+    fleet.stop_all();
+    fleet.assert_exactly(&produced);
+}
+
+#[test]
+fn what_a_static_member_was_giving_up_when_it_died_is_read_again_once_it_is_back() {
+    let (mut fleet, load) = gives_up_to_a_static_member("revoke.released");
     fleet.wait_killed(0);
     fleet.start(0);
     fleet.wait_shared(&[0, 1]);
@@ -225,8 +249,8 @@ fn assert_at_least_once_through_a_loss(protocol: Protocol, membership: Membershi
     let topic = Topic::create("lost", 6);
     let mut fleet = Fleet::new(&topic, 2, protocol, membership);
     if protocol == Protocol::Eager {
-        // Who is frozen past its session is so past this, too.
-        fleet.property("max.poll.interval.ms", &SESSION.as_millis().to_string());
+        // Who is frozen past its session is so past this, too. A third of it is for giving partitions up.
+        fleet.property("max.poll.interval.ms", &slow::millis(SESSION, 24));
     }
     let load = steady(&topic, Mix::Clean);
     fleet.start(0);
@@ -300,14 +324,16 @@ fn an_instance_that_cannot_write_gives_its_partitions_up_in_time() {
     let topic = Topic::create("stuck", 6);
     let mut fleet = Fleet::new(&topic, 2, Protocol::Cooperative, Membership::Dynamic);
     // The group replaces a member that has not answered by then.
-    fleet.property("max.poll.interval.ms", "15000");
+    fleet.property("max.poll.interval.ms", &slow::millis(Duration::from_secs(15), 24));
     fleet.set("sink.batch.lines", &100);
-    let disk = SmallDisk::mount(fleet.homes[0].path("data"), "32m");
+    // What is produced until the end has room, also where that takes minutes.
+    let size = if slow::sync().is_some() { 256 << 20 } else { 32 << 20 };
+    let disk = SmallDisk::mount(fleet.homes[0].path("data"), &size.to_string());
     let load = steady(&topic, Mix::Clean);
     fleet.start(0);
     fleet.wait_shared(&[0]);
     fleet.wait_progress(0, 1000);
-    fs::write(disk.0.join(".ballast"), vec![0; 32 << 20]).expect_err("no room is left");
+    fs::write(disk.0.join(".ballast"), vec![0; size]).expect_err("no room is left");
     wait_until("the disk is full", SOON, || {
         let status = fleet.ask(0)?;
         holds(status.state == State::Paused, status)
@@ -338,18 +364,10 @@ fn two_instances_of_one_name_do_not_drive_each_other_out() {
     fleet.start(1);
     // The later one has the name, as after a move to another host.
     fleet.wait_shared(&[1]);
-    wait_until("the first one says what it waits for", SOON, || {
-        let reason = fleet.ask(0)?.reason.unwrap_or_default();
-        holds(reason.contains("`both`") && reason.contains("instance_id"), reason)
-    });
+    fleet.wait_reason(0, &["`both`", "instance_id"]);
     fleet.wait_progress(1, 10_000);
     assert_eq!(fleet.ask(0).expect("a status").partitions, 0, "it does not come back while the name is taken");
-    fleet.stop(1);
-    fleet.wait_shared(&[0]);
-    let produced = load.stop();
-    fleet.wait_done(&produced);
-    fleet.stop_all();
-    fleet.repeats(&produced);
+    fleet.give_name_back(load);
 }
 
 #[test]
@@ -361,10 +379,7 @@ fn a_name_that_is_taken_is_waited_for_in_the_new_protocol() {
     fleet.start(0);
     fleet.wait_shared(&[0]);
     fleet.start(1);
-    wait_until("the second one says what it waits for", SOON, || {
-        let reason = fleet.ask(1)?.reason.unwrap_or_default();
-        holds(reason.contains("`both`") && reason.contains("instance_id"), reason)
-    });
+    fleet.wait_reason(1, &["`both`", "instance_id"]);
     fleet.wait_progress(0, 1000);
     fleet.stop(0);
     fleet.wait_shared(&[1]);

@@ -261,7 +261,7 @@ fn assert_no_other_home_begins(configure: fn(&mut Home)) {
     // Lost for good.
     fs::remove_file(home.path("data/.mtga/checkpoint")).expect("a note");
     home.start();
-    wait_until("no lag", SOON, || holds(home.integer("kafka_lag") == 0, home.try_status()));
+    wait_until("no lag", SOON, || holds(home.lag()? == 0, home.try_status()));
     assert_ne!(home.status().home_id, id);
     home.stop();
 }

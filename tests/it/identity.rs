@@ -28,9 +28,19 @@ fn tool(topic: &Topic) -> Client {
     Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client")
 }
 
-fn id_of(topic: &Topic) -> String {
+fn id_of(topic: &Topic) -> Result<String, String> {
     let found = tool(topic).describe_topics(std::slice::from_ref(&topic.name), SOON).expect("an answer").remove(0);
-    found.expect("the topic is there").id
+    found.map(|topic| topic.id).map_err(|error| error.to_string())
+}
+
+/// The id of a topic that was created again, once the broker tells it.
+fn new_id_of(topic: &Topic, old: &str) -> String {
+    let mut id = String::new();
+    wait_until("the topic has another id", SOON, || {
+        id = id_of(topic)?;
+        holds(id != old, &id)
+    });
+    id
 }
 
 /// What one partition has from an offset on.
@@ -49,7 +59,7 @@ fn a_committed_leader_epoch_that_the_broker_does_not_know_skips_no_record() {
         leader_epoch: 50,
         metadata,
     };
-    let commits = [commit(0, String::new()), commit(1, format!("other/1/5/{}", id_of(&topic)))];
+    let commits = [commit(0, String::new()), commit(1, format!("other/1/5/{}", id_of(&topic).expect("it is there")))];
     assert_eq!(tool(&topic).commit(&commits, SOON).expect("an answer"), [Ok(()), Ok(())]);
     let home = in_group(&topic);
     let service = home.foreground();
@@ -269,9 +279,9 @@ fn an_answer_without_a_controller_or_with_an_id_that_was_replaced_neither_skips_
     let service = home.foreground();
     home.wait_done(&produced);
     service.terminate();
-    let old = raw(&id_of(&topic));
+    let old = id_of(&topic).expect("it is there");
     topic.recreate();
-    let new = raw(&id_of(&topic));
+    let [old, new] = [old.clone(), new_id_of(&topic, &old)].map(|id| raw(&id));
     produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 1000, 3000));
     let service = asking(&home, "1500");
     proxy.rewrite(METADATA, |frame| {

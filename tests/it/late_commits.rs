@@ -1,5 +1,7 @@
 //! Commits of an instance that died which reach the group after it: nothing is decided before none can come any more.
 
+use std::path::PathBuf;
+
 use mtga::control::State;
 use serde_json::{Value, json};
 
@@ -82,6 +84,35 @@ fn expected(records: &[Record]) -> Vec<String> {
     let mut lines: Vec<_> = oracle::expect(records).lines.into_values().flatten().collect();
     lines.sort();
     lines
+}
+
+/// Nobody may start it again.
+#[test]
+fn a_stop_publishes_what_the_group_takes_after_its_answer_counts_as_lost() {
+    let topic = Topic::create("laststop", 1);
+    let proxy = Proxy::new(&topic.brokers);
+    let mut home = Home::with_brokers(&topic, proxy.address());
+    // Long enough for the group to take the commit after the service has tried to join again, for which a static member's would
+    // be refused.
+    sealed_in_group(&mut home, json!({"session.timeout.ms": "45000"}));
+    home.set("kafka.instance_id", "");
+    let mut service = home.foreground();
+    home.wait_for(State::Consuming);
+    proxy.hold_requests(OFFSET_COMMIT);
+    let produced = topic.fill(Codec::None, Mix::Clean, 0, RECORDS);
+    wait_until("the commit is on its way", SOON, || holds(proxy.held() > 0, ()));
+    std::thread::scope(|scope| {
+        let stop = scope.spawn(|| service.terminate_in_place());
+        wait_until("the answer counts as lost, and the drain begins", SOON, || {
+            let log = home.log();
+            let is_lost = log.contains("it is not known whether the group took these offsets");
+            holds(is_lost && log.contains("state=Stopping"), log)
+        });
+        proxy.let_pass();
+        stop.join().expect("it stops");
+    });
+    assert_eq!(events::hidden(&home.path("data")), Vec::<PathBuf>::new());
+    events::assert_same("the files", &expected(&produced), &lines(&[&home]));
 }
 
 #[test]

@@ -10,6 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 
 use crate::harness::fleet::{Fleet, Membership, Protocol};
+use crate::harness::proxy::{CONSUMER_GROUP_HEARTBEAT, HEARTBEAT, Loss};
 use crate::harness::{Codec, Mix, Proxy, Record, SOON, Topic, broker, holds, wait_until};
 use crate::sealed_group;
 
@@ -275,6 +276,125 @@ fn an_instance_whose_name_another_process_had_for_a_while_gets_back_what_it_had(
     let produced = load.stop();
     fleet.heal_disks();
     sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
+/// Waits until the log of an instance has this.
+fn says(fleet: &Fleet, number: usize, text: &str) {
+    wait_until(&format!("instance {number} says {text:?}"), SOON, || {
+        holds(fleet.homes[number].log().contains(text), "not yet")
+    });
+}
+
+/// A heartbeat without an answer is sent again with what the member had before, so that the group gives the rest to others.
+/// librdkafka goes on with what it was given first, and gives it up when it has begun it.
+#[test]
+fn what_the_group_gives_to_others_before_it_has_heard_that_it_is_taken_is_read_by_one_alone() {
+    let topic = Topic::create("unheard", 6);
+    let mut fleet = sealed_group::sealed(&topic, 2, Protocol::Consumer);
+    let proxies = [(); 2].map(|()| Proxy::new(broker::address()));
+    for (home, proxy) in fleet.homes.iter_mut().zip(&proxies) {
+        home.set("kafka.brokers", proxy.address());
+    }
+    let load = topic.load_every(Duration::from_millis(20), Codec::Snappy, Mix::Dirty);
+    fleet.start_to_fail(0, "assign.told:1:10000");
+    says(&fleet, 0, "the group assigned partitions count=6");
+    fleet.start(1);
+    wait_until("the other one is a member", SOON, || {
+        let answered = proxies[1].answered(CONSUMER_GROUP_HEARTBEAT);
+        holds(answered > 1, answered)
+    });
+    proxies[0].lose_answers(CONSUMER_GROUP_HEARTBEAT, 1, Loss::Cut);
+    says(&fleet, 1, "the group assigned partitions count=3");
+    // It takes what it was given, and cannot know that the group has heard of it.
+    proxies[0].lose_answers(CONSUMER_GROUP_HEARTBEAT, u64::MAX, Loss::Swallowed);
+    says(&fleet, 0, "it is not known whether the group agrees with what it gave: joining it again");
+    proxies[0].lose_answers(CONSUMER_GROUP_HEARTBEAT, 0, Loss::Swallowed);
+    fleet.wait_shared(&[0, 1]);
+    for number in 0..2 {
+        fleet.wait_progress(number, 500);
+    }
+    let produced = load.stop();
+    sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
+/// librdkafka goes on as if it was a member.
+#[test]
+fn an_instance_of_the_new_protocol_whose_name_was_taken_while_it_was_cut_off_gives_way() {
+    let topic = Topic::create("cutname", 4);
+    let mut fleet = Fleet::new(&topic, 2, Protocol::Consumer, Membership::Dynamic);
+    fleet.set("kafka.instance_id", &"both");
+    let proxy = Proxy::new(broker::address());
+    fleet.homes[0].set("kafka.brokers", proxy.address());
+    let load = topic.load_every(Duration::from_millis(100), Codec::Snappy, Mix::Dirty);
+    fleet.start(0);
+    fleet.wait_shared(&[0]);
+    fleet.wait_progress(0, 100);
+    // After one that failed, a heartbeat tells the name again.
+    proxy.hold_requests(CONSUMER_GROUP_HEARTBEAT);
+    wait_until("a heartbeat is on its way", SOON, || holds(proxy.held() > 0, "not yet"));
+    proxy.cut();
+    proxy.let_pass();
+    fleet.start(1);
+    wait_until("the other one has its partitions", SOON, || {
+        let count = fleet.ask(1)?.partitions;
+        holds(count == 4, count)
+    });
+    proxy.heal();
+    fleet.wait_reason(0, &["`both`"]);
+    let written = fleet.ask(0).expect("a status").counts.written;
+    fleet.wait_progress(1, 200);
+    assert_eq!(fleet.ask(0).expect("a status").counts.written, written, "it writes nothing while another has its name");
+    fleet.give_name_back(load);
+}
+
+#[test]
+fn an_instance_whose_name_is_taken_while_it_takes_its_partitions_waits_for_it_and_reads_on() {
+    let mut both = [Lone::live(Protocol::Cooperative), Lone::sealed(Protocol::Cooperative)];
+    for lone in &mut both {
+        lone.fleet.set("kafka.instance_id", &"both");
+        // So the group knows the guest for longer than the pause, although that is gone: until the guest's first heartbeat
+        // the session is that of the member whose name it took.
+        lone.fleet.property("session.timeout.ms", "12000");
+        lone.fill(60);
+        lone.fleet.start_to_fail(0, "assign.noted:1:5000");
+    }
+    for lone in &both {
+        says(&lone.fleet, 0, "the group assigned partitions count=1");
+        lone.fleet.wait_forgotten(&[("group.instance.id", "both"), ("session.timeout.ms", "12000")]);
+    }
+    for lone in &mut both {
+        says(&lone.fleet, 0, "another process joined the group as `both`");
+        lone.fill(60);
+        lone.wait_back();
+        assert!(!lone.fleet.homes[0].log().contains("by its old id"), "it has not taken the name back");
+    }
+    let [live, sealed] = both;
+    assert_exactly_once(live, sealed);
+}
+
+/// librdkafka goes on to speak for a member whose session it has given up, without the member's id, until the revocation is
+/// answered; the group takes that for a process whose name another one has.
+#[test]
+fn an_instance_whose_session_ended_here_sooner_than_at_the_group_joins_again_at_once() {
+    let topic = Topic::create("ownghost", 2);
+    let mut fleet = Fleet::new(&topic, 1, Protocol::Cooperative, Membership::Static);
+    fleet.property("session.timeout.ms", "30000");
+    fleet.property("heartbeat.interval.ms", "12000");
+    let proxy = Proxy::new(broker::address());
+    fleet.homes[0].set("kafka.brokers", proxy.address());
+    let load = topic.load_every(Duration::from_millis(100), Codec::Snappy, Mix::Dirty);
+    fleet.start_to_fail(0, "revoke.lost:1:8000");
+    fleet.wait_shared(&[0]);
+    // The broker has its heartbeats in time, and it has the answers too late.
+    proxy.delay_answers(HEARTBEAT, Duration::from_secs(20));
+    says(&fleet, 0, "lost=true");
+    proxy.delay_answers(HEARTBEAT, Duration::ZERO);
+    says(&fleet, 0, "the group still knows this member by its old id");
+    fleet.wait_shared(&[0]);
+    let produced = load.stop();
+    fleet.wait_done(&produced);
+    assert!(!fleet.homes[0].log().contains("another process joined the group"), "there is none");
+    fleet.stop_all();
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn wait_no_lag(home: &Home) {
     wait_until("no lag", 2 * SOON, || {
         let status = home.try_status()?;
         let done = status.state == State::Consuming && status.counts.in_flight == 0 && status.lag == Some(0);
-        holds(done && home.integer("kafka_lag") == 0, status)
+        holds(done && home.lag()? == 0, status)
     });
 }
 

@@ -44,7 +44,7 @@ fn a_moved_service_reads_from_there() {
     assert_eq!(group.get(&0), Some(&90), "the group is told as well");
     home.start();
     home.wait_written(110);
-    wait_until("no lag", SOON, || holds(home.integer("kafka_lag") == 0, ()));
+    wait_until("no lag", SOON, || holds(home.lag()? == 0, ()));
     let lines: usize = home.events().iter().map(|file| file.lines.len()).sum();
     assert_eq!(lines, 110, "the last ten were asked for again");
     home.stop();

@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mtga::config::Visibility;
+use mtga::control::FailureEntry;
 use mtga::msource::journal;
 use mtga::record::Reason;
 use xxhash_rust::xxh3::xxh3_128;
@@ -20,7 +21,7 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::harness::disk::{Layer, Model};
 use crate::harness::events;
 use crate::harness::oracle::{self, Outcome};
-use crate::harness::process::Service;
+use crate::harness::process::{Finished, Service};
 use crate::harness::records::Random;
 use crate::harness::tail::Tail;
 use crate::harness::tally::Tally;
@@ -82,7 +83,7 @@ impl Rig {
             let end = if time == 1 { Service::kill } else { Service::terminate };
             end(service);
             // From what is on the disk, since a running service lists ten thousand at most.
-            assert_eq!(queue(&self.home), expected_queue(produced), "the failure queue");
+            assert_eq!(queue(&self.home, &self.layer), expected_queue(produced), "the failure queue");
             if time == 1 {
                 self.cut(Model::Strict);
             }
@@ -156,8 +157,12 @@ impl Checkpointed {
 /// Partition, offset, reason and size of each entry of the failure queue.
 type Queue = Vec<(i32, i64, Reason, u64)>;
 
-fn queue(home: &Home) -> Queue {
-    let failures = home.failures();
+/// The failure queue of a home whose service is dead, read above the layer: the command repairs the home first.
+fn queue(home: &Home, layer: &Layer) -> Queue {
+    let mut command = home.command();
+    let list = command.args(["--json", "failure_queue_list", "--limit", "1000000"]);
+    let list = Finished::run(layer.command(list), SOON).success();
+    let failures: Vec<FailureEntry> = serde_json::from_str(&list).expect("a failure queue");
     let mut queue: Queue = failures.iter().map(|e| (e.partition, e.offset, e.reason, e.size)).collect();
     queue.sort_by_key(|(partition, offset, ..)| (*partition, *offset));
     queue
@@ -208,6 +213,11 @@ impl Plan {
         Self { sync: Some(sync), ..self }
     }
 
+    /// How long a start and what is written first may take: dozens of syncs.
+    fn patience(&self) -> Duration {
+        SOON + self.sync.unwrap_or_default() * 60
+    }
+
     /// Whether the layer is needed; without it the service runs at its usual speed.
     fn needs_layer(&self) -> bool {
         self.power == Power::Goes || self.sync.is_some()
@@ -224,7 +234,7 @@ impl Plan {
             let moment = if random.below(4) == 0 {
                 random.below(800)
             } else {
-                wait_for_more(&rig.home, &mut written);
+                wait_for_more(&rig.home, &mut written, self.patience());
                 random.below(300)
             };
             std::thread::park_timeout(Duration::from_millis(moment));
@@ -239,8 +249,8 @@ impl Plan {
 }
 
 /// Waits until more is written than the last time.
-fn wait_for_more(home: &Home, written: &mut u64) {
-    wait_until("something more is written", SOON, || {
+fn wait_for_more(home: &Home, written: &mut u64, patience: Duration) {
+    wait_until("something more is written", patience, || {
         let now = home.try_status()?.counts.written;
         let more = now > *written;
         *written = now;

@@ -352,7 +352,7 @@ fn a_full_queue_pauses_consuming_until_there_is_room() {
     produced.extend(more);
     let lag = 1600 - consumed as i64;
     wait_until("the lag is seen", SOON, || {
-        let found = home.integer("kafka_lag");
+        let found = home.lag()?;
         holds(found == lag, found)
     });
     let status = home.status();

@@ -284,7 +284,7 @@ fn assert_exactly_once_when_started_again_within_the_session(visibility: &str, s
     let topic = Topic::create("withinsteps", 4);
     let mut fleet = sealed(&topic, 2, Protocol::Cooperative);
     fleet.set("sink.visibility", &visibility);
-    fleet.property("session.timeout.ms", "30000");
+    fleet.property("session.timeout.ms", &slow::millis(Duration::from_secs(30), 40));
     for (number, home) in fleet.homes.iter_mut().enumerate() {
         home.set("kafka.instance_id", format!("member-{number}"));
     }
@@ -364,4 +364,36 @@ fn a_live_instance_killed_at_each_step_of_a_revocation_loses_nothing_and_moves_t
     fleet.stop_all();
     let repeats: usize = fleet.repeats(&produced).values().map(Vec::len).sum();
     eprintln!("{repeats} of {} records repeated", produced.len());
+}
+
+/// A file is made before it is known that its block is still wanted, which takes a while on a slow disk.
+#[test]
+fn a_hidden_file_in_which_nothing_was_written_goes_when_its_partition_is_anothers() {
+    let topic = Topic::create("emptyfile", 1);
+    let mut fleet = sealed(&topic, 2, Protocol::Cooperative);
+    let proxy = Proxy::new(broker::address());
+    fleet.homes[0].set("kafka.brokers", proxy.address());
+    let mut produced = Vec::new();
+    // The second time it is killed when all that it knows of the file is durable, and finds it when it is started again.
+    for faults in ["file.made:1:15000", "file.made:1:15000,checkpoint.saved:2"] {
+        let first = produced.len() as u64;
+        produced.extend(topic.fill(Codec::Snappy, Mix::Clean, first, 100));
+        fleet.start_to_fail(0, faults);
+        wait_until("a file is made", SOON, || holds(!hidden(&fleet).is_empty(), "none is"));
+        proxy.cut();
+        fleet.start(1);
+        fleet.wait_shared(&[1]);
+        fleet.wait_done(&produced);
+        proxy.heal();
+        if faults.contains("checkpoint") {
+            fleet.wait_killed(0);
+            wait_until("it is left", SOON, || holds(hidden(&fleet).len() == 1, hidden(&fleet)));
+            fleet.start(0);
+        }
+        wait_until("it goes", SOON, || holds(hidden(&fleet).is_empty(), hidden(&fleet)));
+        fleet.set("store.checkpoint", &"1h");
+        fleet.stop_all();
+    }
+    fleet.start(1);
+    assert_exactly_once(&mut fleet, &produced);
 }

@@ -110,6 +110,9 @@ impl Delivery {
         self.note_durably(&Frame::Published { number, partition: group.clone() })?;
         self.show_undecided(group.as_ref());
         fault::point("publish.noted");
+        if let Some(partition) = group {
+            self.leave_nothing_empty(partition);
+        }
         let leftovers = range.files.iter().map(|file| leftover(&file.name)).collect();
         self.seal.steps.push_front((Step::Remove(leftovers), None));
         let files = range.files.len();
@@ -267,6 +270,8 @@ impl Delivery {
         self.gauges.undone(&growth);
         if seal.is_none() {
             self.sink.forget_partition(partition);
+        } else {
+            self.leave_nothing_empty(partition);
         }
         self.remove.extend(keys);
         self.show_queue();

@@ -248,6 +248,18 @@ impl Delivery {
         self.seal.steps.push_back((Step::Refuse { seal: None, partition }, reply));
     }
 
+    /// Removes soon the empty hidden files of a partition that has grown by nothing, made for a block whose assignment
+    /// ended before the block was admitted. Nobody may ever write into them. After a crash, recovery does the same.
+    pub(super) fn leave_nothing_empty(&mut self, partition: &TopicPartition) {
+        let grows = self.state.partitions.get(partition).is_some_and(|state| state.growth.is_some());
+        let of_it = |file: &&FileState| file.partition().as_ref() == Some(partition);
+        let mut files = self.state.files.values().filter(of_it).peekable();
+        // One that was moved while another configuration hides nothing leaves files with lines: those are published.
+        if !grows && files.peek().is_some() && files.all(|file| file.length == 0) {
+            self.refused(partition.clone(), None);
+        }
+    }
+
     /// Looks soon whether a prepared range is whole.
     pub(super) fn check_prepared(&mut self, number: u64, partition: TopicPartition, reply: Sender<Prepared>) {
         self.seal.steps.push_back((Step::Check { number, partition, reply }, None));

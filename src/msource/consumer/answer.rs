@@ -1,15 +1,25 @@
 //! The answer to an assignment: given with its partitions once it is known where they begin, and without them when that takes
 //! long.
 //!
+//! In the new protocol (KIP-848) every assignment is answered at once and without partitions, because they are not ours before
+//! the group has heard the answer: until then it may give them to others, without a word that librdkafka would pass on in time.
+//!
+//! A group may also know this member no more while librdkafka goes on as if it did: so with a static member of the new protocol
+//! whose name another process has taken while it was cut off. Then the group refuses its commits, and it is joined again.
+//!
 //! librdkafka waits for the answer. Until then it takes part in no rebalance, and does not join again when the group has
 //! forgotten this member. So whatever an assignment waits for, the disk or the group itself, it is answered soon. What is
 //! not known by then stays pending, and is assigned later of our own accord: until it is revoked it is ours.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::group::is_member;
-use super::{Consumer, PATIENCE};
+use super::seals::Rejoin;
+use super::{Consumer, InFlight, PATIENCE};
 use crate::msource::native::{KafkaError, Protocol};
+
+/// How long librdkafka may take to notice that this member is none any more.
+const STRANGER: Duration = Duration::from_secs(15);
 
 /// Since when librdkafka waits for the answer to an assignment, if it does.
 #[derive(Debug, Default)]
@@ -48,13 +58,44 @@ impl Consumer {
         }
     }
 
+    /// The group has refused a commit that nobody waits for.
+    pub(super) fn commit_refused(&mut self, sent: InFlight, error: &KafkaError) {
+        if sent == InFlight::Outdated {
+            self.note_right(error.code);
+        } else {
+            self.note_refusal(error);
+        }
+    }
+
     /// The group has refused a request. When that says that it knows this member no more, an assignment that waits is
-    /// answered: librdkafka finds the same out then, revokes it, and joins again.
+    /// answered: librdkafka finds the same out then, revokes it, and joins again. Where it does not for long, we do.
     pub(super) fn note_refusal(&mut self, error: &KafkaError) {
         self.note_right(error.code);
-        if self.unanswered.is_waiting() && !is_member(error) {
+        if is_member(error) {
+            return;
+        }
+        if self.unanswered.is_waiting() {
             tracing::warn!(%error, "the group knows this member no more: joining again");
             self.answer_without();
+            return;
+        }
+        let since = *self.stranger_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > STRANGER && self.rejoin == Rejoin::No {
+            tracing::warn!(%error, "the group knows this member no more, and librdkafka takes no notice: joining again");
+            self.rejoin = Rejoin::Due;
+        }
+    }
+
+    /// Pending partitions are not ours before the group agrees. Where nobody can tell for long whether it does, it is joined
+    /// again.
+    pub(super) fn join_again_for_agreement(&mut self) {
+        let since = *self.disagreed_since.get_or_insert_with(Instant::now);
+        if since.elapsed() > STRANGER && self.rejoin == Rejoin::No {
+            tracing::warn!(
+                pending = self.pending.len(),
+                "it is not known whether the group agrees with what it gave: joining it again"
+            );
+            self.rejoin = Rejoin::Due;
         }
     }
 
@@ -73,8 +114,6 @@ impl Consumer {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]

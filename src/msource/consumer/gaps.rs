@@ -14,13 +14,12 @@ use super::outcome::is_answer;
 use super::refusal::{Log, Place, Refusal, Remedy, remedy};
 use super::seals::Rejoin;
 use super::slot::{Fetch, Moving, Slot};
-use super::starts::offsets_at;
 use super::{Consumer, Error, InFlight, PATIENCE, REQUEST_TIMEOUT, RETRY, Reassigned};
-use crate::config::{Assignment, OutOfRange, Start};
+use crate::config::{Assignment, OutOfRange};
 use crate::delivery::Finish;
 use crate::msource::TopicPartition;
 use crate::msource::journal::{Frame, MoveCause, Position};
-use crate::msource::native::{Client, KafkaError, Message};
+use crate::msource::native::{Client, CutOff, KafkaError, Message, OffsetSpec};
 use crate::msource::properties;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -39,7 +38,9 @@ impl Consumer {
         self.cut(number)?;
         let slot = &self.slots[number];
         let (partition, offset) = (slot.partition.clone(), slot.next);
-        let log = match self.log_of(&partition) {
+        let cut = message.truncated_at();
+        let end = if let Some(CutOff::At(end)) = cut { end } else { offset };
+        let log = match self.log_of(&partition, offset.max(end)) {
             Ok(log) => log,
             Err(error) => {
                 self.in_trouble(format!(
@@ -53,7 +54,7 @@ impl Consumer {
         let slot = &mut self.slots[number];
         let place = Place { offset, leader_epoch: slot.leader_epoch, has_id: !slot.topic_id.is_empty() };
         let attempts = slot.attempt(Instant::now());
-        let refusal = Refusal { cut: message.truncated_at(), tries: attempts.tries, lasts: attempts.since.elapsed() };
+        let refusal = Refusal { cut, tries: attempts.tries, lasts: attempts.since.elapsed() };
         let policy = self.parts.config.out_of_range;
         let remedy = remedy(&place, &log, &refusal, policy, self.patience);
         match remedy {
@@ -65,7 +66,7 @@ impl Consumer {
             }
             Remedy::Wait => {
                 self.in_trouble(format!(
-                    "{partition}: the broker's log ends at {high}, before the stored offset {offset}: waiting whether that lasts"
+                    "{partition}: the broker's log ends at {high}, before the stored offset {offset}: waiting to see whether that lasts"
                 ));
                 self.read_again_after(number, RETRY);
                 Ok(())
@@ -79,7 +80,7 @@ impl Consumer {
                 self.watchdog.forget(&partition);
                 if !is_new {
                     self.in_trouble(format!(
-                        "{partition}: the broker does not know the leader epoch {} that is stored beside the offset {offset}: waiting whether that lasts",
+                        "{partition}: the broker does not know the leader epoch {} that is stored beside the offset {offset}: waiting to see whether that lasts",
                         place.leader_epoch
                     ));
                 }
@@ -164,8 +165,9 @@ impl Consumer {
             self.read_again_after(number, FIRST_PAUSE * 2_u32.pow(tries - 1));
             return Ok(());
         }
-        let end =
-            self.log_of(&partition).and_then(|log| end_of_damage(&self.parts.properties, &partition, from, log.high));
+        let end = self
+            .log_of(&partition, i64::MAX)
+            .and_then(|log| end_of_damage(&self.parts.properties, &partition, from, log.high));
         match end {
             Ok(to) if to > from => {
                 tracing::error!(%partition, from, to, lost = to - from, %error, "a gap: the broker has these records, but they are damaged");
@@ -185,15 +187,26 @@ impl Consumer {
         }
     }
 
-    fn log_of(&self, partition: &TopicPartition) -> Result<Log, KafkaError> {
-        let ends = [(partition.clone(), Start::Earliest), (partition.clone(), Start::Latest)];
-        let ask = |ends: &[_], committed_only| {
-            offsets_at(&self.client, ends, committed_only).into_iter().collect::<Result<Vec<i64>, _>>()
+    /// What the broker has of a partition. The end of what is not committed yet is asked for when it decides: when what can be read
+    /// ends before `place`.
+    fn log_of(&self, partition: &TopicPartition, place: i64) -> Result<Log, KafkaError> {
+        let ask = |client: &Client, end| {
+            let mut found = client.list_offsets(&[(partition.clone(), end)], REQUEST_TIMEOUT);
+            found.pop().unwrap_or_else(|| Err(KafkaError::not_answered()))
         };
-        let found = ask(&ends, false)?;
-        let is_committed_only = properties::committed_only(&self.parts.config);
-        let stable = if is_committed_only { ask(&ends[1..], true)?[0] } else { found[1] };
-        Ok(Log { low: found[0], stable, high: found[1] })
+        let low = ask(&self.client, OffsetSpec::Earliest)?;
+        let stable = ask(&self.client, OffsetSpec::Latest)?;
+        let config = &self.parts.config;
+        if place <= stable || !properties::committed_only(config) {
+            return Ok(Log { low, stable, high: stable });
+        }
+        // A client is told the end for its own isolation level only.
+        let mut all = properties::asking(config);
+        all.insert("isolation.level".into(), "read_uncommitted".into());
+        let client = Client::new(&all)?;
+        let high = ask(&client, OffsetSpec::Latest);
+        client.abandon();
+        Ok(Log { low, stable, high: high? })
     }
 
     /// Has what is hidden of a partition published; returns whether that is done. While the group is not asked, nobody waits.
@@ -279,7 +292,7 @@ impl Consumer {
         }
         // One that is still on its way could arrive after this one, and take it back; and librdkafka stamps a commit with the
         // membership that it has when it sends it.
-        if self.commit_in_flight == InFlight::Yes || self.may_be_lost() {
+        if self.commit_in_flight != InFlight::No || self.may_be_lost() {
             return Ok(());
         }
         // The commits that follow come from the checkpoint: one from before the move would take this one back.

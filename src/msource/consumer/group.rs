@@ -10,7 +10,7 @@ use super::outcome::Leaving;
 use super::seals::Rejoin;
 use super::slot::Slot;
 use super::watchdog::Old;
-use super::{Code, Consumer, Error, Failed, InFlight, Parts, REQUEST_TIMEOUT, RETRY, Reassigned, Said};
+use super::{Code, Consumer, Error, Failed, InFlight, REQUEST_TIMEOUT, RETRY, Reassigned, Said};
 use crate::config::Assignment;
 use crate::delivery::{Finish, Inbox};
 use crate::fault;
@@ -18,6 +18,7 @@ use crate::msource::TopicPartition;
 use crate::msource::assignment::{Carried, Owner};
 use crate::msource::journal::{Mark, PartitionState, Position, State};
 use crate::msource::native::{Client, Commit, Event, GroupOffset, KafkaError, Protocol};
+use crate::msource::properties::brokers_assign;
 
 /// Longest pause before a client that failed is replaced.
 const LONGEST_RETRY: Duration = Duration::from_secs(30);
@@ -32,18 +33,20 @@ impl Consumer {
         self.parts.desk.without_share.store(without, Ordering::Relaxed);
         while let Some(event) = self.client.next_event() {
             match event {
+                // What librdkafka has assigned since it failed it takes for revoked.
+                Event::Assign(_) if self.failed.is_some() => {}
                 Event::Assign(partitions) => self.assigned(partitions),
                 Event::Revoke(partitions) => self.revoked(&partitions)?,
                 Event::Error(error) => self.in_trouble_by(error.code, error.text),
             }
         }
         while let Some(answer) = self.client.commit_answer(Duration::ZERO) {
-            self.commit_in_flight = InFlight::No;
+            let sent = std::mem::replace(&mut self.commit_in_flight, InFlight::No);
             match answer {
-                Ok(()) => self.unanswered_since = None,
+                Ok(()) => (self.unanswered_since, self.stranger_since) = (None, None),
                 Err(error) => {
                     tracing::debug!(%error, "the group refused a commit; it is sent again");
-                    self.note_refusal(&error);
+                    self.commit_refused(sent, &error);
                     for slot in &mut self.slots {
                         slot.committed = -1;
                     }
@@ -54,8 +57,10 @@ impl Consumer {
         if let Some(error) = self.client.fatal_error() {
             self.client_failed(&error);
         }
-        self.replace_client()?;
-        if Instant::now() >= self.discover_at {
+        if !self.parts.desk.stopping() {
+            self.replace_client()?;
+        }
+        if self.failed.is_none() && Instant::now() >= self.discover_at {
             match self.parts.config.assignment {
                 Assignment::All => self.discover(),
                 Assignment::Group if self.subscription.is_by_name() => self.subscribe_by_name(),
@@ -67,7 +72,10 @@ impl Consumer {
 
     pub(super) fn assigned(&mut self, partitions: Vec<TopicPartition>) {
         tracing::info!(count = partitions.len(), "the group assigned partitions");
-        self.retry_pause = RETRY;
+        (self.retry_pause, self.stranger_since) = (RETRY, None);
+        if self.commit_in_flight == InFlight::Yes {
+            self.commit_in_flight = InFlight::Outdated;
+        }
         if self.is_of_old_topics(&partitions) {
             return;
         }
@@ -76,7 +84,9 @@ impl Consumer {
         self.retry_at = Instant::now();
         // What was sent before now is part of what they stand for.
         self.settling = None;
-        if none {
+        fault::point("assign.told");
+        if none || brokers_assign(&self.parts.config) {
+            // In the new protocol they are not ours before the group has heard that they are taken.
             self.answer_without();
         } else {
             self.unanswered.told(Instant::now());
@@ -93,11 +103,14 @@ impl Consumer {
     fn revoked(&mut self, partitions: &[TopicPartition]) -> Result<(), Error> {
         let lost = self.may_be_lost();
         tracing::info!(count = partitions.len(), lost, "the group revoked partitions");
+        self.stranger_since = None;
         self.not_without_share();
         self.pending.retain(|partition| !partitions.contains(partition));
         self.unanswered.end();
         let ours: Vec<_> = self.partitions().into_iter().filter(|partition| partitions.contains(partition)).collect();
-        if !lost && !ours.is_empty() {
+        if lost {
+            fault::point("revoke.lost");
+        } else if !ours.is_empty() {
             fault::point("revoke.told");
             self.hand_over(&ours)?;
         }
@@ -214,19 +227,24 @@ impl Consumer {
         Ok(answered)
     }
 
-    /// Replaces the client at once. What was taken from it and not sent on is dropped, and read again.
+    /// Replaces the client at once. What was taken from it and not sent on is dropped, and read again. One that has failed is
+    /// replaced when that is due, and not before: it may not take its name back from another process.
     pub(super) fn renew_client(&mut self, reason: &str, old: Old) -> Result<(), Error> {
-        let ours = self.partitions();
-        self.release(&ours);
-        self.pending.clear();
-        self.paused = false;
+        if self.failed.is_some() || self.client.fatal_error().is_some() {
+            return Ok(());
+        }
         self.trouble.over();
         self.in_trouble_quietly(reason.to_owned());
         self.renew(old)
     }
 
     fn renew(&mut self, old: Old) -> Result<(), Error> {
-        self.unanswered_since = None;
+        let ours = self.partitions();
+        self.release(&ours);
+        self.pending.clear();
+        self.paused = false;
+        self.failed = None;
+        (self.unanswered_since, self.stranger_since, self.disagreed_since) = (None, None, None);
         self.commit_in_flight = InFlight::No;
         self.rejoin = Rejoin::No;
         self.reassigned = Reassigned::No;
@@ -258,18 +276,19 @@ impl Consumer {
         self.pending.clear();
         self.unanswered.end();
         self.paused = false;
+        // To join again is decided by what the client failed of, and not by a commit that it refused for that.
+        self.rejoin = Rejoin::No;
         self.not_without_share();
         let name = &self.parts.config.instance_id;
         self.in_trouble(match error.code {
-            Code::FencedInstanceId => format!(
-                "another process joined the group as `{name}`: give each its own `kafka.instance_id`; waiting until it has left"
-            ),
+            Code::FencedInstanceId => format!("the group says that another process joined it as `{name}`: asking it whether that is so"),
             Code::UnreleasedInstanceId => format!(
                 "the group still has a member `{name}`: waiting until its session ends, or until a process of the same `kafka.instance_id` has left"
             ),
             _ => format!("the Kafka client failed for good, making a new one: {error}"),
         });
-        self.failed = Some(Failed { code: error.code, again: Instant::now() + self.retry_pause });
+        let pause = if error.code == Code::FencedInstanceId { Duration::ZERO } else { self.retry_pause };
+        self.failed = Some(Failed { code: error.code, again: Instant::now() + pause });
         self.retry_pause = match error.code {
             Code::UnreleasedInstanceId => RETRY,
             _ => (self.retry_pause * 2).min(LONGEST_RETRY),
@@ -278,16 +297,13 @@ impl Consumer {
 
     /// Makes a new client in place of one that failed, when it is time.
     fn replace_client(&mut self) -> Result<(), Error> {
-        let Some(failed) = self.failed.as_mut().filter(|failed| Instant::now() >= failed.again) else { return Ok(()) };
-        if failed.code == Code::FencedInstanceId {
-            // To join would take the name away from the other process, which would take it back: both would repeat records.
-            let Parts { config, .. } = &self.parts;
-            if self.client.has_instance(&config.group_id, &config.instance_id, RETRY) != Ok(false) {
-                failed.again = Instant::now() + RETRY;
-                return Ok(());
-            }
+        let Some(Failed { code, .. }) = self.failed.filter(|failed| Instant::now() >= failed.again) else {
+            return Ok(());
+        };
+        if code == Code::FencedInstanceId && self.is_name_taken() {
+            self.failed = Some(Failed { code, again: Instant::now() + RETRY });
+            return Ok(());
         }
-        self.failed = None;
         self.renew(Old::Closed)
     }
 
@@ -300,7 +316,7 @@ impl Consumer {
         self.say_unanswered();
         // One at a time: of two, the older one could arrive last. And librdkafka stamps a commit with the membership that it
         // has when it sends it: what was lost must not be committed as if it were of the next one.
-        let waits = self.commit_in_flight == InFlight::Yes || Instant::now() < self.commit_at;
+        let waits = self.commit_in_flight != InFlight::No || Instant::now() < self.commit_at;
         if waits || self.may_be_lost() {
             return;
         }
@@ -404,7 +420,7 @@ impl Consumer {
         };
         let deadline = Instant::now() + patience;
         // One that is still on its way could arrive after this one, and take it back.
-        while self.commit_in_flight == InFlight::Yes && Instant::now() < deadline {
+        while self.commit_in_flight != InFlight::No && Instant::now() < deadline {
             if self.client.commit_answer(deadline.saturating_duration_since(Instant::now())).is_some() {
                 self.commit_in_flight = InFlight::No;
             }

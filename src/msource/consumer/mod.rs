@@ -72,7 +72,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use super::TopicPartition;
 use super::assignment::Carried;
 use super::doubt::DOUBT;
-use super::native::{Client, GroupOffset, KafkaError, Message, OffsetSpec, Remains};
+use super::native::{CLOSE_PATIENCE, Client, GroupOffset, KafkaError, Message, OffsetSpec, Remains};
 use super::outlast::Outlast;
 use super::properties::session;
 use crate::config::Assignment;
@@ -103,6 +103,17 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a service that stops waits for the group to take its offsets. They are saved here already.
 const LAST_COMMIT: Duration = Duration::from_secs(5);
+
+/// How long the end may take besides the drain: what it is doing, what may not be ours any more, the last word with the group, and
+/// the end of the client.
+pub const LONGEST_END: Duration = {
+    let last = if LAST_COMMIT.as_secs() > elsewhere::LAST_LOOK.as_secs() {
+        LAST_COMMIT
+    } else {
+        elsewhere::LAST_LOOK.saturating_add(RETRY)
+    };
+    REQUEST_TIMEOUT.saturating_add(PATIENCE).saturating_add(last).saturating_add(CLOSE_PATIENCE)
+};
 
 /// Pause after a request that failed, and between looks at what is waited for.
 const RETRY: Duration = Duration::from_secs(1);
@@ -154,6 +165,8 @@ pub enum Error {
 enum InFlight {
     No,
     Yes,
+    /// It was sent before the last assignment was told: that it is refused says nothing about this member's part in that.
+    Outdated,
 }
 
 /// Whether a warning was given.
@@ -164,6 +177,7 @@ enum Said {
 }
 
 /// A client that can do nothing any more.
+#[derive(Clone, Copy)]
 struct Failed {
     code: Code,
     /// When it may be replaced.
@@ -208,6 +222,10 @@ pub struct Consumer {
     commit_in_flight: InFlight,
     /// Since when commits are sent and none is answered, and whether that was told.
     unanswered_since: Option<(Instant, Said)>,
+    /// Since when the group refuses commits as those of no member, although it has revoked nothing.
+    stranger_since: Option<Instant>,
+    /// Since when it is not known whether the group agrees with what it gave.
+    disagreed_since: Option<Instant>,
     /// The seal that the group is asked to take.
     asked: Option<seals::Asked>,
     /// Those whose ranges left a seal, since the group does not take them.
@@ -291,6 +309,8 @@ impl Consumer {
             commit_at: now,
             commit_in_flight: InFlight::No,
             unanswered_since: None,
+            stranger_since: None,
+            disagreed_since: None,
             asked: None,
             given_up: Vec::new(),
             rejoin: seals::Rejoin::No,
@@ -356,6 +376,7 @@ impl Consumer {
     }
 
     fn subscribe(&mut self) -> Result<(), Error> {
+        self.look_before_joining();
         self.discover_at = Instant::now();
         self.subscription.forget();
         match self.parts.config.assignment {
@@ -431,13 +452,15 @@ impl Consumer {
 
     fn show(&mut self) {
         if self.trouble.reason().is_some() && !self.slots.is_empty() && Instant::now() >= self.probe_at {
-            // No record comes from an idle topic after the brokers are back: ask them.
-            self.probe_at = Instant::now() + RETRY * 5;
+            // No record comes from an idle topic after the brokers are back: ask them. A question waits behind a fetch on its
+            // connection, and ends that connection when it is not answered in time.
+            let asked = Instant::now();
             let queries: Vec<_> =
                 self.partitions().into_iter().map(|partition| (partition, OffsetSpec::Earliest)).collect();
-            if self.client.list_offsets(&queries, false, RETRY).is_ok_and(|found| found.iter().all(Result::is_ok)) {
+            if self.client.list_offsets(&queries, RETRY * 3).iter().all(Result::is_ok) {
                 self.trouble.answered(Instant::now());
             }
+            self.probe_at = next_question(asked, RETRY * 5);
         }
         if self.pending.is_empty() {
             self.held.clear_partitions();
@@ -478,15 +501,14 @@ impl Consumer {
         self.outlast_reassignment()?;
         let ours = self.partitions();
         self.leaving = outcome::Leaving::Yes;
-        if self.barrier(Finish::Files, deadline)? {
-            if !ours.is_empty() && !self.hides() {
-                self.commit_now(&ours, LAST_COMMIT);
-            }
-        } else {
+        let drained = self.barrier(Finish::Files, deadline)?;
+        if !drained {
             tracing::error!("the drain took too long: what is in flight is completed at the next start");
+        } else if !ours.is_empty() && !self.hides() {
+            self.commit_now(&ours, LAST_COMMIT);
         }
         self.release(&ours);
-        Ok(())
+        if drained { self.look_a_last_time() } else { Ok(()) }
     }
 }
 

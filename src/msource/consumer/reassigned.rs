@@ -34,9 +34,9 @@ impl Reassigned {
 
 impl Consumer {
     /// Whether what is assigned may be another's by now: its revocation is on its way, or may be older than an assignment of our
-    /// own accord.
+    /// own accord, or the client has failed.
     pub(super) fn may_be_lost(&self) -> bool {
-        self.reassigned != Reassigned::No || self.client.assignment_lost()
+        self.reassigned != Reassigned::No || self.client.assignment_lost() || self.client.fatal_error().is_some()
     }
 
     /// Finds out, before a stop, what was queued before an assignment of our own accord. Records that are taken for that are

@@ -25,8 +25,8 @@ impl Rights {
         let first = self.missing.first()?;
         Some(match self.missing.len() - 1 {
             0 => first.to_string(),
-            1 => format!("{first}; and one right more is missing, see `mtga check`"),
-            others => format!("{first}; and {others} rights more are missing, see `mtga check`"),
+            1 => format!("{first}; and one more right is missing, see `mtga check`"),
+            others => format!("{first}; and {others} more rights are missing, see `mtga check`"),
         })
     }
 
@@ -95,7 +95,7 @@ mod tests {
         assert!(!rights.hear(of(&["t"]), now), "it is logged once");
         assert!(rights.hear(of(&["t", "u", "v"]), now));
         assert!(
-            rights.reason().is_some_and(|reason| reason.ends_with("; and 2 rights more are missing, see `mtga check`"))
+            rights.reason().is_some_and(|reason| reason.ends_with("; and 2 more rights are missing, see `mtga check`"))
         );
         assert!(rights.ask_at.is_some());
         assert!(!rights.hear(Vec::new(), now));

@@ -51,7 +51,7 @@ pub(super) fn is_hiding<T>(refused: &[(T, KafkaError)]) -> bool {
 
 /// What became of the judgement of a partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Judged {
+pub(super) enum Judged {
     /// There is nothing to be done.
     Same,
     /// Something was taken back or published, so that where the partition stands is to be looked at again.
@@ -162,7 +162,7 @@ impl Consumer {
             self.rejoin = Rejoin::Due;
         }
         if refused.is_empty() {
-            self.unanswered_since = None;
+            (self.unanswered_since, self.stranger_since) = (None, None);
         }
         Ok(refused)
     }
@@ -199,11 +199,11 @@ impl Consumer {
         }
     }
 
-    /// Joins the group again when an answer was lost. Not at once, since whoever waited for it works with slots and messages of
-    /// the old client.
+    /// Joins the group again when an answer was lost, or when the group knows this member no more. Not at once, since whoever
+    /// waited for the answer works with slots and messages of the old client.
     pub(super) fn rejoin(&mut self) -> Result<(), Error> {
         if self.rejoin == Rejoin::Due {
-            self.renew_client("the group's answer to a commit was lost", Old::Closed)?;
+            self.renew_client("joining the group again", Old::Closed)?;
         }
         Ok(())
     }
@@ -218,7 +218,7 @@ impl Consumer {
         self.tell(number, position.partition, verdict)
     }
 
-    fn tell(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
+    pub(super) fn tell(&self, number: u64, partition: TopicPartition, verdict: Verdict) -> Result<(), Error> {
         self.send(Inbox::Decided { number, partition, verdict, reply: None })
     }
 
@@ -300,7 +300,7 @@ impl Consumer {
         Ok(changed)
     }
 
-    fn judge_one(
+    pub(super) fn judge_one(
         &mut self,
         state: &State,
         partition: &TopicPartition,

@@ -145,6 +145,11 @@ impl Consumer {
         if self.pending.is_empty() || Instant::now() < self.retry_at || self.reassigned != Reassigned::No {
             return Ok(());
         }
+        if !self.client.is_agreed() {
+            self.join_again_for_agreement();
+            return Ok(());
+        }
+        self.disagreed_since = None;
         self.parts.desk.set_pending(&self.pending);
         // Where a partition goes on is read from the last checkpoint. What an assignment before this one wrote must be in it, or
         // it would be written again. After it, nothing but what is asked for here moves a partition that is not begun.
@@ -382,7 +387,7 @@ impl Consumer {
     /// Asks the brokers where partitions begin that nobody has read yet.
     fn find_first_records(&self, open: Vec<Open>, starts: &mut Starts) {
         let queries: Vec<_> = open.iter().map(|Open { at, start, .. }| (at.partition.clone(), *start)).collect();
-        let found = offsets_at(&self.client, &queries, properties::committed_only(&self.parts.config));
+        let found = offsets_at(&self.client, &queries);
         for (Open { mut at, start, cause }, offset) in open.into_iter().zip(found) {
             match offset {
                 Ok(offset) => {
@@ -558,6 +563,7 @@ impl Consumer {
             };
             self.pending.remove(&position.partition);
             self.watchdog.forget(&position.partition);
+            debug_assert!(kept.iter().all(|kept| *kept != position.partition), "{} has a slot", position.partition);
             self.slots.push(Slot {
                 partition: position.partition,
                 topic_id: position.topic_id,
@@ -673,11 +679,7 @@ fn say_moved(partition: &TopicPartition, local: Option<&PartitionState>, group: 
 
 /// Asks the brokers for offsets, in the order asked. A time after the last record is the end as it was before the brokers were
 /// asked for the time: a record that comes between the two questions is not skipped.
-pub(super) fn offsets_at(
-    client: &Client,
-    queries: &[(TopicPartition, Start)],
-    committed_only: bool,
-) -> Vec<Result<i64, KafkaError>> {
+pub(super) fn offsets_at(client: &Client, queries: &[(TopicPartition, Start)]) -> Vec<Result<i64, KafkaError>> {
     let mut found: Vec<Option<Result<i64, KafkaError>>> = vec![None; queries.len()];
     // One partition must not be asked about twice in a request, so each kind of question is a request of its own.
     let mut kinds: Vec<Start> = Vec::new();
@@ -689,13 +691,16 @@ pub(super) fn offsets_at(
     for kind in kinds {
         let which: Vec<usize> = (0..queries.len()).filter(|index| queries[*index].1 == kind).collect();
         let partitions: Vec<_> = which.iter().map(|index| queries[*index].0.clone()).collect();
+        let ends = |end| {
+            let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), end)).collect();
+            client.list_offsets(&queries, REQUEST_TIMEOUT)
+        };
         let answers = match kind {
-            Start::Earliest => ask_all(client, &partitions, OffsetSpec::Earliest, committed_only),
-            Start::Latest => ask_all(client, &partitions, OffsetSpec::Latest, committed_only),
+            Start::Earliest => ends(OffsetSpec::Earliest),
+            Start::Latest => ends(OffsetSpec::Latest),
             Start::Time(time) => {
-                let ends = ask_all(client, &partitions, OffsetSpec::Latest, committed_only);
-                let times = client.offsets_at_time(&partitions, time, committed_only, REQUEST_TIMEOUT);
-                let times = times.unwrap_or_else(|error| vec![Err(error); partitions.len()]);
+                let ends = ends(OffsetSpec::Latest);
+                let times = client.offsets_at_time(&partitions, time, REQUEST_TIMEOUT);
                 let at = |(time, end): (Result<Option<i64>, _>, Result<i64, _>)| time?.map_or(end, Ok);
                 times.into_iter().zip(ends).map(at).collect()
             }
@@ -706,17 +711,6 @@ pub(super) fn offsets_at(
     }
     // Each query is of one of the kinds.
     found.into_iter().flatten().collect()
-}
-
-fn ask_all(
-    client: &Client,
-    partitions: &[TopicPartition],
-    spec: OffsetSpec,
-    committed_only: bool,
-) -> Vec<Result<i64, KafkaError>> {
-    let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), spec)).collect();
-    let answers = client.list_offsets(&queries, committed_only, REQUEST_TIMEOUT);
-    answers.unwrap_or_else(|error| vec![Err(error); partitions.len()])
 }
 
 /// Which patterns match nothing, for people.

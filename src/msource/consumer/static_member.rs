@@ -7,6 +7,13 @@
 //! partitions out from scratch. A topic that is configured no more is not read. What was being read is given up like in any
 //! revocation first.
 //!
+//! Another process may take the name, which ends this member; it stays away while the other has it. A member that gave itself
+//! up sooner than the group did is ended in the same way, because librdkafka goes on to speak for it without its id. Then the
+//! group still knows it by the id that it had, and it joins again at once.
+//!
+//! A member that the group does not know yet was given nothing before, and does not look: while another member gives partitions
+//! up, which may take a minute, they have no owner either.
+//!
 //! **What it does not do.** It looks once after a start. Later on, whatever changes the topics is a rebalance anyway: the
 //! group's leader sees to it. With KIP-848 the broker does.
 
@@ -18,11 +25,14 @@ use super::starts::is_meant;
 use super::{Consumer, RETRY, next_question};
 use crate::config::{Assignment, Kafka};
 use crate::msource::TopicPartition;
-use crate::msource::native::KafkaError;
+use crate::msource::native::{Coordinator, KafkaError};
 use crate::msource::properties;
 
 /// How long the revocation may take that follows from leaving the group. After that it is joined whether it came or not.
 const LEAVE: Duration = Duration::from_mins(1);
+
+/// Bound on a question about the group, which connects to its coordinator first.
+const ASK: Duration = Duration::from_secs(3);
 
 /// How often the group is asked before it is taken as it is.
 const LOOKS: u32 = 10;
@@ -35,8 +45,10 @@ const ORPHANED: Duration = Duration::from_secs(3);
 pub(super) enum StaticMember {
     /// There is nothing to look at: it is none, or it was looked at.
     Settled,
-    /// The group has given it nothing since its start.
+    /// The group has given it nothing since its start, and may know it from before.
     New,
+    /// The group did not know it when it joined.
+    Unknown,
     /// The group is to be asked what it has given to whom.
     Look(Look),
     /// It leaves the group, and joins it when what it had is revoked, or at this time.
@@ -69,10 +81,12 @@ impl StaticMember {
 
     /// The group gives these partitions.
     fn given(&mut self, partitions: &[TopicPartition], topics: &[String], now: Instant) -> Given {
-        if !matches!(self, Self::New) {
-            return Given::Taken;
-        }
-        *self = Self::Look(Look { at: now + RETRY, left: LOOKS, orphans: None });
+        *self = match self {
+            Self::New => Self::Look(Look { at: now + RETRY, left: LOOKS, orphans: None }),
+            // Brokers before 2.4 do not name static members: what it is given is looked at all the same.
+            Self::Unknown => Self::Settled,
+            _ => return Given::Taken,
+        };
         let other = partitions.iter().find(|partition| !is_meant(topics, &partition.topic));
         other.map_or(Given::Taken, |other| Given::OfOldTopics(other.clone()))
     }
@@ -111,6 +125,9 @@ impl StaticMember {
             None => look.orphans = None,
         }
         if let Self::Look(Look { left: 0, .. }) = self {
+            tracing::warn!(
+                "could not find out whether every partition has an owner since this member was started: taking the group as it is"
+            );
             *self = Self::Settled;
         }
         None
@@ -118,6 +135,46 @@ impl StaticMember {
 }
 
 impl Consumer {
+    /// Asks, before it joins the group, whether that knows it still.
+    pub(super) fn look_before_joining(&mut self) {
+        if matches!(self.static_member, StaticMember::New) && self.member_of_our_name() == Ok(None) {
+            self.static_member = StaticMember::Unknown;
+        }
+    }
+
+    /// Whether another process may have our name in the group. To join would take the name away from it, which would take it
+    /// back: both would repeat records.
+    pub(super) fn is_name_taken(&mut self) -> bool {
+        match self.member_of_our_name() {
+            Ok(None) => false,
+            Ok(Some(id)) if self.client.had_member_id(&id) => {
+                tracing::info!(member = id, "the group still knows this member by its old id: joining again");
+                false
+            }
+            Ok(Some(_)) => {
+                let name = &self.parts.config.instance_id;
+                self.in_trouble(format!(
+                    "another process joined the group as `{name}`: give each its own `kafka.instance_id`; waiting until it has left"
+                ));
+                true
+            }
+            Err(error) => {
+                let name = &self.parts.config.instance_id;
+                let text = format!("cannot find out whether another process has joined the group as `{name}`: {error}");
+                self.in_trouble_by(error.code, text);
+                true
+            }
+        }
+    }
+
+    fn member_of_our_name(&self) -> Result<Option<String>, KafkaError> {
+        self.coordinator().member_named(&self.parts.config.instance_id, ASK)
+    }
+
+    pub(super) fn coordinator(&self) -> Coordinator {
+        Coordinator::new(properties::asking(&self.parts.config))
+    }
+
     /// Whether an assignment is one of before this start, of topics that are not configured any more. The group is left then.
     pub(super) fn is_of_old_topics(&mut self, partitions: &[TopicPartition]) -> bool {
         let given = self.static_member.given(partitions, &self.parts.config.topics, Instant::now());
@@ -132,6 +189,10 @@ impl Consumer {
     /// it has not, or when the time has come to do so.
     pub(super) fn look_at_membership(&mut self) {
         let now = Instant::now();
+        // Another client joins in place of one that has failed.
+        if self.failed.is_some() {
+            return;
+        }
         if let StaticMember::Leaves(until) = self.static_member
             && now >= until
         {
@@ -154,7 +215,7 @@ impl Consumer {
 
     /// Partitions of our topics that no member of the group has; `None` while it is changing that.
     fn orphans(&self) -> Result<Option<BTreeSet<TopicPartition>>, KafkaError> {
-        let Some(assigned) = self.client.assigned_in(&self.parts.config.group_id, RETRY)? else { return Ok(None) };
+        let Some(assigned) = self.coordinator().assigned(ASK)? else { return Ok(None) };
         let all = self.partitions_of_topics(RETRY)?;
         Ok(Some(all.into_iter().filter(|partition| !assigned.contains(partition)).collect()))
     }
@@ -166,14 +227,16 @@ impl Consumer {
             Ok(()) => StaticMember::Leaves(Instant::now() + patience),
             Err(error) => {
                 tracing::error!(%error, "cannot leave the group");
-                StaticMember::Settled
+                StaticMember::New
             }
         };
     }
 
     /// What was given up is revoked: the group is joined once more if it was left for that.
     pub(super) fn joins_after_revocation(&mut self) {
-        if let StaticMember::Leaves(_) = self.static_member {
+        if self.failed.is_none()
+            && let StaticMember::Leaves(_) = self.static_member
+        {
             self.join_again();
         }
     }
@@ -204,6 +267,9 @@ mod tests {
         };
         assert_eq!(given(&[of("a", 0), of("b1", 0)]), (Given::Taken, Given::Taken), "later ones are as the group says");
         assert_eq!(given(&[of("a", 0), of("c", 1)]).0, Given::OfOldTopics(of("c", 1)));
+        let mut unknown = StaticMember::Unknown;
+        assert_eq!(unknown.given(&[of("c", 0)], &topics, now), Given::OfOldTopics(of("c", 0)));
+        assert!(matches!(unknown, StaticMember::Settled));
         assert_eq!(StaticMember::Settled.given(&[of("c", 0)], &topics, now), Given::Taken);
     }
 

@@ -122,11 +122,7 @@ impl Consumer {
     /// Where each partition ends; asked of another client when ours gives no answer at all.
     fn ends(&self, still: &[(TopicPartition, i64)]) -> Vec<Result<i64, KafkaError>> {
         let queries: Vec<_> = still.iter().map(|(partition, _)| (partition.clone(), OffsetSpec::Latest)).collect();
-        let committed_only = properties::committed_only(&self.parts.config);
-        let ask = |client: &Client| {
-            let answers = client.list_offsets(&queries, committed_only, ASK);
-            answers.unwrap_or_else(|error| vec![Err(error); queries.len()])
-        };
+        let ask = |client: &Client| client.list_offsets(&queries, ASK);
         let ends = ask(&self.client);
         if ends.iter().any(Result::is_ok) {
             return ends;

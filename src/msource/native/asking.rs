@@ -1,23 +1,21 @@
-//! What a client asks of the brokers: topics, partitions, offsets, and members of the group.
+//! What a client asks of the brokers about topics, and about themselves.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ffi::{CString, c_char, c_int};
 use std::ptr;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rdkafka::TopicPartitionList;
 use rdkafka::bindings as rd;
 use rdkafka::types::{RDKafkaErrorCode as Code, RDKafkaRespErr};
 
 use super::borrowed::{slice, text};
 use super::code::{self, raw};
-use super::list::{NOT_ANSWERED, c_string, elements, millis};
-use super::{Client, KafkaError, OffsetSpec, TopicInfo};
-use crate::msource::TopicPartition;
+use super::list::{NOT_ANSWERED, c_string, millis};
+use super::{Client, KafkaError, TopicInfo};
 
 /// What metadata are asked of.
 #[derive(Clone, Copy)]
-enum MetadataOf {
+pub(super) enum MetadataOf {
     /// Brokers, and the topics that the client works with.
     Brokers = 0,
     /// Also all topics of the cluster.
@@ -28,35 +26,8 @@ enum MetadataOf {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Beside {
     Nothing,
-    /// Offsets as a reader of committed transactions has them.
-    CommittedOnly,
     /// What whoever asks may do.
     Rights,
-}
-
-impl Beside {
-    fn committed_only(committed_only: bool) -> Self {
-        if committed_only { Self::CommittedOnly } else { Self::Nothing }
-    }
-}
-
-/// What a broker answers in place of an offset when no record is as late as a time.
-const NO_RECORD: i64 = -1;
-
-/// Pause before a coordinator that is not ready is asked again.
-const COORDINATOR_PAUSE: Duration = Duration::from_millis(100);
-
-/// What librdkafka puts in place of an offset, with no error, for a partition whose leader did not answer.
-const NO_ANSWER: i64 = rd::RD_KAFKA_OFFSET_INVALID as i64;
-
-/// An offset that a broker told. Below zero there is none, whatever else the number means: it must not be taken for a place in
-/// a log.
-fn told(offset: i64) -> Result<i64, KafkaError> {
-    if offset >= 0 {
-        return Ok(offset);
-    }
-    let error = KafkaError::of(NOT_ANSWERED);
-    Err(KafkaError { text: "the leader of the partition did not answer".into(), ..error })
 }
 
 /// librdkafka's own bound on a question about a group, which is the longest that it takes. It aborts the process when it finds the
@@ -64,120 +35,6 @@ fn told(offset: i64) -> Result<i64, KafkaError> {
 const OF_GROUP_TIMEOUT: Duration = Duration::from_hours(1);
 
 impl Client {
-    /// Asks the brokers where partitions begin or end, in the order asked; an error for each partition of which that is not
-    /// known. What comes back without an error is an offset that a broker told.
-    pub fn list_offsets(
-        &self,
-        queries: &[(TopicPartition, OffsetSpec)],
-        committed_only: bool,
-        timeout: Duration,
-    ) -> Result<Vec<Result<i64, KafkaError>>, KafkaError> {
-        let raw = |spec: &OffsetSpec| match spec {
-            OffsetSpec::Earliest => -2,
-            OffsetSpec::Latest => -1,
-        };
-        let queries: Vec<_> = queries.iter().map(|(partition, spec)| (partition.clone(), raw(spec))).collect();
-        let answers = self.list_raw(&queries, committed_only, timeout)?;
-        Ok(answers.into_iter().map(|answer| answer.and_then(told)).collect())
-    }
-
-    /// Asks the brokers for the first record at or after a time in milliseconds since 1970 UTC, in the order asked; `None` where
-    /// a broker told that there is none, an error where that is not known.
-    pub fn offsets_at_time(
-        &self,
-        partitions: &[TopicPartition],
-        time: i64,
-        committed_only: bool,
-        timeout: Duration,
-    ) -> Result<Vec<Result<Option<i64>, KafkaError>>, KafkaError> {
-        // Numbers below zero ask for something else than a time.
-        let queries: Vec<_> = partitions.iter().map(|partition| (partition.clone(), time.max(0))).collect();
-        let answers = self.list_raw(&queries, committed_only, timeout)?;
-        let read = |offset| if offset == NO_RECORD { Ok(None) } else { told(offset).map(Some) };
-        Ok(answers.into_iter().map(|answer| answer.and_then(read)).collect())
-    }
-
-    /// librdkafka asks the leaders that it knows, for a minute and more after they have changed: unless it hears of the change
-    /// for another reason, which a client that only asks does not. So it is told to look, and asked once more; also when an
-    /// answer was lost with its connection, which librdkafka does not ask for again.
-    fn list_raw(
-        &self,
-        queries: &[(TopicPartition, i64)],
-        committed_only: bool,
-        timeout: Duration,
-    ) -> Result<Vec<Result<i64, KafkaError>>, KafkaError> {
-        if queries.is_empty() {
-            return Ok(Vec::new());
-        }
-        let begun = Instant::now();
-        let answers = self.list_once(queries, committed_only, timeout);
-        let again = match &answers {
-            Ok(answers) => answers.iter().any(|answer| match answer {
-                Ok(offset) => *offset == NO_ANSWER,
-                Err(error) => is_of_old_leader(error),
-            }),
-            Err(error) => is_of_old_leader(error),
-        };
-        let left = || timeout.saturating_sub(begun.elapsed());
-        if !again || left().is_zero() {
-            return answers;
-        }
-        let asked_again = self
-            .metadata(MetadataOf::Everything, left(), |_| ())
-            .and_then(|()| self.list_once(queries, committed_only, left()));
-        // What was answered the first time counts: it is not lost with the rest.
-        if answers.is_ok() { asked_again.or(answers) } else { asked_again }
-    }
-
-    fn list_once(
-        &self,
-        queries: &[(TopicPartition, i64)],
-        committed_only: bool,
-        timeout: Duration,
-    ) -> Result<Vec<Result<i64, KafkaError>>, KafkaError> {
-        let mut list = TopicPartitionList::with_capacity(queries.len());
-        for (partition, raw) in queries {
-            list.add_partition(&partition.topic, partition.partition);
-            // SAFETY: the element just added is the last one.
-            unsafe {
-                let native = list.ptr();
-                (*(*native).elems.add((*native).cnt as usize - 1)).offset = *raw;
-            }
-        }
-        let mut found = BTreeMap::new();
-        let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTOFFSETS;
-        self.admin(
-            operation,
-            Beside::committed_only(committed_only),
-            timeout,
-            |options, queue| {
-                // SAFETY: all are live; the list is copied.
-                unsafe { rd::rd_kafka_ListOffsets(self.rk, list.ptr(), options, queue) }
-            },
-            |event| {
-                let mut count = 0;
-                // SAFETY: the event is a ListOffsets result; what it holds is live until it is destroyed.
-                unsafe {
-                    let result = rd::rd_kafka_event_ListOffsets_result(event);
-                    let infos = rd::rd_kafka_ListOffsets_result_infos(result, &raw mut count);
-                    for index in 0..count {
-                        let element = &*rd::rd_kafka_ListOffsetsResultInfo_topic_partition(*infos.add(index));
-                        found.insert(
-                            (text(element.topic), element.partition),
-                            (raw(&raw const element.err), element.offset),
-                        );
-                    }
-                }
-            },
-        )?;
-        let answer = |(partition, _): &(TopicPartition, i64)| {
-            let missing = (0, NO_ANSWER);
-            let (err, offset) = *found.get(&(partition.topic.to_string(), partition.partition)).unwrap_or(&missing);
-            KafkaError::check(err).map(|()| offset)
-        };
-        Ok(queries.iter().map(answer).collect())
-    }
-
     /// What the brokers say of these topics, in the order asked.
     ///
     /// librdkafka asks the controller. While a cluster names one that is none of its brokers, this is an error: plain metadata
@@ -262,114 +119,6 @@ impl Client {
         }
     }
 
-    /// Whether the group has a static member of this name.
-    pub fn has_instance(&self, group: &str, instance: &str, timeout: Duration) -> Result<bool, KafkaError> {
-        // SAFETY: the description is live.
-        let found = self.of_group(group, Beside::Nothing, timeout, |group| unsafe { describes(group, instance) })?;
-        Ok(found.unwrap_or(false))
-    }
-
-    /// The partitions that the group has given to its members; `None` while it is changing that.
-    pub fn assigned_in(&self, group: &str, timeout: Duration) -> Result<Option<BTreeSet<TopicPartition>>, KafkaError> {
-        // SAFETY: the description is live.
-        let found = self.of_group(group, Beside::Nothing, timeout, |group| unsafe { assigned(group) })?;
-        Ok(found.flatten())
-    }
-
-    /// How many members the group has at its coordinator, with those that are gone and whose session lasts.
-    pub fn members(&self, group: &str, timeout: Duration) -> Result<usize, KafkaError> {
-        self.of_group(group, Beside::Nothing, timeout, |description| {
-            // SAFETY: it is live.
-            unsafe { rd::rd_kafka_ConsumerGroupDescription_member_count(description) }
-        })
-        .map(Option::unwrap_or_default)
-    }
-
-    /// How many members the group has besides this client.
-    pub fn other_members(&self, group: &str, timeout: Duration) -> Result<usize, KafkaError> {
-        // SAFETY: the id is copied and given back.
-        let own = unsafe {
-            let id = rd::rd_kafka_memberid(self.rk);
-            let own = text(id);
-            if !id.is_null() {
-                rd::rd_kafka_mem_free(self.rk, id.cast());
-            }
-            own
-        };
-        self.of_group(group, Beside::Nothing, timeout, |description| {
-            // SAFETY: it is live, and so is what it returns.
-            unsafe {
-                let members = rd::rd_kafka_ConsumerGroupDescription_member_count(description);
-                let id = |index| {
-                    text(rd::rd_kafka_MemberDescription_consumer_id(rd::rd_kafka_ConsumerGroupDescription_member(
-                        description,
-                        index,
-                    )))
-                };
-                (0..members).filter(|index| id(*index) != own).count()
-            }
-        })
-        .map(Option::unwrap_or_default)
-    }
-
-    /// Has the coordinator describe a group; the description is live while it is read. `None` where there is no such group. A
-    /// coordinator that is not ready yet is asked again.
-    pub(super) fn of_group<T>(
-        &self,
-        group: &str,
-        beside: Beside,
-        timeout: Duration,
-        read: impl Fn(*const rd::rd_kafka_ConsumerGroupDescription_t) -> T,
-    ) -> Result<Option<T>, KafkaError> {
-        let begun = Instant::now();
-        loop {
-            let left = timeout.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
-            match self.of_group_once(group, beside, left, &read) {
-                Err(error) if is_of_new_coordinator(&error) && begun.elapsed() + COORDINATOR_PAUSE < timeout => {
-                    std::thread::park_timeout(COORDINATOR_PAUSE);
-                }
-                Err(error) if error.code == Code::GroupIdNotFound => return Ok(None),
-                found => return found,
-            }
-        }
-    }
-
-    fn of_group_once<T>(
-        &self,
-        group: &str,
-        beside: Beside,
-        timeout: Duration,
-        read: impl Fn(*const rd::rd_kafka_ConsumerGroupDescription_t) -> T,
-    ) -> Result<Option<T>, KafkaError> {
-        let name = c_string(group)?;
-        let mut names = [name.as_ptr()];
-        let mut found = Ok(None);
-        let operation = rd::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBECONSUMERGROUPS;
-        self.admin(
-            operation,
-            beside,
-            timeout,
-            |options, queue| {
-                // SAFETY: all are live; the name is copied.
-                unsafe { rd::rd_kafka_DescribeConsumerGroups(self.rk, names.as_mut_ptr(), 1, options, queue) }
-            },
-            |event| {
-                let mut count = 0;
-                // SAFETY: the event is a DescribeConsumerGroups result; what it holds is live until it is destroyed.
-                unsafe {
-                    let result = rd::rd_kafka_event_DescribeConsumerGroups_result(event);
-                    let groups = rd::rd_kafka_DescribeConsumerGroups_result_groups(result, &raw mut count);
-                    if count == 1 {
-                        let error = rd::rd_kafka_ConsumerGroupDescription_error(*groups);
-                        let code = if error.is_null() { 0 } else { code::rd_kafka_error_code(error) };
-                        found = KafkaError::check(code).map(|()| Some(read(*groups)));
-                    }
-                }
-            },
-        )?;
-        found
-    }
-
     /// The names of all topics of the cluster.
     pub fn topic_names(&self, timeout: Duration) -> Result<Vec<String>, KafkaError> {
         // SAFETY: the metadata are live, and so are the names in them.
@@ -398,7 +147,7 @@ impl Client {
         })
     }
 
-    fn metadata<T>(
+    pub(super) fn metadata<T>(
         &self,
         of: MetadataOf,
         timeout: Duration,
@@ -416,7 +165,7 @@ impl Client {
     }
 
     /// Runs one request of the admin interface and reads its result.
-    fn admin(
+    pub(super) fn admin(
         &self,
         operation: rd::rd_kafka_admin_op_t,
         beside: Beside,
@@ -434,10 +183,6 @@ impl Client {
             rd::rd_kafka_AdminOptions_set_request_timeout(options, millis(bound), buffer, size);
             let error = match beside {
                 Beside::Nothing => ptr::null_mut(),
-                Beside::CommittedOnly => {
-                    let level = rd::rd_kafka_IsolationLevel_t::RD_KAFKA_ISOLATION_LEVEL_READ_COMMITTED;
-                    rd::rd_kafka_AdminOptions_set_isolation_level(options, level)
-                }
                 Beside::Rights => rd::rd_kafka_AdminOptions_set_include_authorized_operations(options, 1),
             };
             let _ = KafkaError::check_object(error);
@@ -458,59 +203,6 @@ impl Client {
             result
         }
     }
-}
-
-/// Whether this is the answer of a broker that does not lead the partition any more, or of one that leads it again.
-fn is_of_old_leader(error: &KafkaError) -> bool {
-    matches!(
-        error.code,
-        Code::NotLeaderForPartition | Code::FencedLeaderEpoch | Code::UnknownLeaderEpoch | Code::LeaderNotAvailable
-    )
-}
-
-/// # Safety
-/// `group` is a live group description.
-unsafe fn describes(group: *const rd::rd_kafka_ConsumerGroupDescription_t, instance: &str) -> bool {
-    // SAFETY: by the contract above; what it returns lives as long as the description.
-    unsafe {
-        let members = rd::rd_kafka_ConsumerGroupDescription_member_count(group);
-        (0..members).any(|index| {
-            let member = rd::rd_kafka_ConsumerGroupDescription_member(group, index);
-            text(rd::rd_kafka_MemberDescription_group_instance_id(member)) == instance
-        })
-    }
-}
-
-/// What the members have; `None` while that is changing.
-///
-/// # Safety
-/// `group` is a live group description.
-unsafe fn assigned(group: *const rd::rd_kafka_ConsumerGroupDescription_t) -> Option<BTreeSet<TopicPartition>> {
-    // SAFETY: by the contract above; what it returns lives as long as the description.
-    unsafe {
-        let state = rd::rd_kafka_ConsumerGroupDescription_state(group);
-        if state != rd::rd_kafka_consumer_group_state_t::RD_KAFKA_CONSUMER_GROUP_STATE_STABLE {
-            return None;
-        }
-        let members = rd::rd_kafka_ConsumerGroupDescription_member_count(group);
-        let of_member = |index| {
-            let member = rd::rd_kafka_ConsumerGroupDescription_member(group, index);
-            let assignment = rd::rd_kafka_MemberDescription_assignment(member);
-            let list =
-                if assignment.is_null() { ptr::null() } else { rd::rd_kafka_MemberAssignment_partitions(assignment) };
-            elements(list.cast_mut())
-        };
-        let all = (0..members).flat_map(of_member);
-        Some(
-            all.map(|element| TopicPartition { topic: text(element.topic).into(), partition: element.partition })
-                .collect(),
-        )
-    }
-}
-
-/// Whether this is the answer of a broker that is no coordinator any more, or not yet.
-fn is_of_new_coordinator(error: &KafkaError) -> bool {
-    matches!(error.code, Code::CoordinatorLoadInProgress | Code::CoordinatorNotAvailable | Code::NotCoordinator)
 }
 
 /// # Safety
@@ -544,44 +236,4 @@ unsafe fn plain(topic: &rd::rd_kafka_metadata_topic) -> (String, Result<TopicInf
     let info = TopicInfo { name: name.clone(), id: String::new(), partitions: topic.partition_cnt };
     // SAFETY: as above.
     (name, KafkaError::check(unsafe { raw(&raw const topic.err) }).map(|()| info))
-}
-
-#[cfg(test)]
-mod tests {
-    use rdkafka::mocking::MockCluster;
-
-    use super::*;
-
-    #[test]
-    fn no_answer_is_an_error_and_no_offset() {
-        assert_eq!(told(0), Ok(0));
-        assert_eq!(told(i64::MAX), Ok(i64::MAX));
-        for none in [-1, -2, -1000, NO_ANSWER, i64::MIN] {
-            assert!(told(none).is_err(), "{none}");
-        }
-        let brokers = MockCluster::new(2).expect("brokers");
-        brokers.create_topic("t", 2, 1).expect("a topic");
-        let properties = [("bootstrap.servers", brokers.bootstrap_servers()), ("group.id", "g".to_owned())];
-        let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
-        brokers.partition_leader("t", 1, None).expect("no leader");
-        let queries = [0, 1].map(|partition| (TopicPartition { topic: "t".into(), partition }, OffsetSpec::Earliest));
-        let answers = client.list_offsets(&queries, false, Duration::from_secs(20)).expect("the others are answered");
-        assert_eq!(answers[0], Ok(0));
-        assert!(answers[1].is_err(), "{:?}", answers[1]);
-    }
-
-    #[test]
-    fn offsets_are_answered_right_after_the_leader_has_changed() {
-        let brokers = MockCluster::new(2).expect("brokers");
-        brokers.create_topic("t", 1, 2).expect("a topic");
-        let properties = [("bootstrap.servers", brokers.bootstrap_servers()), ("group.id", "g".to_owned())];
-        let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
-        let partition = TopicPartition { topic: "t".into(), partition: 0 };
-        for leader in [1, 2, 1] {
-            brokers.partition_leader("t", 0, Some(leader)).expect("a leader");
-            let queries = [(partition.clone(), OffsetSpec::Latest)];
-            let answers = client.list_offsets(&queries, false, Duration::from_secs(20));
-            assert_eq!(answers, Ok(vec![Ok(0)]), "broker {leader} leads");
-        }
-    }
 }

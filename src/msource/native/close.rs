@@ -14,10 +14,10 @@ use std::time::Duration;
 use crossbeam_channel::{RecvTimeoutError, bounded};
 use rdkafka::bindings as rd;
 
-use super::{Client, KafkaError, Shared, code, consume};
+use super::{Client, KafkaError, Shared, consume};
 
 /// How long whoever drops a client waits until it has left its group and is gone.
-pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Tells whether a client is still there after it was dropped.
 #[derive(Debug)]
@@ -47,9 +47,10 @@ impl Ending {
     fn run(self) {
         // SAFETY: the last use of all of them. Nothing else is done with the client, which is live until it is destroyed.
         unsafe {
-            // After a fatal error there is nothing to leave.
-            if KafkaError::check(code::rd_kafka_fatal_error(self.rk, ptr::null_mut(), 0)).is_ok() {
-                self.close();
+            if !self.close() {
+                // It has failed, so there is nothing to leave. But librdkafka waits for the answer to a rebalance all the
+                // same, told or not, and keeps a processor busy meanwhile. None comes after this one.
+                rd::rd_kafka_assign(self.rk, ptr::null());
             }
             rd::rd_kafka_queue_destroy(self.answers);
             rd::rd_kafka_queue_destroy(self.queue);
@@ -59,25 +60,28 @@ impl Ending {
         drop(ManuallyDrop::into_inner(self.shared));
     }
 
-    /// Gives the assignment up and leaves the group.
+    /// Gives the assignment up and leaves the group; not if the client has failed.
     ///
     /// # Safety
-    /// Nothing else is done with the client meanwhile, and no fatal error was raised.
-    unsafe fn close(&self) {
+    /// The client is live, and nothing else is done with it meanwhile.
+    unsafe fn close(&self) -> bool {
         let mut rest = Vec::new();
         // SAFETY: the client is live. Everything comes by the queue made here until it is closed, a rebalance too, which the
         // callback answers.
         unsafe {
             let queue = rd::rd_kafka_queue_new(self.rk);
-            let begun = KafkaError::check_object(rd::rd_kafka_consumer_close_queue(self.rk, queue));
-            if begun.is_ok() && self.shared.unanswered.load(Ordering::Acquire) {
+            let begun = KafkaError::check_object(rd::rd_kafka_consumer_close_queue(self.rk, queue)).is_ok();
+            if begun && self.shared.unanswered.load(Ordering::Acquire) {
+                // Never comes back if the group is through with it in this very moment; whoever drops the client does not
+                // wait for that.
                 rd::rd_kafka_assign(self.rk, ptr::null());
             }
-            while begun.is_ok() && rd::rd_kafka_consumer_closed(self.rk) == 0 {
+            while begun && rd::rd_kafka_consumer_closed(self.rk) == 0 {
                 consume(queue, &mut rest, 1, Duration::from_millis(50));
                 rest.clear();
             }
             rd::rd_kafka_queue_destroy(queue);
+            begun
         }
     }
 }
@@ -124,6 +128,7 @@ mod tests {
 
     use super::*;
     use crate::msource::native::Event;
+    use crate::msource::native::asking::Beside;
 
     /// Waits for an event.
     fn event(client: &Client, wanted: impl Fn(&Event) -> bool) {
@@ -135,12 +140,16 @@ mod tests {
         }
     }
 
-    fn wait_until_gone(remains: &Remains) {
+    fn wait_until(what: &str, holds: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_mins(1);
-        while remains.are_left() {
-            assert!(Instant::now() < deadline, "it does not end");
+        while !holds() {
+            assert!(Instant::now() < deadline, "waited for: {what}");
             std::thread::park_timeout(Duration::from_millis(10));
         }
+    }
+
+    fn wait_until_gone(remains: &Remains) {
+        wait_until("it ends", || !remains.are_left());
     }
 
     #[test]
@@ -161,6 +170,44 @@ mod tests {
             client.abandon();
             wait_until_gone(&remains);
         }
+    }
+
+    #[test]
+    fn a_client_that_has_failed_within_a_rebalance_can_be_dropped_whether_it_was_told_or_not() {
+        let brokers = MockCluster::new(1).expect("brokers");
+        brokers.create_topic("t", 2, 1).expect("a topic");
+        let servers = brokers.bootstrap_servers();
+        let drop_failed = |strategy: &str, is_told| {
+            let properties = [
+                ("bootstrap.servers", servers.clone()),
+                ("group.id", format!("g_{strategy}_{is_told}")),
+                ("group.instance.id", "one".to_owned()),
+                ("partition.assignment.strategy", strategy.to_owned()),
+            ];
+            let properties = properties.map(|(key, value)| (key.to_owned(), value)).into();
+            let client = Client::new(&properties).expect("a client");
+            client.subscribe(&["t".to_owned()]).expect("a subscription");
+            if is_told {
+                event(&client, |event| matches!(event, Event::Assign(_)));
+            } else {
+                // SAFETY: the queue is live.
+                wait_until("it comes", || unsafe { rd::rd_kafka_queue_length(client.queue) > 0 });
+            }
+            let fenced = rd::rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_FENCED_INSTANCE_ID;
+            // SAFETY: the client is live, and the text is copied.
+            unsafe { rd::rd_kafka_test_fatal_error(client.rk, fenced, c"".as_ptr()) };
+            let remains = client.remains();
+            client.abandon();
+            wait_until_gone(&remains);
+        };
+        thread::scope(|scope| {
+            for strategy in ["cooperative-sticky", "range"] {
+                let drop_failed = &drop_failed;
+                for is_told in [true, false] {
+                    scope.spawn(move || drop_failed(strategy, is_told));
+                }
+            }
+        });
     }
 
     #[test]
@@ -202,16 +249,18 @@ mod tests {
         let client = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
         client.topic_names(Duration::from_secs(10)).expect("the broker is there");
         brokers.broker_round_trip_time(1, Duration::from_millis(1500)).expect("a slow broker");
+        let described =
+            |client: &Client, group: &str, timeout| client.describe_group(group, Beside::Nothing, timeout, |_| ());
         thread::scope(|scope| {
             for number in 0..50 {
                 let group = format!("g{number}");
                 let client = &client;
-                scope.spawn(move || assert!(client.members(&group, Duration::from_millis(100)).is_err()));
+                scope.spawn(move || assert!(described(client, &group, Duration::from_millis(100)).is_err()));
             }
         });
         // Their coordinator is found meanwhile. These brokers do not know the question itself.
-        drop(client.members("g", Duration::from_secs(3)));
-        assert!(client.members("other", Duration::from_millis(1)).is_err());
+        drop(described(&client, "g", Duration::from_secs(3)));
+        assert!(described(&client, "other", Duration::from_millis(1)).is_err());
         let remains = client.remains();
         drop(client);
         wait_until_gone(&remains);

@@ -26,6 +26,11 @@ unsafe extern "C" {
         partitions: *mut rd::rd_kafka_topic_partition_list_t,
         timeout: c_int,
     ) -> c_int;
+    pub(super) fn rd_kafka_offsets_for_times(
+        rk: *mut rd::rd_kafka_t,
+        offsets: *mut rd::rd_kafka_topic_partition_list_t,
+        timeout: c_int,
+    ) -> c_int;
     pub(super) fn rd_kafka_commit_queue(
         rk: *mut rd::rd_kafka_t,
         offsets: *const rd::rd_kafka_topic_partition_list_t,

@@ -83,7 +83,7 @@ pub(super) fn millis(duration: Duration) -> c_int {
 pub(super) fn c_string(text: &str) -> Result<CString, KafkaError> {
     CString::new(text).map_err(|_| KafkaError {
         code: RDKafkaErrorCode::InvalidArgument,
-        text: format!("topic name `{}` has a NUL byte", text.escape_debug()),
+        text: format!("the name `{}` has a NUL byte", text.escape_debug()),
     })
 }
 

@@ -14,22 +14,26 @@ mod asking;
 mod borrowed;
 mod close;
 mod code;
+mod coordinator;
 mod list;
 mod message;
+mod offsets;
 mod rights;
 mod step;
 
-pub use close::Remains;
+pub use close::{PATIENCE as CLOSE_PATIENCE, Remains};
+pub use coordinator::Coordinator;
 pub use message::{CutOff, Message};
 pub use rights::Reading;
 pub use step::GroupStep;
+use step::Target;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{c_char, c_int, c_void};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -126,10 +130,16 @@ pub struct TopicInfo {
     pub partitions: i32,
 }
 
+/// The code for each partition.
+type Answers = BTreeMap<(String, i32), c_int>;
+
 struct Shared {
     events: Mutex<VecDeque<Event>>,
     /// Answers to asynchronous commits.
     answers: Mutex<VecDeque<Result<(), KafkaError>>>,
+    /// Commits whose answers are waited for, by number, and what was answered for each partition.
+    awaited: Mutex<HashMap<usize, Option<Answers>>>,
+    next_commit: AtomicUsize,
     closing: AtomicBool,
     /// Whether a rebalance was told and not answered yet. librdkafka would wait for the answer when it is closed.
     unanswered: AtomicBool,
@@ -138,6 +148,10 @@ struct Shared {
     id_changes: AtomicU64,
     /// How far it is on its way into the group.
     step: Mutex<Option<GroupStep>>,
+    /// What the group gives it, and whether the group knows that it took it.
+    target: Mutex<Target>,
+    /// The last id that the group gave it. librdkafka forgets it when it gives a membership up.
+    member_id: Mutex<String>,
 }
 
 impl Shared {
@@ -154,6 +168,8 @@ pub struct Client {
     answers: *mut rd::rd_kafka_queue_t,
     /// How long whoever drops it waits until it is gone.
     patience: Duration,
+    /// The brokers that lead partitions whose offsets were asked for, as far as the cluster has said.
+    leaders: Mutex<HashMap<TopicPartition, i32>>,
     shared: Arc<Shared>,
 }
 
@@ -192,11 +208,15 @@ impl Client {
         let shared = Arc::new(Shared {
             events: Mutex::default(),
             answers: Mutex::default(),
+            awaited: Mutex::default(),
+            next_commit: AtomicUsize::new(0),
             closing: AtomicBool::new(false),
             unanswered: AtomicBool::new(false),
             topic_ids: Mutex::default(),
             id_changes: AtomicU64::new(0),
             step: Mutex::default(),
+            target: Mutex::default(),
+            member_id: Mutex::default(),
         });
         let mut message = [0 as c_char; 512];
         // SAFETY: the configuration is valid and, on success, owned by the client, which is why it is not dropped then. The
@@ -220,7 +240,7 @@ impl Client {
             rd::rd_kafka_poll_set_consumer(rk);
             (rd::rd_kafka_queue_get_consumer(rk), rd::rd_kafka_queue_new(rk))
         };
-        Ok(Self { rk, queue, answers, patience: close::PATIENCE, shared })
+        Ok(Self { rk, queue, answers, patience: close::PATIENCE, leaders: Mutex::default(), shared })
     }
 
     /// Joins the group for these topics (names, or regular expressions with a leading `^`).
@@ -272,6 +292,12 @@ impl Client {
         self.consume(&mut Vec::new(), 1, Duration::ZERO);
         let events = std::iter::from_fn(|| self.next_event());
         events.filter_map(|event| if let Event::Error(error) = event { Some(error) } else { None }).collect()
+    }
+
+    /// Whether the group agrees with what was assigned and answered last. Only the new protocol (KIP-848) has a time in which it
+    /// does not.
+    pub fn is_agreed(&self) -> bool {
+        self.shared.target.lock().unwrap_or_else(PoisonError::into_inner).is_agreed()
     }
 
     /// Why this client can do nothing any more and has to be replaced, if so.
@@ -375,7 +401,7 @@ impl Client {
     pub fn commit_async(&self, commits: &[Commit]) -> Result<(), KafkaError> {
         let list = unanswered(commit_list(commits)?);
         let opaque = Arc::as_ptr(&self.shared).cast_mut().cast();
-        // SAFETY: all are live; the list is copied. The callback is called from `answered` alone, which borrows the client.
+        // SAFETY: all are live; the list is copied. The callback is called from `commit_answer` alone, which borrows the client.
         let sent = unsafe { code::rd_kafka_commit_queue(self.rk, list.ptr(), self.answers, Some(on_commit), opaque) };
         KafkaError::check(sent)
     }
@@ -389,49 +415,26 @@ impl Client {
 
     /// Commits and waits for the group's answer, which is given for each partition in the order asked.
     pub fn commit(&self, commits: &[Commit], timeout: Duration) -> Result<Vec<Result<(), KafkaError>>, KafkaError> {
-        type Answers = Mutex<Option<BTreeMap<(String, i32), c_int>>>;
-        unsafe extern "C" fn answered(
-            _: *mut rd::rd_kafka_t,
-            err: c_int,
-            offsets: *mut rd::rd_kafka_topic_partition_list_t,
-            answers: *mut c_void,
-        ) {
-            // SAFETY: `answers` was made by `Arc::into_raw` below and is given to exactly one callback; the list is live
-            // during the callback.
-            unsafe {
-                let answers = Arc::from_raw(answers.cast::<Answers>());
-                // An error of the whole request stands beside the list, whose elements then have no answer of their own, or,
-                // where librdkafka itself gave up, what a broker answered to an earlier attempt.
-                let of_all = |own| if err < 0 || (own == NOT_ANSWERED as c_int && err != 0) { err } else { own };
-                let found = elements(offsets)
-                    .iter()
-                    .map(|element| ((text(element.topic), element.partition), of_all(raw(&raw const element.err))));
-                *answers.lock().unwrap_or_else(PoisonError::into_inner) = Some(found.collect());
-            }
-        }
         let list = unanswered(commit_list(commits)?);
-        let answers = Arc::new(Answers::default());
         let deadline = Instant::now() + timeout;
-        // SAFETY: the callback owns a reference of its own. When no answer comes in time, the queue goes with the answer in it
-        // unread, and that reference is never given back: some bytes for a commit that was lost.
-        unsafe {
+        let awaited = || self.shared.awaited.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = self.shared.next_commit.fetch_add(1, Ordering::Relaxed);
+        awaited().insert(number, None);
+        // SAFETY: all are live, and the list is copied. The callback comes from polling below, and looks its number up.
+        let sent = unsafe {
             let queue = rd::rd_kafka_queue_new(self.rk);
-            let theirs = Arc::into_raw(Arc::clone(&answers)).cast_mut().cast();
+            let opaque = ptr::without_provenance_mut(number);
             let sent =
-                KafkaError::check(code::rd_kafka_commit_queue(self.rk, list.ptr(), queue, Some(answered), theirs));
-            if sent.is_err() {
-                drop(Arc::from_raw(theirs.cast::<Answers>()));
-            } else {
-                while answers.lock().unwrap_or_else(PoisonError::into_inner).is_none() && Instant::now() < deadline {
-                    rd::rd_kafka_queue_poll_callback(queue, millis(deadline.saturating_duration_since(Instant::now())));
-                }
+                KafkaError::check(code::rd_kafka_commit_queue(self.rk, list.ptr(), queue, Some(on_awaited), opaque));
+            while sent.is_ok() && awaited().get(&number).is_some_and(Option::is_none) && Instant::now() < deadline {
+                rd::rd_kafka_queue_poll_callback(queue, millis(deadline.saturating_duration_since(Instant::now())));
             }
             rd::rd_kafka_queue_destroy(queue);
-            sent?;
-        }
-        let Some(answers) = answers.lock().unwrap_or_else(PoisonError::into_inner).take() else {
-            return Err(KafkaError::of(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT));
+            sent
         };
+        let answers = awaited().remove(&number).flatten();
+        sent?;
+        let answers = answers.ok_or_else(|| KafkaError::of(RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT))?;
         let answer = |commit: &Commit| {
             let key = (commit.partition.topic.to_string(), commit.partition.partition);
             let missing = RDKafkaRespErr::RD_KAFKA_RESP_ERR__NO_OFFSET as c_int;
@@ -546,7 +549,30 @@ unsafe extern "C" fn on_commit(
     }
 }
 
-/// Besides passing lines on, learns by which id each topic is fetched.
+/// Answers a commit that is waited for.
+unsafe extern "C" fn on_awaited(
+    rk: *mut rd::rd_kafka_t,
+    err: c_int,
+    offsets: *mut rd::rd_kafka_topic_partition_list_t,
+    number: *mut c_void,
+) {
+    // SAFETY: the client's opaque pointer is its `Shared`; the list is live during the callback.
+    unsafe {
+        let shared = &*rd::rd_kafka_opaque(rk).cast::<Shared>();
+        // An error of the whole request stands beside the list, whose elements then have no answer of their own, or, where
+        // librdkafka itself gave up, what a broker answered to an earlier attempt.
+        let of_all = |own| if err < 0 || (own == NOT_ANSWERED as c_int && err != 0) { err } else { own };
+        let found = elements(offsets)
+            .iter()
+            .map(|element| ((text(element.topic), element.partition), of_all(raw(&raw const element.err))))
+            .collect();
+        if let Some(place) = shared.awaited.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&number.addr()) {
+            *place = Some(found);
+        }
+    }
+}
+
+/// Besides passing lines on, learns by which id each topic is fetched, and by which id the group knows this member.
 ///
 /// When a topic was deleted and another one of its name made, librdkafka goes on at the old offset in the new topic and
 /// tells nobody, but it logs the new id just before it uses it, on the thread that would use it.
@@ -567,6 +593,20 @@ unsafe extern "C" fn on_log(rk: *const rd::rd_kafka_t, level: c_int, facility: *
         let shared = unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
         *shared.step.lock().unwrap_or_else(PoisonError::into_inner) = Some(step);
     }
+    if facility == "MEMBERID"
+        && let Some(id) = given_id(&line)
+    {
+        // SAFETY: the opaque pointer is the client's `Shared`.
+        let shared = unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
+        id.clone_into(&mut shared.member_id.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+    if facility == "HEARTBEAT" {
+        // SAFETY: the opaque pointer is the client's `Shared`.
+        let shared = unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
+        shared.target.lock().unwrap_or_else(PoisonError::into_inner).read(&line);
+    }
+    // Whoever asked is told that no answer came.
+    let level = if facility == "REQTMOUT" { level.max(6) } else { level };
     match level {
         0..=2 => tracing::error!(target: "librdkafka", %facility, "{line}"),
         // A refused connection is one of its errors, and nothing that is lost by it.
@@ -584,9 +624,24 @@ fn changed_id(line: &str) -> Option<(&str, &str)> {
     Some((topic, new))
 }
 
+/// The new id in librdkafka's line `Group "NAME": updating member id "OLD" -> "NEW"`, if it is one.
+fn given_id(line: &str) -> Option<&str> {
+    let (_, new) = line.rsplit_once("-> \"")?;
+    new.strip_suffix('"').filter(|id| !id.is_empty() && *id != "(not-set)")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_id_that_the_group_gives_is_read_from_librdkafkas_line() {
+        let line = |old, new| format!("[thrd:main]: Group \"a -> b\": updating member id \"{old}\" -> \"{new}\"");
+        assert_eq!(given_id(&line("(not-set)", "one-1")), Some("one-1"));
+        assert_eq!(given_id(&line("one-1", "")), None);
+        assert_eq!(given_id(&line("one-1", "(not-set)")), None);
+        assert_eq!(given_id("no id at all"), None);
+    }
 
     #[test]
     fn patterns_that_are_taken_mean_the_same_to_both_engines() {

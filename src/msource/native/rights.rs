@@ -46,32 +46,11 @@ impl Client {
         })?;
         Ok(topics.iter().map(|topic| found.remove(topic).unwrap_or(Reading::Unknown)).collect())
     }
-
-    /// Whether the group may be joined and its offsets committed. This does not join it.
-    pub fn reading_group(&self, group: &str, timeout: Duration) -> Result<Reading, KafkaError> {
-        let reading = self.of_group(group, Beside::Rights, timeout, |description| {
-            let mut count = 0;
-            // SAFETY: the description is live, and so is what it returns.
-            unsafe {
-                let operations =
-                    rd::rd_kafka_ConsumerGroupDescription_authorized_operations(description, &raw mut count);
-                reads(operations, count)
-            }
-        });
-        match reading {
-            Ok(reading) => Ok(reading.unwrap_or(Reading::Unknown)),
-            Err(error) if error.code == Code::GroupAuthorizationFailed => Ok(Reading::Denied),
-            Err(error) if matches!(error.code, Code::UnsupportedFeature | Code::UnsupportedVersion) => {
-                Ok(Reading::Unknown)
-            }
-            Err(error) => Err(error),
-        }
-    }
 }
 
 /// # Safety
 /// `operations` is null, or points to so many numbers.
-unsafe fn reads(operations: *const rd::rd_kafka_AclOperation_t, count: usize) -> Reading {
+pub(super) unsafe fn reads(operations: *const rd::rd_kafka_AclOperation_t, count: usize) -> Reading {
     if operations.is_null() {
         return Reading::Unknown;
     }

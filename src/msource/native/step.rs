@@ -60,9 +60,68 @@ impl GroupStep {
     }
 }
 
+/// Whether the group agrees with what a member of the new protocol (KIP-848) was given.
+///
+/// A member has what it was given only when the group has heard that it took it. A heartbeat that gets no answer meanwhile is
+/// sent again with what the member had before; the group gives the rest to others then, and tells the member so, but librdkafka
+/// goes on with what it was given first.
+#[derive(Debug, Default)]
+pub(super) struct Target {
+    /// What the group gave last, as it is logged, and how often that changed.
+    last: String,
+    received: u64,
+    /// Which of them is being taken, if one is, and which the group knows to be taken.
+    taken: Option<u64>,
+    acknowledged: u64,
+}
+
+impl Target {
+    /// Reads librdkafka's lines about heartbeats.
+    pub(super) fn read(&mut self, line: &str) {
+        if let Some((_, target)) = line.split_once("received target assignment ") {
+            // A list that was cut short may be another one than the last.
+            if target != self.last || target.contains("...") {
+                self.received += 1;
+                target.clone_into(&mut self.last);
+            }
+        } else if line.contains("Reconciliation starts with new target assignment ") {
+            self.taken = Some(self.received);
+        } else if line.contains("Target assignment acked") {
+            self.acknowledged = self.taken.take().unwrap_or(self.acknowledged);
+        }
+    }
+
+    /// Whether the group knows the last of them to be taken.
+    pub(super) fn is_agreed(&self) -> bool {
+        self.taken.is_none() && self.acknowledged == self.received
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_given_is_agreed_when_the_last_of_it_is_acknowledged() {
+        let mut target = Target::default();
+        assert!(target.is_agreed(), "nothing was given");
+        let mut read = |lines: &[&str]| {
+            for line in lines {
+                target.read(line);
+            }
+            target.is_agreed()
+        };
+        let begins = "Reconciliation starts with new target assignment \"t[0], t[1]\". Next assignment cleared";
+        let acked = "Target assignment acked, new current assignment  \"t[0], t[1]\"";
+        let given = |list: &str| format!("[thrd:main]: ConsumerGroupHeartbeat received target assignment \"{list}\"");
+        assert!(!read(&[&given("0, 1"), begins]));
+        assert!(read(&[acked]));
+        assert!(read(&[&given("0, 1")]), "the same again");
+        assert!(!read(&[&given("0, 1, 2"), begins, &given("0"), acked]), "it was given less before it was heard");
+        assert!(!read(&[begins]) && read(&[acked]));
+        assert!(!read(&[begins]) && read(&[acked]), "a part of it that was not known before");
+        assert!(!read(&[&given("0, 1, ..."), begins, &given("0, 1, ..."), acked]), "nobody can tell");
+    }
 
     #[test]
     fn the_step_is_read_from_librdkafkas_lines() {

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::disk::Layer;
 use super::process::Service;
-use super::topic::Group;
+use super::topic::{Group, Load};
 use super::{Home, Record, SOON, Topic, events, holds, oracle, wait_until};
 
 /// How long the group waits for a member that says nothing: of the classic protocol by our configuration, of the new one
@@ -241,6 +241,24 @@ impl Fleet {
         Group::visit(&self.topic.brokers, &format!("g_{}", self.topic.name), &self.topic, &properties);
     }
 
+    /// Waits until the status of an instance gives a reason that has all of this.
+    pub(crate) fn wait_reason(&self, number: usize, parts: &[&str]) {
+        wait_until(&format!("instance {number} says that it waits for {parts:?}"), SOON, || {
+            let reason = self.ask(number)?.reason.unwrap_or_default();
+            holds(parts.iter().all(|part| reason.contains(part)), reason)
+        });
+    }
+
+    /// Has the second instance give the name back to the first one, which reads the rest.
+    pub(crate) fn give_name_back(&mut self, load: Load) {
+        self.stop(1);
+        self.wait_shared(&[0]);
+        let produced = load.stop();
+        self.wait_done(&produced);
+        self.stop_all();
+        self.repeats(&produced);
+    }
+
     /// Removes every member from the group, as an administrator does.
     pub(crate) fn remove_members(&self) {
         Group::remove_members(&self.topic.brokers, &format!("g_{}", self.topic.name));
@@ -300,7 +318,7 @@ impl Fleet {
         assert_eq!(found.len(), expected.lines.len(), "partitions with lines");
         let mut sum = Counts::default();
         for home in &self.homes {
-            let counts = home.try_status().expect("a status, running or not").counts;
+            let counts = home.status().counts;
             sum.consumed += counts.consumed;
             sum.written += counts.written;
             sum.in_flight += counts.in_flight;

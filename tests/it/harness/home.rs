@@ -1,7 +1,7 @@
 //! A home of one test: a deploy layout in a temporary directory, configured for the test's topic.
 
 use std::ffi::OsStr;
-use std::fs::{self, Permissions};
+use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -50,7 +50,7 @@ impl Home {
     pub(crate) fn with_brokers(topic: &Topic, brokers: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("mtga-").tempdir().expect("a directory");
         let root = dir.path().join("home");
-        copy(layout(), &root);
+        copy_layout(&root);
         fs::write(root.join("settings/mthinkingdata:filter.24.json"), "[\"tbllog_*\"]\n").expect("a file");
         fs::write(root.join("settings/mthinkingdata:metadata.24.json"), "[]\n").expect("a file");
         let local = json!({
@@ -111,6 +111,8 @@ impl Home {
         command.env_clear().env("PATH", "/usr/bin:/bin").arg("--home").arg(&self.root);
         // Answers of brokers that may pass are believed after a minute.
         command.env("FAULT_DOUBT_MS", "1500").envs(self.env.iter().cloned());
+        // How `scripts/sanitize` has misuse of memory told.
+        command.envs(std::env::var_os("MTGA_TEST_SANITIZER").map(|options| ("ASAN_OPTIONS", options)));
         command
     }
 
@@ -152,14 +154,14 @@ impl Home {
 
     /// The same with something changed about the command, such as a fault point or a layer below it.
     pub(crate) fn foreground_with(&self, change: impl FnOnce(&mut Command) -> &mut Command) -> Service {
-        let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
+        let log = File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
         Service::spawn(change(self.service().arg("start_not_daemon")), log)
     }
 
     /// Runs the service in the foreground until it is killed at this fault point; see `src/fault.rs`.
     pub(crate) fn killed_at(&self, point: &str) {
         let mut command = self.service();
-        let log = fs::File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
+        let log = File::options().create(true).append(true).open(self.path("logs/foreground.log")).expect("a file");
         let service = Service::spawn(command.arg("start_not_daemon").env("FAULT_POINT", point), log);
         service.wait_killed(point);
     }
@@ -191,7 +193,7 @@ impl Home {
         wait_until("the killed daemon is gone", SOON, || holds(self.running().is_none(), "it runs"));
         // Its last thread may still be on its way out, and holds the lock until then.
         wait_until("the killed daemon has let go", SOON, || {
-            let lock = fs::File::open(self.store().join("lock")).map_err(|error| error.to_string())?;
+            let lock = File::open(self.store().join("lock")).map_err(|error| error.to_string())?;
             lock.try_lock().map_err(|error| error.to_string())
         });
     }
@@ -204,22 +206,27 @@ impl Home {
         stream
     }
 
-    /// `status`, from a running service.
+    /// `status`, of a service that runs or of a home whose service is stopped.
     pub(crate) fn status(&self) -> Status {
-        self.try_status().expect("the service answers")
-    }
-
-    /// `status`, or what was said instead.
-    ///
-    /// Tests ask for it many times a second while they wait, so a service that runs is asked on its socket: a process each
-    /// time would take more of the machine than everything that is tested. A stopped one is asked with the command.
-    pub(crate) fn try_status(&self) -> Result<Status, String> {
-        match Remote::new(self.path("tmp/mtga.sock"), PATIENCE).status() {
+        match self.remote().status() {
             Err(failure) if failure.kind == FailureKind::Unavailable => {}
-            answer => return answer.map_err(|failure| failure.to_string()),
+            answer => return answer.expect("the service answers"),
         }
         let done = self.mtga(["--json", "status"]);
-        serde_json::from_str(&done.stdout).map_err(|error| format!("no status, {error}: {done:?}"))
+        serde_json::from_str(&done.stdout).unwrap_or_else(|error| panic!("no status, {error}: {done:?}"))
+    }
+
+    /// `status` from the service itself, or what was said instead.
+    ///
+    /// Tests ask for it many times a second while they wait, so it is asked on the socket: a process each time would take
+    /// more of the machine than everything that is tested. For a service that has just been started the command would be
+    /// wrong besides: it could be the first to have the home, and repair it without the disk that lies below the service.
+    pub(crate) fn try_status(&self) -> Result<Status, String> {
+        self.remote().status().map_err(|failure| failure.to_string())
+    }
+
+    fn remote(&self) -> Remote {
+        Remote::new(self.path("tmp/mtga.sock"), PATIENCE)
     }
 
     /// `offset_checker`.
@@ -276,9 +283,15 @@ impl Home {
             let done = decided && status.lag == Some(0) && status.counts.in_flight == 0;
             holds(done && status.counts.consumed >= produced.len() as u64, status)?;
             // The lag in `status` may be older than its counts: 0 because a log that was cut off ended before our place.
-            let lag = self.integer("kafka_lag");
+            let lag = self.lag()?;
             holds(lag == 0, lag)
         });
+    }
+
+    /// `kafka_lag`, or what was said instead. It is not known in the middle of a rebalance.
+    pub(crate) fn lag(&self) -> Result<i64, String> {
+        let done = self.mtga(["kafka_lag"]);
+        done.stdout.trim().parse().map_err(|error| format!("no lag, {error}: {done:?}"))
     }
 
     /// The event files.
@@ -330,14 +343,24 @@ pub(crate) fn layout() -> &'static Path {
     static LAYOUT: OnceLock<PathBuf> = OnceLock::new();
     LAYOUT.get_or_init(|| {
         let to = Path::new(env!("CARGO_TARGET_TMPDIR")).join("layout");
+        let lock = layout_lock();
+        lock.lock().expect("a lock");
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/build");
         Finished::run(Command::new(script).args(["--binary", BINARY, "--to"]).arg(&to), 2 * SOON).success();
         to
     })
 }
 
-/// Copies a layout as a deployer does, but without copying the binary's bytes where a link will do.
-fn copy(from: &Path, to: &Path) {
+/// Held while the layout is made, and shared while it is copied: another test run may be making it too.
+fn layout_lock() -> File {
+    File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("layout.lock")).expect("a file")
+}
+
+/// Copies the layout as a deployer does, but without copying the binary's bytes where a link will do.
+fn copy_layout(to: &Path) {
+    let from = layout();
+    let lock = layout_lock();
+    lock.lock_shared().expect("a lock");
     for option in ["--link", "--preserve=mode"] {
         let mut cp = Command::new("cp");
         if cp

@@ -22,8 +22,12 @@ pub(crate) const METADATA: i16 = 3;
 pub(crate) const JOIN_GROUP: i16 = 11;
 /// See [`FETCH`].
 pub(crate) const OFFSET_COMMIT: i16 = 8;
+/// See [`FETCH`].
+pub(crate) const HEARTBEAT: i16 = 12;
 /// Number of the request `DescribeGroups`.
 pub(crate) const DESCRIBE_GROUPS: i16 = 15;
+/// Number of the request `ConsumerGroupHeartbeat`, of KIP-848.
+pub(crate) const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
 /// Number of the request `ConsumerGroupDescribe`, of KIP-848.
 pub(crate) const CONSUMER_GROUP_DESCRIBE: i16 = 69;
 

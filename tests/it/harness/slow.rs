@@ -34,6 +34,11 @@ pub(crate) fn longer() -> Duration {
     sync().unwrap_or_default() * SYNCS
 }
 
+/// A time in which a home also waits for so many syncs, in milliseconds, for librdkafka.
+pub(crate) fn millis(time: Duration, syncs: u32) -> String {
+    (time + sync().unwrap_or_default() * syncs).as_millis().to_string()
+}
+
 /// Runs a test, or a part of it, on disks whose every sync takes this long.
 pub(crate) fn on_slow_disks<T>(sync: Duration, test: impl FnOnce() -> T) -> T {
     let before = SYNC.replace(Some(sync));

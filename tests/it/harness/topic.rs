@@ -100,6 +100,17 @@ impl Topic {
         };
         // A topic that was just deleted is not quite gone at once.
         wait_until(&format!("topic {} is created", self.name), SOON, made);
+        self.wait_known();
+    }
+
+    /// Waits until brokers tell of every partition. The controller has them a moment before, and who asks then fails.
+    fn wait_known(&self) {
+        let admin = self.admin();
+        wait_until(&format!("{} partitions of {}", self.partitions, self.name), SOON, || {
+            let metadata = admin.inner().fetch_metadata(Some(&self.name), SOON).map_err(|error| error.to_string())?;
+            let known = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
+            holds(known >= self.partitions as usize, known)
+        });
     }
 
     /// Deletes the topic.
@@ -138,18 +149,11 @@ impl Topic {
 
     /// Gives the topic more partitions.
     pub(crate) fn grow(&mut self, partitions: i32) {
-        let wanted_count = usize::try_from(partitions).expect("a count");
-        let wanted = NewPartitions::new(&self.name, wanted_count);
+        let wanted = NewPartitions::new(&self.name, partitions as usize);
         let done = block_on(self.admin().create_partitions([&wanted], &AdminOptions::new()));
         assert!(done.iter().all(|topics| topics.iter().all(Result::is_ok)), "cannot grow {}: {done:?}", self.name);
-        // The controller has them; brokers tell of them a moment later, and a producer that asks before fails.
-        let admin = self.admin();
-        wait_until(&format!("{partitions} partitions of {}", self.name), SOON, || {
-            let metadata = admin.inner().fetch_metadata(Some(&self.name), SOON).map_err(|error| error.to_string())?;
-            let known = metadata.topics().first().map_or(0, |topic| topic.partitions().len());
-            if known >= wanted_count { Ok(()) } else { Err(format!("{known} are known")) }
-        });
         self.partitions = partitions;
+        self.wait_known();
     }
 
     /// Makes records of this mix, tells the oracle nothing, and produces them. Numbers start at `first`.
@@ -409,6 +413,29 @@ impl Group {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", brokers).set("group.id", name);
         Self(config.create().expect("the consumer's configuration is sound"))
+    }
+
+    /// The name of a group that this broker coordinates.
+    pub(crate) fn coordinated_by(broker: i32, brokers: &str) -> String {
+        let asker: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", brokers)
+            .set("group.id", "asker")
+            .create()
+            .expect("the consumer's configuration is sound");
+        // Where groups are kept is decided when somebody asks for the first of them.
+        let mut leaders = Vec::new();
+        wait_until("the broker coordinates some groups", SOON, || {
+            drop(asker.committed_offsets(rdkafka::TopicPartitionList::new(), SOON));
+            let found = asker.fetch_metadata(Some("__consumer_offsets"), SOON).map_err(|error| error.to_string())?;
+            leaders = found.topics()[0].partitions().iter().map(rdkafka::metadata::MetadataPartition::leader).collect();
+            holds(leaders.contains(&broker), &leaders)
+        });
+        // `String.hashCode` of Java.
+        let hash = |name: &str| name.bytes().fold(0_i32, |hash, byte| hash.wrapping_mul(31).wrapping_add(byte.into()));
+        let mut names = (0..).map(|number| format!("g{number}"));
+        names
+            .find(|name| leaders[(hash(name) & i32::MAX) as usize % leaders.len()] == broker)
+            .expect("there is always one")
     }
 
     /// Has a guest join it, waits until that has every partition of a topic, and has it leave: nobody else is a member any

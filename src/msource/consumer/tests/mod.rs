@@ -515,7 +515,9 @@ fn an_assignment_that_waits_is_answered_when_the_group_knows_the_member_no_more(
     bench.consumer.unanswered.told(Instant::now());
     bench.consumer.note_refusal(&refused(Code::CoordinatorLoadInProgress));
     assert!(bench.consumer.unanswered.is_waiting(), "that passes");
-    bench.consumer.note_refusal(&refused(Code::UnknownMemberId));
+    bench.consumer.commit_refused(InFlight::Outdated, &refused(Code::IllegalGeneration));
+    assert!(bench.consumer.unanswered.is_waiting(), "that was sent before the assignment");
+    bench.consumer.commit_refused(InFlight::Yes, &refused(Code::UnknownMemberId));
     assert!(!bench.consumer.unanswered.is_waiting());
 }
 
