@@ -221,9 +221,11 @@ class Mtga:
     def files(self):
         """Every event file, hidden ones too, with its length."""
         found = {}
-        for path in (self.home / "data").rglob("*"):
+        data = self.home / "data"
+        for path in data.rglob("*"):
+            is_own = path.name.endswith(".manifest.json") or ".mtga" in path.relative_to(data).parts
             try:
-                if path.is_file() and not path.name.endswith(".manifest.json"):
+                if path.is_file() and not is_own:
                     found[path] = path.stat().st_size
             except FileNotFoundError:
                 pass
