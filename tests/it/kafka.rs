@@ -326,6 +326,10 @@ fn a_name_that_another_process_had_is_taken_again_although_another_broker_coordi
     let group = Group::coordinated_by(2, &brokers);
     let mut home = home(&topic, Mode::Group);
     home.set("kafka.group_id", group.as_str());
+    // Longer than it takes the brokers to find another coordinator and the instance to find that: who has lost its session by
+    // then joins as somebody new, and never hears of the guest.
+    let session = "20000";
+    home.set("kafka.librdkafka", json!({"session.timeout.ms": session, "socket.timeout.ms": "10000"}));
     let load = topic.load_every(Duration::from_millis(50), Codec::Snappy, Mix::Dirty);
     let service = home.foreground();
     // It has asked the second broker about the group when it joined.
@@ -337,7 +341,7 @@ fn a_name_that_another_process_had_is_taken_again_although_another_broker_coordi
     });
     let guest = [
         ("group.instance.id", "one"),
-        ("session.timeout.ms", "6000"),
+        ("session.timeout.ms", session),
         ("partition.assignment.strategy", "cooperative-sticky"),
     ];
     Group::visit(&brokers, &group, &topic, &guest);
