@@ -12,14 +12,10 @@ use serde_json::json;
 use crate::harness::fleet::{Fleet, Membership, Protocol};
 use crate::harness::proxy::{CONSUMER_GROUP_HEARTBEAT, HEARTBEAT, Loss};
 use crate::harness::{Codec, Mix, Proxy, Record, SOON, Topic, broker, holds, wait_until};
-use crate::sealed_group;
+use crate::sealed_group::{self, ASSIGN};
 
 /// How soon the group forgets a member of the classic protocol here.
 const SESSION: &str = "1500";
-
-/// The steps in which a partition is taken, in their order.
-const ASSIGN: [&str; 6] =
-    ["assign.settled", "assign.judged", "assign.noted", "assign.pinned", "assign.known", "assign.begun"];
 
 /// An instance without others, and what was produced for it.
 struct Lone {

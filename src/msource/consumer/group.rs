@@ -84,7 +84,9 @@ impl Consumer {
         self.retry_at = Instant::now();
         // What was sent before now is part of what they stand for.
         self.settling = None;
-        fault::point("assign.told");
+        if !none {
+            fault::point("assign.told");
+        }
         if none || brokers_assign(&self.parts.config) {
             // In the new protocol they are not ours before the group has heard that they are taken.
             self.answer_without();
