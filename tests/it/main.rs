@@ -35,6 +35,9 @@ mod disk;
 /// Event files and stores that are away for a while, or on another disk than before.
 #[cfg(test)]
 mod disk_change;
+/// What the documents say of tests.
+#[cfg(test)]
+mod docs;
 /// What is on the disk at a step, when the power is cut right behind it.
 #[cfg(test)]
 mod durable;
