@@ -70,7 +70,10 @@ pub(super) fn set(
     }
     let wait = |answered: &Receiver<()>| in_time(pipeline, answered, config.rpc.timeout);
     if config.kafka.assignment == Assignment::All {
-        moved.iter().try_for_each(|(standing, to)| refuse_to_skip_missing(&state, standing, *to))?;
+        // What was prepared is published or refused by now.
+        wait(&pipeline.ask_checkpoint(Finish::No).ok_or_else(stopping)?)?;
+        let state = pipeline.gauges.durable().state.clone();
+        moved.iter().try_for_each(|(standing, to)| refuse_to_skip_missing(pipeline, &state, standing, *to))?;
     }
     if config.kafka.assignment == Assignment::Group {
         moved.iter().try_for_each(|(standing, to)| refuse_to_skip(&state, standing, *to))?;
@@ -157,17 +160,18 @@ fn refuse_to_skip(state: &State, standing: &Standing, to: i64) -> Result<(), Fai
     }
 }
 
-/// The same without a group, where only what is not whole any more is taken back.
-fn refuse_to_skip_missing(state: &State, standing: &Standing, to: i64) -> Result<(), Failure> {
+/// The same without a group, where only what is not whole any more is taken back. What was prepared has been by now.
+fn refuse_to_skip_missing(pipeline: &Pipeline, state: &State, standing: &Standing, to: i64) -> Result<(), Failure> {
     let Standing { partition, .. } = standing;
-    let growth = state.partitions.get(partition).and_then(|here| here.growth.as_ref());
-    match growth.filter(|growth| growth.from < to && !state.is_whole(partition, growth)) {
-        Some(growth) => Err(failed(format!(
+    let Some(here) = state.partitions.get(partition) else { return Ok(()) };
+    let growing = here.growth.iter().filter(|growth| !state.is_whole(partition, growth)).map(|growth| growth.from);
+    let prepared = pipeline.prepared.iter().filter(|(of, from)| of == partition && here.next <= *from);
+    match growing.chain(prepared.map(|(_, from)| *from)).min() {
+        Some(from) if from < to => Err(failed(format!(
             "{partition}: hidden files with records from offset {from} on are gone, and those records would be skipped; \
-             nothing was moved: start and stop the service, which reads them again, or give them up by moving to {from} first",
-            from = growth.from
+             nothing was moved: start and stop the service, which reads them again, or give them up by moving to {from} first"
         ))),
-        None => Ok(()),
+        _ => Ok(()),
     }
 }
 

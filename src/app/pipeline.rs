@@ -18,6 +18,7 @@ use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox
 use crate::fault;
 use crate::lock::HomeLock;
 use crate::msink::file::{FileSink, Now};
+use crate::msource::TopicPartition;
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
 use crate::msource::journal::{Begun, Frame, MoveCause, Position};
 use crate::msource::properties;
@@ -55,6 +56,8 @@ const BLOCKS_SHARE: u64 = 2;
 pub(super) struct Pipeline {
     pub(super) store: Arc<dyn Store>,
     pub(super) home: (String, u64),
+    /// The ranges that an earlier run has prepared, as their partitions and first offsets.
+    pub(super) prepared: Vec<(TopicPartition, i64)>,
     pub(super) gauges: Arc<Gauges>,
     pub(super) budget: Arc<Budget>,
     pub(super) tickets: Arc<Tickets>,
@@ -172,6 +175,8 @@ impl Pipeline {
         let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, Now::current());
         let workers = workers(config.workers, &to_workers, &inbox, &spares, &budget)?;
         let home = (state.home.clone(), state.incarnation);
+        let ranges = state.seals.values().flat_map(|seal| &seal.ranges).filter_map(|range| range.offsets.as_ref());
+        let prepared = ranges.map(|offsets| (offsets.to.partition.clone(), offsets.growth.from)).collect();
         let delivery = Delivery::new(delivery::Parts {
             inbox: received,
             inbox_sender: inbox.clone(),
@@ -224,6 +229,7 @@ impl Pipeline {
         Ok(Arc::new(Self {
             store,
             home,
+            prepared,
             gauges,
             budget,
             tickets,

@@ -19,7 +19,7 @@ use crate::delivery::witness::{self, NAME, Noted, Witness};
 use crate::fault::point;
 use crate::msink::dir::{EventDir, PRIVATE, is_bare};
 use crate::msource::consumer::Desk;
-use crate::msource::journal::{Contents, Former, History, Journal, Mark, Queue, State};
+use crate::msource::journal::{Contents, FileState, Former, History, Journal, Mark, Queue, State};
 use crate::msource::properties;
 use crate::msource::reread::{Rereader, Wait};
 use crate::msource::store::{self, Store, StoreChange};
@@ -224,15 +224,16 @@ pub(super) fn history(config: &Config) -> History {
     History { age: config.store.history, bytes: config.store.history_bytes }
 }
 
-/// Waits for the event directory where a crash left live files or prepared ones in it and there is nothing at all: it is a mount
-/// that is missing, and every torn line, and every line that the group has taken already, would be lost with files that come
-/// back. What is hidden and not prepared is read again.
+/// Waits for the event directory where a crash left files in it whose lines nothing else has, and there is nothing at all: it is
+/// a mount that is missing. Those are live files, with every torn line, prepared ones, which the group may have taken already,
+/// and hidden ones with lines of retries, whose entries have left the failure queue. What else is hidden is read again.
 fn refuse_bare_dir(dir: &Path, contents: &Contents) -> Result<(), Broken> {
     let mut state = contents.state.clone().unwrap_or_default();
     contents.tail.iter().for_each(|frame| state.apply(frame));
-    let live = state.files.values().any(|file| file.visibility == Visibility::Live && file.inode != 0);
+    let is_alone = |file: &FileState| file.inode != 0 && (file.visibility == Visibility::Live || file.key.retries);
+    let unfinished = state.files.values().any(is_alone);
     let prepared = state.seals.values().flat_map(|seal| &seal.ranges).any(|range| !range.files.is_empty());
-    if !(live || prepared) || !is_bare(dir) {
+    if !(unfinished || prepared) || !is_bare(dir) {
         return Ok(());
     }
     Err(Broken::Passing(failed(format!(

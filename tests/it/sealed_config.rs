@@ -268,3 +268,51 @@ fn rejects_of_what_is_refused_leave_the_queue_and_come_back_with_their_records()
     assert_published(&home, &produced);
     home.mtga(["verify"]).code(0);
 }
+
+#[test]
+fn hidden_lines_of_retries_wait_for_their_disk_and_are_counted_when_they_are_gone() {
+    let produced: Vec<_> = (0..60).map(nameless).collect();
+    let hide = || {
+        let topic = Topic::create("sealqgone", 1);
+        let home = sealed(&topic);
+        topic.produce(Codec::None, &produced);
+        let service = home.foreground();
+        home.wait_done(&produced);
+        service.terminate();
+        mend(&home);
+        let service = home.foreground();
+        wait_until("a checkpoint has the entries as lines", SOON, || {
+            let contents = journal::read(&home.path("tmp/store/journal")).map_err(|error| error.to_string())?;
+            let written = contents.state.map_or(0, |state| state.totals.written);
+            holds(written == 60, written)
+        });
+        service.kill();
+        home
+    };
+    // Not mounted, for a while.
+    let home = hide();
+    fs::rename(home.path("data"), home.path("away")).expect("a directory");
+    fs::create_dir(home.path("data")).expect("a directory");
+    let service = home.foreground();
+    home.wait_for(State::Paused);
+    let reason = home.status().reason.unwrap_or_default();
+    assert!(reason.contains("should have unfinished files"), "{reason}");
+    fs::remove_dir(home.path("data")).expect("an empty directory");
+    fs::rename(home.path("away"), home.path("data")).expect("a directory");
+    home.wait_for(State::Consuming);
+    service.terminate();
+    assert_eq!(lines(&home), (0..60).collect::<Vec<_>>());
+    home.mtga(["verify"]).code(0);
+
+    // Gone for good.
+    let home = hide();
+    for path in events::hidden(&home.path("data")) {
+        fs::remove_file(path).expect("a hidden file");
+    }
+    let service = home.foreground();
+    home.wait_for(State::Consuming);
+    let status = home.status();
+    assert_eq!((status.gap_records, status.counts.written), (60, 0));
+    assert!(home.log().contains("lines of the failure queue are gone with their hidden file"), "{}", home.log());
+    service.terminate();
+}

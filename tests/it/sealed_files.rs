@@ -115,6 +115,8 @@ fn a_prepared_range_whose_hidden_file_is_gone_is_read_again_unless_a_reader_took
     home.killed_at("publish.begin");
     remove_hidden(&home);
     fs::write(home.path("data/other"), "").expect("a file");
+    let refused = home.mtga(["set_offset", &topic.name, "latest"]).code(1);
+    assert!(refused.stderr.contains("records from offset 0 on are gone"), "{}", refused.stderr);
     let service = home.foreground();
     home.wait_done(&produced);
     wait_decided(&home);

@@ -1,7 +1,8 @@
 //! Lines that recovery cannot bring back, and how they count.
 
 use super::{RecoveryError, Trust, Work};
-use crate::msource::journal::{Block, BlockSource};
+use crate::config::Visibility;
+use crate::msource::journal::{Block, BlockSource, FileState};
 
 impl Work<'_> {
     /// Lines of a block are gone for good.
@@ -36,6 +37,21 @@ impl Work<'_> {
             tell_lost(&block.source, lost, "their file was removed or replaced, and they may not have been in it");
         }
         Ok(())
+    }
+
+    /// The lines of a hidden file of retries that is gone: nobody has seen them, and their entries have left the failure queue.
+    pub(super) fn lose_retries(&mut self, id: u64) {
+        let is_hidden = |file: &&FileState| file.key.retries && file.visibility == Visibility::Sealed;
+        let Some(file) = self.state.files.get(&id).filter(is_hidden) else { return };
+        let (name, lost) = (file.path(), file.lines);
+        if lost == 0 || self.trust != Trust::Own {
+            return;
+        }
+        let totals = &mut self.state.totals;
+        totals.gaps += lost;
+        totals.written = totals.written.saturating_sub(lost);
+        totals.retried = totals.retried.saturating_sub(lost);
+        tracing::error!(file = name, lost, "lines of the failure queue are gone with their hidden file");
     }
 }
 

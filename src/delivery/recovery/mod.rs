@@ -19,7 +19,8 @@
 //!   and the records are read again. What was prepared to be published is decided later, by the group's word.
 //! - A file that another process removed, or shortened below what a checkpoint covers, is left alone and reported. A hidden one
 //!   that was shortened is removed: what its partition has grown by is not whole, and is taken back. Lines of the block that was
-//!   being written may never have been in such a file: they count as a gap (`lost`).
+//!   being written may never have been in such a file, and hidden lines of retries are nowhere else: they count as a gap
+//!   (`lost`).
 //! - A live file that is another one by its inode is a copy when it has the same lines: it is completed and gone on with. Any other
 //!   file is left alone.
 //! - What the file of a piece had no line of when it went is in another file, with a block of its own (`tail`): nothing of it is
@@ -484,6 +485,7 @@ impl Work<'_> {
                 continue;
             }
             if self.file(id)?.is_none() {
+                self.lose_retries(id);
                 self.state.apply(&Frame::End { id });
                 continue;
             }
