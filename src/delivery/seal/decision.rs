@@ -278,7 +278,7 @@ impl Delivery {
         self.seal.grown.remove(&Some(partition.clone()));
         let records = growth.totals.consumed;
         if records > 0 {
-            tracing::warn!(%partition, from = growth.from, records, "what was hidden of these records goes: they are read again, here or by their next owner, as far as the topic still has them");
+            tracing::warn!(%partition, from = growth.from, records, "discarded unpublished records: they are read again, here or by their next owner, as far as the topic still has them");
         }
         let paths = files.iter().flat_map(|name| [hidden(name), leftover(name)]).collect();
         self.seal.steps.push_front((Step::Remove(paths), None));
