@@ -97,19 +97,26 @@ fn a_place_behind_a_marker_is_no_cut_and_a_move_back_is_told_to_the_group_before
     broker.start();
     // The marker is of a later epoch than the records before it.
     open.commit();
-    let mut home = in_group(&marked);
-    home.set("kafka.out_of_range", "stop");
-    for _ in 0..2 {
-        let service = home.foreground();
-        home.wait_done(&records);
-        home.assert_exactly(&records);
-        wait_until("it stands behind the marker", SOON, || {
-            let offsets = home.offsets();
-            holds(offsets[0].current == Some(101), offsets)
-        });
-        service.terminate();
+    for visibility in ["live", "sealed"] {
+        let mut home = in_group(&marked);
+        home.set("kafka.group_id", format!("g_{}_{visibility}", marked.name))
+            .set("kafka.out_of_range", "stop")
+            .set("sink.visibility", visibility);
+        for _ in 0..2 {
+            let service = home.foreground();
+            home.wait_done(&records);
+            wait_until("it stands behind the marker", SOON, || {
+                let offsets = home.offsets();
+                holds(offsets[0].current == Some(101), offsets)
+            });
+            service.terminate();
+            home.assert_exactly(&records);
+        }
+        assert!(!home.log().contains("was cut off"), "nothing was");
+        if visibility == "sealed" {
+            home.mtga(["verify"]).code(0);
+        }
     }
-    assert!(!home.log().contains("was cut off"), "nothing was");
     for (topic, homes, old) in cut {
         let group = format!("g_{}", topic.name);
         let first = [old, topic.fill(Codec::Snappy, Mix::Clean, 1000, 300)].concat();
