@@ -1,14 +1,15 @@
 //! Opening files of a home that must be regular files under their own names.
 //!
 //! **Promise.** No link is followed and nothing is waited for: a FIFO that lies in place of a file would keep whoever opens
-//! it, for ever. Directories above the file may be links.
+//! it, for ever. Directories above the file may be links. Where they must not be, [`find_other`] looks at a whole directory
+//! before anything in it is opened; an entry that is replaced after that look is not seen.
 //!
 //! **How it fails.** A link gives `ELOOP`, anything else that is no regular file [`io::ErrorKind::InvalidInput`].
 
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 
 use nix::fcntl::OFlag;
 
@@ -43,10 +44,32 @@ pub fn read_to_string(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
+/// Looks for whatever is neither a file nor a directory: `path` itself, or anything below it. The first one found, with what it
+/// is. There is none where there is nothing.
+pub fn find_other(path: &Path) -> io::Result<Option<(PathBuf, &'static str)>> {
+    let kind = match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        metadata => metadata?.file_type(),
+    };
+    if kind.is_dir() {
+        for entry in fs::read_dir(path)? {
+            if let Some(found) = find_other(&entry?.path())? {
+                return Ok(Some(found));
+            }
+        }
+    }
+    let what = match kind {
+        kind if kind.is_file() || kind.is_dir() => return Ok(None),
+        kind if kind.is_symlink() => "link",
+        kind if kind.is_fifo() => "named pipe",
+        kind if kind.is_socket() => "socket",
+        _ => "device",
+    };
+    Ok(Some((path.to_owned(), what)))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::fs;
-
     use nix::sys::stat::Mode;
 
     use super::*;
@@ -68,5 +91,26 @@ mod tests {
         assert_eq!(open_with(append.append(true), &fifo).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         assert!(open_with(append.append(true), &link).is_err());
         assert_eq!(fs::read(&file).unwrap(), b"text");
+    }
+
+    #[test]
+    fn what_is_no_file_is_found_however_deep_it_lies() {
+        let dir = tempfile::tempdir().unwrap();
+        let (deep, link) = (dir.path().join("a/b"), dir.path().join("a/link"));
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("file"), "text").unwrap();
+        assert_eq!(find_other(dir.path()).unwrap(), None);
+        assert_eq!(find_other(&dir.path().join("none")).unwrap(), None);
+        // A link that leads nowhere, or to a directory beside it, is one too.
+        for to in ["none", "b"] {
+            std::os::unix::fs::symlink(to, &link).unwrap();
+            for place in [dir.path(), &link] {
+                assert_eq!(find_other(place).unwrap(), Some((link.clone(), "link")));
+            }
+            fs::remove_file(&link).unwrap();
+        }
+        let fifo = deep.join("fifo");
+        nix::unistd::mkfifo(&fifo, Mode::from_bits_truncate(0o600)).unwrap();
+        assert_eq!(find_other(dir.path()).unwrap(), Some((fifo, "named pipe")));
     }
 }

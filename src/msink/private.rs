@@ -47,7 +47,11 @@ impl Private {
     }
 
     fn open(&self, name: &str, flags: OFlag) -> io::Result<File> {
-        Ok(File::from(openat(&self.dir, name, FLAGS | flags, Mode::from_bits_truncate(0o600))?))
+        let file = File::from(openat(&self.dir, name, FLAGS | flags, Mode::from_bits_truncate(0o600))?);
+        if file.metadata()?.is_file() {
+            return Ok(file);
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is no regular file")))
     }
 
     /// Makes a file, if it is not there, with its name durable.

@@ -1,10 +1,12 @@
 //! `adopt`: the home of an instance that is gone, finished and taken over.
 
-use std::fs;
-use std::path::Path;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use mtga::control::FailureEntry;
+use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
 use crate::harness::broker;
@@ -456,6 +458,79 @@ fn what_is_no_home_of_another_instance_is_refused() {
         Finished::run(ours.command().env("MTGA_SINK__DIR", ours.path("data")).arg("adopt").arg(lost.path("")), SOON);
     done.code(0);
     assert_eq!(lost.events().iter().map(|file| file.lines.len()).sum::<usize>(), 10);
+}
+
+/// What is below a directory, the modes of all of it, and what is in its files.
+fn listed(dir: &Path) -> Vec<(PathBuf, u32, Vec<u8>)> {
+    let mode = |path: &Path| fs::symlink_metadata(path).expect("an entry").permissions().mode();
+    let mut found = vec![(dir.to_owned(), mode(dir), Vec::new())];
+    for entry in fs::read_dir(dir).expect("a directory") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(listed(&path));
+        } else {
+            found.push((path.clone(), mode(&path), fs::read(&path).expect("a file")));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn links_and_pipes_in_the_home_of_another_instance_lead_nowhere() {
+    let topic = Topic::unmade("none", 1);
+    let brokers = "127.0.0.1:1";
+    let (lost, ours) = (Home::with_brokers(&topic, brokers), Home::with_brokers(&topic, brokers));
+    for home in [&lost, &ours] {
+        home.start();
+        home.stop();
+    }
+    let host = lost.path("").parent().expect("a parent").join("host");
+    fs::create_dir_all(host.join("below")).expect("a directory");
+    fs::write(host.join("file"), "secret: of the host\n").expect("a file");
+    for path in ["", "below", "file"] {
+        fs::set_permissions(host.join(path), Permissions::from_mode(0o755)).expect("permissions");
+    }
+    let kept = lost.path("").parent().expect("a parent").join("kept");
+    // Links, and pipes where nothing is named.
+    let cases = [
+        ("tmp/store/sled", Some(host.clone())),
+        ("tmp/store/sled", Some(ours.path("data"))),
+        // Within the home it could lead out of it by another name.
+        ("tmp/store/sled", Some(PathBuf::from("journal"))),
+        ("tmp/store/sled.new", Some(host.clone())),
+        ("tmp/store/sled/db", Some(host.join("file"))),
+        ("tmp/store/sled/other", None),
+        ("tmp/store/journal", Some(host.clone())),
+        ("tmp/store/recipes", Some(host.clone())),
+        ("tmp/store/lock", Some(host.join("file"))),
+        ("config", Some(host.clone())),
+        ("config/mtga.local.yml", Some(host.join("file"))),
+        ("config/msource.yml", None),
+        ("settings", Some(host.clone())),
+        ("settings/mthinkingdata:filter.24.json", None),
+    ];
+    let before = (listed(&host), listed(&ours.path("data")));
+    for (place, to) in cases {
+        let entry = lost.path(place);
+        let was_there = fs::rename(&entry, &kept).is_ok();
+        match to {
+            Some(to) => symlink(to, &entry).expect("a link"),
+            None => nix::unistd::mkfifo(&entry, Mode::from_bits_truncate(0o600)).expect("a pipe"),
+        }
+        let refused = Finished::run(ours.command().arg("adopt").arg(lost.path("")), SOON);
+        assert!(refused.stderr.contains(&format!("/{place} ")), "{place}: {refused:?}");
+        assert!(!refused.stderr.contains("secret"), "{place}: {refused:?}");
+        refused.code(73);
+        assert_eq!((listed(&host), listed(&ours.path("data"))), before, "{place}");
+        fs::remove_file(&entry).expect("a link or a pipe");
+        if was_there {
+            fs::rename(&kept, &entry).expect("what was there");
+        }
+    }
+    // As it was, nothing but the broker is missing.
+    let refused = Finished::run(ours.command().arg("adopt").arg(lost.path("")), SOON);
+    assert!(!refused.stderr.contains(" is a "), "{refused:?}");
 }
 
 /// A record that has no id until the settings say where it is.

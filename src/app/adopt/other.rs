@@ -2,6 +2,11 @@
 //!
 //! Its configuration is its own: `config/` below it, and what `config/common.env` sets. A foreign disk names whom to connect to
 //! and what to tell them, so it gets nothing of our environment, which may hold secrets, but the addresses in [`SHARED`].
+//!
+//! A link on it could lead to files of this host, which would then be read, written and given other modes. So none is followed:
+//! configuration, settings and store are refused with anything in them that is neither a file nor a directory, before any of it
+//! is opened. Event files are opened by [`EventDir`], which follows none either. Who puts a link there after that look is not
+//! stopped: nobody else may write to the disk meanwhile.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -62,6 +67,7 @@ impl Other {
         if dir == real(&place.home)? {
             return Err(usage(format!("{} is this home itself; name that of the other instance", dir.display())));
         }
+        refuse_links(&dir.join("config"))?;
         if !dir.join("config").is_dir() {
             return Err(usage(format!(
                 "{} is no home: it has no config; name the directory of the other instance that has config, data and tmp",
@@ -79,6 +85,12 @@ impl Other {
         }
         for (key, path) in [("store.path", &config.store.path), ("sink.dir", &config.sink.dir)] {
             refuse_elsewhere(key, path, &dir)?;
+        }
+        refuse_links(&config.store.path)?;
+        // Settings elsewhere are what this host has there.
+        if config.settings.starts_with(&dir) {
+            refuse_links(&config.settings)?;
+            refuse_elsewhere("settings", &config.settings, &dir)?;
         }
         let places = Places::of(&config);
         if !places.journal.is_dir() && !places.sled.is_dir() {
@@ -222,6 +234,20 @@ fn refuse_elsewhere(key: &str, path: &Path, dir: &Path) -> Result<(), Failure> {
         Ok(real) if real.starts_with(dir) => Ok(()),
         Ok(real) => Err(refused(format!("of the other home leads to {}, a directory of this host", real.display()))),
         Err(error) => Err(refused(format!("of the other home is {}: {error}", path.display()))),
+    }
+}
+
+/// Refuses a directory of the other home with anything in it that could be no file of that home.
+fn refuse_links(dir: &Path) -> Result<(), Failure> {
+    let refused = |text: String| Err(Failure::new(FailureKind::CannotCreate, text));
+    match regular::find_other(dir) {
+        Ok(None) => Ok(()),
+        Ok(Some((path, what))) => refused(format!(
+            "{} of the other home is a {what}: adopt opens none, since it may lead to files of this host; if it belongs \
+             there, put a copy of what it stands for in its place, else remove it",
+            path.display()
+        )),
+        Err(error) => refused(format!("cannot look through {} of the other home: {error}", dir.display())),
     }
 }
 

@@ -37,6 +37,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::journal::{Each, Format, QueueEntry, State};
+use crate::regular;
 
 mod salvage;
 #[cfg(test)]
@@ -481,14 +482,14 @@ impl Store for SledStore {
 }
 
 /// Fsyncs every file below a directory, and the directories. They become the owner's alone: sled makes them as the umask has
-/// it, and there are records in them.
+/// it, and there are records in them. Nothing below it is reached through a link: what that leads to is not the store's.
 fn sync_tree(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
         match entry.file_type()? {
             kind if kind.is_dir() => sync_tree(&entry.path())?,
             // sled removes files of its own at any time.
-            kind if kind.is_file() => match File::open(entry.path()) {
+            kind if kind.is_file() => match regular::open(&entry.path()) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 file => sync_private(&file?, 0o600)?,
             },
