@@ -41,12 +41,16 @@ pub fn become_owner(home: &Path) -> Result<(), Failure> {
 
 /// Becomes the owner of a home's store for good, when root asks: it may lie elsewhere, and be another user's than the home. No
 /// file of another owner may be left in it, not even the lock, or the service could not go on. A store that is not there yet
-/// will be root's.
+/// will be root's. A link in its place is followed only if it is root's: whoever else made it could lead root anywhere.
 pub fn become_owner_of_store(store: &Path) -> Result<(), Failure> {
     if !geteuid().is_root() {
         return Ok(());
     }
-    match fs::metadata(store) {
+    let look = || match fs::symlink_metadata(store)? {
+        link if link.is_symlink() && link.uid() == 0 => fs::metadata(store),
+        found => Ok(found),
+    };
+    match look() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(Failure::new(FailureKind::Failed, format!("cannot look at {}: {error}", store.display()))),
         Ok(owner) => become_owner_of(&owner, store),

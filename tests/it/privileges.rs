@@ -142,6 +142,33 @@ fn a_store_of_another_user_than_the_home_is_left_to_that_user_by_every_command()
     assert_eq!(not_ours(&store), Vec::<PathBuf>::new());
 }
 
+#[test]
+fn a_link_that_another_user_put_in_the_place_of_the_store_gets_no_rights_of_roots() {
+    let mut home = home();
+    let above = home.path("").parent().expect("a parent").to_owned();
+    let (theirs, victim) = (above.join("theirs"), above.join("victim"));
+    for dir in [&theirs, &victim] {
+        fs::create_dir(dir).expect("a directory");
+        fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("permissions");
+    }
+    let store = theirs.join("store");
+    symlink(&victim, &store).expect("a link");
+    give(&theirs, Path::new(""));
+    home.set("store.path", store.to_str().expect("a path"));
+    for dir in ["", "config", "settings", "scripts", "mctl", "tmp", "logs", "data"] {
+        std::os::unix::fs::chown(home.path(dir), Some(0), Some(0)).expect("root may");
+    }
+    for dir in ["tmp", "logs", "data"] {
+        fs::set_permissions(home.path(dir), Permissions::from_mode(0o777)).expect("permissions");
+    }
+    for args in [&["check", "--offline"][..], &["set_offset", "all", "1"], &["status"], &["start"]] {
+        // What becomes of the command is not the point here.
+        let _: Finished = home.mtga(args);
+        let mode = fs::metadata(&victim).expect("a directory").permissions().mode() & 0o7777;
+        assert_eq!((mode, fs::read_dir(&victim).expect("a directory").count()), (0o755, 0), "{args:?}");
+    }
+}
+
 /// A process of root's. Killed when dropped.
 struct Bystander(Child);
 
