@@ -390,7 +390,7 @@ const SECRETS: &str = "kafka:\n  librdkafka: {sasl.password: hush, sasl.username
 
 #[test]
 fn what_is_written_is_read_again() {
-    let text = "kafka: {topics: [a, '^b$'], start: '2020-12-17T13:50:43+08:00', instance_id: i-1, librdkafka: {x.y: 'a\"b\\'}}\n\
+    let text = "kafka: {topics: [a, '^b$'], start: '2020-12-17T13:50:43+08:00', instance_id: i-1, librdkafka: {client.id: 'a\"b\\'}}\n\
         time_zone: Asia/Shanghai\nsink: {file: '日本 $${x}{seq}', mode: stream}\nfailure_queue: {max_bytes: 1500KB}\n\
         store: {history: 90m}\nuuid: true\nhttp: {hosts: ['a b']}\n";
     let home = Home::new(&[(LOCAL, text)]);

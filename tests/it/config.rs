@@ -86,6 +86,24 @@ fn secrets_are_masked() {
 }
 
 #[test]
+fn a_secret_under_a_name_that_librdkafka_does_not_know_is_shown_nowhere() {
+    let mut home = unconnected();
+    for name in ["sasl.pasword", "sasl.passwd", "ssl.key.pasword", "slas.pwd", "passwd"] {
+        home.set("kafka.librdkafka", serde_json::json!({name: "hunter2"}));
+        let shown = home.mtga(["config"]).code(0).stdout;
+        assert!(shown.contains(&format!("\"{name}\": \"***\"")), "{shown}");
+        for args in [&["check", "--offline"][..], &["check"], &["kafka_lag"], &["start"], &["start_not_daemon"]] {
+            let refused = home.mtga(args).code(78);
+            assert!(refused.stderr.contains(name), "{args:?}: {refused:?}");
+            assert!(!format!("{refused:?}").contains("hunter2"), "{args:?}: {refused:?}");
+        }
+        let log = home.log();
+        assert!(log.contains(name) && !log.contains("hunter2"), "{log}");
+        fs::remove_file(home.path("logs/mtga.log")).expect("a log");
+    }
+}
+
+#[test]
 fn an_absent_broker_is_waited_for_and_status_says_so() {
     // A port that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
