@@ -1,6 +1,7 @@
 //! What commands ask the brokers: watermarks, positions, rights, and who is in the group.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::types::RDKafkaErrorCode as Code;
@@ -8,7 +9,7 @@ use rdkafka::types::RDKafkaErrorCode as Code;
 use crate::config::{Assignment, Config, Start};
 use crate::control::{Failure, FailureKind, PartitionOffsets};
 use crate::msource::TopicPartition;
-use crate::msource::assignment::{Decision, Known, begun_with, decide};
+use crate::msource::assignment::{Decision, Known, begun_with, decide, differ};
 use crate::msource::consumer::{Meant, Weight, topic_names, unmatched_text};
 use crate::msource::journal::State;
 use crate::msource::native::{Client, Commit, Coordinator, GroupOffset, KafkaError, OffsetSpec};
@@ -230,7 +231,7 @@ impl Asker {
 
     /// Where each partition that nobody reads stands, or would start.
     pub(super) fn standings(&self, config: &Config, state: &State, which: Which<'_>) -> Result<Vec<Standing>, Failure> {
-        let topics = self.topics(&config.kafka.topics)?;
+        let topics = with_known(self.topics(&config.kafka.topics)?, state);
         let partitions: Vec<_> = topics.iter().map(|(partition, _)| partition.clone()).collect();
         let group = if config.kafka.assignment == Assignment::Group {
             self.group_offsets(&partitions)?
@@ -353,6 +354,47 @@ impl Asker {
     }
 }
 
+/// The partitions that brokers have named, and those that they must have beside them: a broker may not have heard of one yet
+/// that was read, or that its topic had when that was begun. A topic that was made again since may have fewer.
+fn with_known(named: Vec<(TopicPartition, String)>, state: &State) -> Vec<(TopicPartition, String)> {
+    let ids: BTreeMap<_, _> = named.iter().map(|(partition, id)| (Arc::clone(&partition.topic), id.clone())).collect();
+    let read = state.partitions.iter().map(|(partition, here)| (partition.clone(), &here.topic_id));
+    let begun = state.topics.iter().flat_map(|(topic, begun)| {
+        let of = |partition| (TopicPartition { topic: Arc::clone(topic), partition }, &begun.topic_id);
+        (0..begun.partitions).map(of)
+    });
+    let is_there =
+        |(partition, id): &(TopicPartition, &String)| ids.get(&partition.topic).is_some_and(|now| !differ(now, id));
+    let known = read.chain(begun).filter(is_there).map(|(partition, id)| (partition, id.clone()));
+    let all: BTreeMap<_, _> = known.chain(named).collect();
+    all.into_iter().collect()
+}
+
 pub(super) fn unavailable_text(text: String) -> Failure {
     Failure::new(FailureKind::Unavailable, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::msource::journal::{Begun, PartitionState};
+
+    #[test]
+    fn partitions_that_were_read_or_begun_are_there_although_brokers_do_not_name_them() {
+        let of = |topic: &str, partition| TopicPartition { topic: topic.into(), partition };
+        let named: Vec<_> = [("a", 0), ("a", 1), ("b", 0), ("c", 0)]
+            .map(|(topic, partition)| (of(topic, partition), topic.to_uppercase()))
+            .into();
+        let mut state = State::default();
+        // `c` was made again, and `d` is not configured any more.
+        for (topic, partition, id) in [("a", 1, "A"), ("a", 4, "A"), ("c", 3, "another"), ("d", 0, "D")] {
+            let here = PartitionState { topic_id: id.into(), ..PartitionState::default() };
+            state.partitions.insert(of(topic, partition), here);
+        }
+        for (topic, id) in [("b", "B"), ("c", "another")] {
+            state.topics.insert(topic.into(), Begun { topic_id: id.into(), partitions: 2 });
+        }
+        let all: Vec<_> = with_known(named, &state).into_iter().map(|(partition, _)| partition.to_string()).collect();
+        assert_eq!(all, ["a[0]", "a[1]", "a[4]", "b[0]", "b[1]", "c[0]"]);
+    }
 }

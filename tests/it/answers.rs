@@ -280,6 +280,60 @@ fn a_position_that_is_no_offset_is_forgotten_and_said() {
     });
 }
 
+fn assert_known_partitions_are_not_left_out(in_group: bool) {
+    let topic = Topic::create("left_out", 2);
+    let produced = topic.fill(Codec::None, Mix::Clean, 0, 2 * EACH);
+    let mut home = Home::new(&topic);
+    home.set("rpc.timeout", "5s");
+    if in_group {
+        home.in_group();
+        home.set("kafka.instance_id", "");
+    }
+    let service = home.foreground();
+    home.wait_done(&produced);
+    service.terminate();
+    assert_eq!(home.integer("kafka_lag"), 0);
+    // It has read a partition more than the brokers name.
+    let of = |partition| TopicPartition { topic: topic.name.as_str().into(), partition };
+    let note = |change: &dyn Fn(&mut PartitionState)| {
+        let dir = home.path("tmp/store/journal");
+        let contents = journal::read(&dir).expect("a journal");
+        let mut state = contents.state.clone().expect("a state");
+        let mut here = state.partitions[&of(1)].clone();
+        change(&mut here);
+        state.partitions.insert(of(2), here);
+        drop(Journal::begin(&dir, &contents, &state).expect("a segment"));
+    };
+    note(&|_| {});
+    let unknown = home.mtga(["kafka_lag"]);
+    assert!(unknown.stderr.contains(&of(2).to_string()), "it names the partition: {unknown:?}");
+    assert_eq!(unknown.code(69).stdout, "", "no number is printed");
+    let shown = home.mtga(["--json", "offset_checker"]).code(69);
+    let rows: Vec<PartitionOffsets> = serde_json::from_str(&shown.stdout).expect("rows");
+    assert_eq!(rows.iter().map(|row| row.lag).collect::<Vec<_>>(), [Some(0), Some(0), None]);
+    let refused = home.mtga(["set_offset", "all", "earliest"]);
+    let text = format!("nothing was moved: the watermarks of {} are not known", of(2));
+    assert!(refused.stderr.contains(&text), "{refused:?}");
+    refused.code(69);
+    let rows = home.mtga(["--json", "offset_checker"]).stdout;
+    let rows: Vec<PartitionOffsets> = serde_json::from_str(&rows).expect("rows");
+    assert_eq!(rows[0].lag, Some(0), "nothing was moved");
+    // A topic that was made again may have fewer.
+    note(&|here| here.topic_id = "another".into());
+    assert_eq!(home.integer("kafka_lag"), 0);
+    home.mtga(["set_offset", "all", "earliest"]).success();
+    assert_eq!(home.integer("kafka_lag"), 2 * EACH as i64);
+}
+
+#[test]
+fn a_partition_that_was_read_and_is_not_named_is_unknown_to_a_stopped_home() {
+    std::thread::scope(|scope| {
+        for in_group in [false, true] {
+            scope.spawn(move || assert_known_partitions_are_not_left_out(in_group));
+        }
+    });
+}
+
 fn assert_a_time_skips_nothing(in_group: bool) {
     let topic = Topic::create("time", 1);
     topic.fill(Codec::None, Mix::Clean, 0, EACH);

@@ -208,7 +208,7 @@ fn names(found: &Owner, of: &Mark) -> bool {
 }
 
 /// Whether two ids are those of two topics of the same name, as far as both are known.
-fn differ(one: &str, other: &str) -> bool {
+pub fn differ(one: &str, other: &str) -> bool {
     !one.is_empty() && !other.is_empty() && one != other
 }
 
