@@ -18,7 +18,7 @@ use crate::control::{
 };
 use crate::delivery::Gauges;
 use crate::fault::point;
-use crate::logging::LevelHandle;
+use crate::logging::LogHandle;
 use crate::msource::TopicPartition;
 use crate::msource::consumer::Desk;
 use crate::record::Reason;
@@ -42,7 +42,7 @@ pub(super) struct Live {
     pipeline: Mutex<Option<Arc<Pipeline>>>,
     /// What the last pipeline showed: it is shown until there is another.
     gauges: Mutex<Option<Arc<Gauges>>>,
-    log: LevelHandle,
+    log: LogHandle,
     started: Instant,
     samples: Mutex<VecDeque<(Instant, u64, u64)>>,
     asker: Mutex<Option<Asker>>,
@@ -62,7 +62,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Live {
-    pub(super) fn new(config: Config, place: Place, desk: Arc<Desk>, log: LevelHandle) -> Self {
+    pub(super) fn new(config: Config, place: Place, desk: Arc<Desk>, log: LogHandle) -> Self {
         Self {
             config,
             place,
@@ -282,6 +282,8 @@ impl Service for Live {
     }
 
     fn reload(&self) -> Result<String, Failure> {
+        // Whatever comes of the rest: whoever moved the log away waits for a new one.
+        self.log.reopen();
         self.running()?;
         let loaded =
             super::load(&self.place).map_err(|mistakes| Failure::new(FailureKind::Config, mistakes.join("\n")))?;
@@ -292,7 +294,7 @@ impl Service for Live {
         let changed = engine.fingerprint != self.desk.engine().fingerprint;
         self.desk.set_engine(engine);
         point("reload.set");
-        self.log.set(loaded.config.log.level);
+        self.log.set_level(loaded.config.log.level);
         let line = if changed { "the new settings are in force" } else { "the settings are unchanged" };
         tracing::info!(changed, level = ?loaded.config.log.level, "reloaded");
         Ok(line.to_owned())

@@ -11,7 +11,7 @@ use crate::config::Config;
 use crate::control::{Failure, PartitionOffsets, Service};
 use crate::daemon::{PidFile, Reporter};
 use crate::lock::HomeLock;
-use crate::logging::LevelHandle;
+use crate::logging::LogHandle;
 use crate::msink::manifest::Range;
 use crate::signals::Signal;
 
@@ -48,8 +48,8 @@ pub struct Process<'a> {
     pub pid_file: Arc<PidFile>,
     /// Drain and reload requests.
     pub signals: Receiver<Signal>,
-    /// Changes the log level at a reload.
-    pub log: LevelHandle,
+    /// Changes the log at a reload.
+    pub log: LogHandle,
     /// Hears each state of the service from the start until it consumes; says nothing in the foreground.
     pub reporter: &'a Reporter,
 }

@@ -109,7 +109,7 @@ impl Context<'_> {
             lock: Arc::clone(&lock),
             pid_file: Arc::clone(&pid_file),
             signals,
-            log: logging.level(),
+            log: logging.handle(),
             reporter,
         };
         let outcome = self.backend.run(config, process);

@@ -9,10 +9,10 @@
 mod line;
 mod rotation;
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
@@ -37,26 +37,35 @@ pub enum Console {
 /// The running log. What is still buffered is written when it is dropped.
 #[derive(Debug)]
 pub struct Logging {
-    level: LevelHandle,
+    handle: LogHandle,
     _writer: WorkerGuard,
 }
 
 impl Logging {
-    /// The handle that changes the level.
-    pub fn level(&self) -> LevelHandle {
-        self.level.clone()
+    /// What changes it while it runs.
+    pub fn handle(&self) -> LogHandle {
+        self.handle.clone()
     }
 }
 
-/// Changes the level of the running log.
+/// Changes the running log.
 #[derive(Clone, Debug)]
-pub struct LevelHandle(reload::Handle<LevelFilter, Registry>);
+pub struct LogHandle {
+    level: reload::Handle<LevelFilter, Registry>,
+    writer: NonBlocking,
+}
 
-impl LevelHandle {
+impl LogHandle {
     /// From now on, events below `level` are not logged.
-    pub fn set(&self, level: Level) {
+    pub fn set_level(&self, level: Level) {
         // Fails only when the log is gone, and then nobody misses the level.
-        let _ = self.0.reload(filter(level));
+        let _ = self.level.reload(filter(level));
+    }
+
+    /// Has the writing thread begin a new file if that of the log was moved away, although there is no line for it.
+    pub fn reopen(&self) {
+        // Even nothing is sent to it. It flushes the file after that, and a flush looks where the file is.
+        let _ = self.writer.clone().write_all(b"");
     }
 }
 
@@ -82,15 +91,16 @@ fn build(
     })?;
     let (writer, guard) =
         NonBlockingBuilder::default().lossy(false).buffered_lines_limit(BUFFERED_LINES).thread_name("log").finish(file);
-    let (level, handle) = reload::Layer::new(filter(log.level));
+    let (filtered, level) = reload::Layer::new(filter(log.level));
     let format = LineFormat::new(zone, log.stack_level);
     let to_terminal = console == Console::Terminal && std::io::stderr().is_terminal();
     let terminal = to_terminal.then(|| fmt::layer().event_format(format).with_writer(std::io::stderr).boxed());
+    let handle = LogHandle { level, writer: writer.clone() };
     let subscriber = tracing_subscriber::registry()
-        .with(level)
+        .with(filtered)
         .with(fmt::layer().event_format(format).with_ansi(false).with_writer(writer))
         .with(terminal);
-    Ok((subscriber, Logging { level: LevelHandle(handle), _writer: guard }))
+    Ok((subscriber, Logging { handle, _writer: guard }))
 }
 
 fn filter(level: Level) -> LevelFilter {
@@ -113,14 +123,14 @@ mod tests {
     use super::*;
     use crate::config::Rotation;
 
-    fn logged(level: Level, stack_level: Level, work: impl FnOnce(&LevelHandle)) -> String {
+    fn logged(level: Level, stack_level: Level, work: impl FnOnce(&LogHandle)) -> String {
         let dir = tempfile::tempdir().unwrap();
         let dir_path = dir.path().join("logs");
         let log =
             config::Log { dir: dir_path, level, rotation: Rotation::Never, max_size: 1 << 20, keep: 3, stack_level };
         let zone = TimeZone::Fixed(FixedOffset::east_opt(8 * 3600).unwrap());
         let (subscriber, logging) = build(&log, zone, Console::Silent).unwrap();
-        tracing::subscriber::with_default(subscriber, || work(&logging.level()));
+        tracing::subscriber::with_default(subscriber, || work(&logging.handle()));
         drop(logging);
         fs::read_to_string(log.dir.join("mtga.log")).unwrap()
     }
@@ -138,9 +148,9 @@ mod tests {
 
     #[test]
     fn the_level_changes_while_it_runs() {
-        let text = logged(Level::Error, Level::Off, |level| {
+        let text = logged(Level::Error, Level::Off, |log| {
             tracing::info!("before");
-            level.set(Level::Info);
+            log.set_level(Level::Info);
             tracing::info!("after");
         });
         assert!(!text.contains("before") && text.contains("after"), "{text}");

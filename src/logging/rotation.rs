@@ -2,9 +2,8 @@
 //!
 //! A name that is taken gets a number, `mtga.2026-01-31.2.log`. At most `log.keep` files stay, the one being written
 //! included. A file that cannot be rotated goes on being written; one that others moved away or removed (logrotate) is
-//! followed by a new `mtga.log` with the next line. What an earlier process left in `mtga.log` is continued
-//! when it is of the same period. `mtga.log` is a regular file and no link: a link could
-//! lead into a file of another user.
+//! followed by a new `mtga.log` with the next line or flush. What an earlier process left in `mtga.log` is continued when it
+//! is of the same period. `mtga.log` is a regular file and no link: a link could lead into a file of another user.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -150,6 +149,7 @@ impl Write for RotatingFile {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        self.follow_name();
         self.file.flush()
     }
 }

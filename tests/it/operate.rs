@@ -175,6 +175,32 @@ fn text_of_others_is_shown_escaped_and_a_log_that_was_moved_away_is_begun_again(
 }
 
 #[test]
+fn a_reload_begins_a_log_that_was_moved_away_again_although_it_logs_nothing() {
+    let topic = Topic::create("quiet", 1);
+    let mut home = Home::new(&topic);
+    home.set("log.level", "error");
+    home.start();
+    home.wait_for(State::Consuming);
+    let (log, moved) = (home.path("logs/mtga.log"), home.path("logs/moved"));
+    for how in ["signal", "command", "command that is refused"] {
+        fs::rename(&log, &moved).expect("the log is there");
+        match how {
+            "signal" => home.signal(Signal::SIGHUP),
+            "command" => drop(home.mtga(["reload"]).success()),
+            _ => {
+                fs::write(home.path("settings/mthinkingdata:filter.24.json"), "[").expect("a file");
+                home.mtga(["reload"]).code(78);
+            }
+        }
+        wait_until(&format!("the log is begun again by a {how}"), SOON, || {
+            fs::metadata(&log).map(drop).map_err(|error| error.to_string())
+        });
+        assert_eq!(fs::metadata(&log).expect("a file").len(), 0, "nothing was logged: {how}");
+    }
+    home.stop();
+}
+
+#[test]
 fn status_says_where_the_rules_of_the_time_zone_are_from() {
     let topic = Topic::create("tzdata", 1);
     let mut home = Home::new(&topic);
