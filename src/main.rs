@@ -1,10 +1,10 @@
 //! The `mtga` command.
 
-use std::io::{self, BufReader, BufWriter};
+use std::io::{self, BufReader, BufWriter, IsTerminal as _};
 use std::process::ExitCode;
 
 use mtga::app::App;
-use mtga::cli::{self, Invocation, Streams};
+use mtga::cli::{self, Destination, Invocation, Streams};
 use mtga::{limits, signals};
 use nix::sys::stat::{Mode, umask};
 
@@ -26,6 +26,7 @@ fn main() -> ExitCode {
         directory: std::env::current_dir().unwrap_or_default(),
     };
     let (mut input, mut output) = (BufReader::new(io::stdin()), BufWriter::new(io::stdout()));
-    let streams = Streams { input: &mut input, output: &mut output, errors: &mut io::stderr() };
+    let destination = if io::stdout().is_terminal() { Destination::Terminal } else { Destination::Elsewhere };
+    let streams = Streams { input: &mut input, output: &mut output, destination, errors: &mut io::stderr() };
     cli::run(&invocation, streams, &App).into()
 }

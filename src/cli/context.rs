@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::args::Line;
-use super::{Backend, Format, Invocation, Loaded, Place, cannot_print, complain, printable};
+use super::{Backend, Destination, Format, Invocation, Loaded, Place, cannot_print, complain, printable};
 use crate::config::Config;
 use crate::control::client::Remote;
 use crate::control::{Failure, FailureKind, Service};
 use crate::daemon;
 use crate::fault::point;
 use crate::lock::{self, Holder, HomeLock, Purpose};
-use crate::privileges;
+use crate::{privileges, terminal};
 
 /// `rpc.timeout` when the config cannot be read.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -33,6 +33,7 @@ pub(super) struct Context<'a> {
     pub(super) backend: &'a dyn Backend,
     pub(super) format: Format,
     pub(super) output: &'a mut dyn Write,
+    pub(super) destination: Destination,
     pub(super) errors: &'a mut dyn Write,
 }
 
@@ -227,9 +228,11 @@ impl Context<'_> {
     pub(super) fn print(&mut self, json: &impl Serialize, people: impl FnOnce() -> String) -> Result<(), Failure> {
         match self.format {
             Format::People => self.output.write_all(printable(&people()).as_bytes()),
-            Format::Json => serde_json::to_writer(&mut self.output, json)
-                .map_err(io::Error::from)
-                .and_then(|()| self.output.write_all(b"\n")),
+            Format::Json => serde_json::to_string(json).map_err(io::Error::from).and_then(|text| {
+                let text =
+                    if self.destination == Destination::Terminal { terminal::shown_json(&text) } else { text.into() };
+                writeln!(self.output, "{text}")
+            }),
         }
         .map_err(|e| cannot_print(&e))
     }

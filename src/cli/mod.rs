@@ -58,8 +58,19 @@ pub struct Streams<'a> {
     pub input: &'a mut dyn BufRead,
     /// Standard output.
     pub output: &'a mut dyn Write,
+    /// Where standard output goes.
+    pub destination: Destination,
     /// Standard error.
     pub errors: &'a mut dyn Write,
+}
+
+/// Where output goes: a terminal acts on some characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// A terminal: hidden characters are escaped.
+    Terminal,
+    /// A pipe or a file: data stay as they are, byte for byte.
+    Elsewhere,
 }
 
 impl std::fmt::Debug for Streams<'_> {
@@ -70,7 +81,7 @@ impl std::fmt::Debug for Streams<'_> {
 
 /// Runs one command to its end. Call it before the process has a second thread: `start` forks.
 pub fn run(invocation: &Invocation, streams: Streams<'_>, backend: &dyn Backend) -> Exit {
-    let Streams { input, output, errors } = streams;
+    let Streams { input, output, destination, errors } = streams;
     let line = match Line::try_parse_from(&invocation.args) {
         Ok(line) => line,
         Err(error) => return explain(&error, output, errors),
@@ -85,7 +96,7 @@ pub fn run(invocation: &Invocation, streams: Streams<'_>, backend: &dyn Backend)
             privileges::become_owner(&place.home)?;
         }
         let directory = invocation.directory.clone();
-        let mut context = Context { place, directory, backend, format, output: &mut output, errors };
+        let mut context = Context { place, directory, backend, format, output: &mut output, destination, errors };
         context.dispatch(line.command, input)
     });
     let outcome = outcome.and_then(|exit| output.flush().map(|()| exit).map_err(|e| cannot_print(&e)));

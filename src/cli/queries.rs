@@ -7,11 +7,15 @@ use std::time::Duration;
 use serde_json::json;
 
 use super::context::{Context, Reach, Running, in_utf8, show_progress};
-use super::{DemoOptions, Exit, Missing, Moved, OffsetTarget, Plain, Scope, Selection, VerifyOptions, complain, table};
+use super::{
+    DemoOptions, Destination, Exit, Missing, Moved, OffsetTarget, Plain, Scope, Selection, VerifyOptions, complain,
+    table,
+};
 use crate::config::Visibility;
 use crate::control::{ClearQuery, Failure, FailureKind, ListQuery, Peer, Service, State, total_lag};
 use crate::privileges;
 use crate::record::Reason;
+use crate::terminal::JsonLines;
 
 impl Context<'_> {
     pub(super) fn status(&mut self) -> Result<Exit, Failure> {
@@ -151,7 +155,13 @@ impl Context<'_> {
 
     pub(super) fn transform(&mut self, records: &mut dyn BufRead) -> Result<Exit, Failure> {
         let config = self.config()?;
-        self.backend.transform(&config, records, &mut self.output, &mut self.errors)?;
+        match self.destination {
+            Destination::Terminal => {
+                let mut events = JsonLines::new(&mut self.output);
+                self.backend.transform(&config, records, &mut events, &mut self.errors)?;
+            }
+            Destination::Elsewhere => self.backend.transform(&config, records, &mut self.output, &mut self.errors)?,
+        }
         Ok(Exit::Done)
     }
 

@@ -231,7 +231,12 @@ impl Home {
 
     fn run(&self, args: &[&str]) -> Ended {
         let (mut output, mut errors) = (Vec::new(), Vec::new());
-        let streams = Streams { input: &mut &b"a record\n"[..], output: &mut output, errors: &mut errors };
+        let streams = Streams {
+            input: &mut &b"a record\n"[..],
+            output: &mut output,
+            destination: Destination::Elsewhere,
+            errors: &mut errors,
+        };
         let exit = run(&self.invocation(args), streams, &self.pipeline);
         let text = |bytes| String::from_utf8(bytes).unwrap();
         Ended { exit, output: text(output), errors: text(errors) }
@@ -498,7 +503,12 @@ fn a_reader_that_goes_away_ends_a_command_quietly() {
     let home = Home::new();
     for command in ["config", "transform", "failure_queue_list"] {
         let mut errors = Vec::new();
-        let streams = Streams { input: &mut &b"a record\n"[..], output: &mut Gone, errors: &mut errors };
+        let streams = Streams {
+            input: &mut &b"a record\n"[..],
+            output: &mut Gone,
+            destination: Destination::Elsewhere,
+            errors: &mut errors,
+        };
         let exit = run(&home.invocation(&[command]), streams, &home.pipeline);
         assert_eq!(exit, Exit::Done, "{command}");
         assert!(!String::from_utf8(errors).unwrap().contains("cannot"), "{command}");

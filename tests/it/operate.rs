@@ -201,6 +201,25 @@ fn a_reload_begins_a_log_that_was_moved_away_again_although_it_logs_nothing() {
 }
 
 #[test]
+fn transform_escapes_for_a_terminal_and_changes_no_byte_elsewhere() {
+    let home = Home::with_brokers(&Topic::unmade("none", 1), "127.0.0.1:1");
+    let record = "{\"headers\":{\"app_id\":24,\"log_name\":\"log_x\"},\"logs\":{\"role_id\":1,\"mtime\":1608184243,\
+                  \"sn\":\"0-1\",\"a\u{e0041}\":\"\u{202e}x\u{7f}\u{9b}2J\u{feff} \u{6c49}\u{e9}\u{1f600}\"}}\n";
+    fs::write(home.path("records"), record).expect("a file");
+    let quoted = |path: &str| format!("'{}'", home.path(path).display());
+    let line = format!("{} --home {} transform <{}", quoted("bin/mtga"), quoted(""), quoted("records"));
+    let elsewhere = Finished::run(Command::new("sh").args(["-c", &line]), SOON).success();
+    assert!(elsewhere.contains("\u{202e}x\u{7f}\u{9b}2J\u{feff} \u{6c49}\u{e9}\u{1f600}"), "{elsewhere:?}");
+    // A terminal of its own, whose output is copied.
+    let mut terminal = Command::new("script");
+    let shown = Finished::run(terminal.args(["--quiet", "--return", "--command", &line, "/dev/null"]), SOON).success();
+    let escaped = "\"\\u202ex\\u007f\\u009b2J\\ufeff \u{6c49}\u{e9}\u{1f600}\"";
+    assert!(shown.contains(escaped) && shown.contains("a\\udb40\\udc41"), "{shown:?}");
+    let parsed = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+    assert_eq!(parsed(&shown), parsed(&elsewhere), "it is the same line");
+}
+
+#[test]
 fn status_says_where_the_rules_of_the_time_zone_are_from() {
     let topic = Topic::create("tzdata", 1);
     let mut home = Home::new(&topic);
