@@ -17,6 +17,7 @@ use crate::harness::records::padded;
 use crate::harness::tail::Tail;
 use crate::harness::topic::{Group, Transaction};
 use crate::harness::{Codec, Home, Mix, OwnBroker, Proxy, Record, SOON, Topic, broker, holds, wait_until};
+use crate::sealed;
 
 /// How a home takes its partitions.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +37,26 @@ fn home(topic: &Topic, mode: Mode) -> Home {
     home
 }
 
+/// The same, with hidden files.
+fn sealed_home(topic: &Topic, mode: Mode) -> Home {
+    let mut home = home(topic, mode);
+    sealed::hide(&mut home).set("kafka.group_id", format!("g_{}_{mode:?}_sealed", topic.name));
+    home
+}
+
+/// A home for each way to take partitions and to show files.
+fn each_home(topic: &Topic) -> [Home; 4] {
+    [home(topic, Mode::All), home(topic, Mode::Group), sealed_home(topic, Mode::All), sealed_home(topic, Mode::Group)]
+}
+
+/// Waits until each of these has written so many more records.
+fn wait_progress(homes: &[Home], records: u64) {
+    let written: Vec<_> = homes.iter().map(|home| home.status().counts.written).collect();
+    for (home, written) in homes.iter().zip(written) {
+        home.wait_written(written + records);
+    }
+}
+
 /// Waits until the log of the service says this so many times.
 fn wait_logged(home: &Home, text: &str, times: usize) {
     wait_until(&format!("the log says {text:?} {times} times"), SOON, || {
@@ -52,17 +73,19 @@ fn of_partition(records: &[Record], partition: i32) -> Vec<Record> {
 fn assert_cuts_are_survived(mode: Mode) {
     let topic = Topic::create("cut", 4);
     let proxy = Proxy::new(broker::address());
-    let mut home = home(&topic, mode);
-    home.set("kafka.brokers", proxy.address());
-    let tail = Tail::follow(&home.path("data"));
-    let load = topic.load(Codec::Snappy, Mix::Dirty);
-    let service = home.foreground();
+    let mut homes = [home(&topic, mode), sealed_home(&topic, mode)];
+    for home in &mut homes {
+        home.set("kafka.brokers", proxy.address());
+    }
+    let tails = homes.each_ref().map(|home| Tail::follow(&home.path("data")));
+    let load = topic.load_every(Duration::from_millis(40), Codec::Snappy, Mix::Dirty);
+    let services = homes.each_ref().map(Home::foreground);
     for time in 0..3 {
-        home.wait_written(time * 6000 + 2500);
+        homes.iter().for_each(|home| home.wait_written(time * 6000 + 2500));
         proxy.cut();
-        home.wait_for(State::Waiting);
+        homes.iter().for_each(|home| home.wait_for(State::Waiting));
         proxy.heal();
-        home.wait_written(time * 6000 + 5000);
+        homes.iter().for_each(|home| home.wait_written(time * 6000 + 5000));
         proxy.stall();
         let end = topic.end();
         wait_until("2000 records wait behind the stall", SOON, || holds(topic.end() > end + 2000, topic.end()));
@@ -72,16 +95,18 @@ fn assert_cuts_are_survived(mode: Mode) {
         // Past the session: the group takes the partitions away, and gives them back.
         proxy.stall();
         wait_until("the partitions are lost", SOON, || {
-            let partitions = home.status().partitions;
-            holds(partitions == 0, partitions)
+            let partitions = homes.each_ref().map(|home| home.status().partitions);
+            holds(partitions == [0, 0], partitions)
         });
         proxy.heal();
     }
     let produced = load.stop();
-    home.wait_done(&produced);
-    home.assert_exactly(&produced);
-    service.terminate();
-    tail.assert_nothing_was_taken_back();
+    for (home, service) in homes.iter().zip(services) {
+        sealed::assert_exactly_once(home, service, &produced);
+    }
+    for tail in tails {
+        tail.assert_nothing_was_taken_back();
+    }
 }
 
 #[test]
@@ -121,18 +146,18 @@ fn commits_whose_answers_are_lost_are_made_again() {
 #[test]
 fn a_batch_that_is_damaged_on_its_way_is_fetched_again() {
     let topic = Topic::create("flipped", 1);
-    let proxy = Proxy::new(broker::address());
-    let mut home = home(&topic, Mode::All);
-    home.set("kafka.brokers", proxy.address());
-    proxy.damage_answers(FETCH, 3);
     let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 5000);
-    let service = home.foreground();
-    home.wait_done(&produced);
-    assert_eq!(proxy.damaged(), 3);
-    assert!(home.log().contains("a damaged batch"), "it is said");
-    assert_eq!(home.status().gap_records, 0);
-    home.assert_exactly(&produced);
-    service.terminate();
+    for mut home in [home(&topic, Mode::All), sealed_home(&topic, Mode::Group)] {
+        let proxy = Proxy::new(broker::address());
+        home.set("kafka.brokers", proxy.address());
+        proxy.damage_answers(FETCH, 3);
+        let service = home.foreground();
+        home.wait_done(&produced);
+        assert_eq!(proxy.damaged(), 3);
+        assert!(home.log().contains("a damaged batch"), "it is said");
+        assert_eq!(home.status().gap_records, 0);
+        sealed::assert_exactly_once(&home, service, &produced);
+    }
 }
 
 /// What the service does while its topic is created again.
@@ -247,14 +272,11 @@ fn a_client_that_stands_still_is_made_again() {
 fn a_broker_that_is_killed_and_restarted_under_load_loses_and_repeats_nothing() {
     let broker = OwnBroker::new("");
     let topic = Topic::on(broker.address(), "killed", 4, &[]);
-    let homes = [home(&topic, Mode::All), home(&topic, Mode::Group)];
-    let load = topic.load(Codec::Snappy, Mix::Dirty);
+    let homes = each_home(&topic);
+    let load = topic.load_every(Duration::from_millis(50), Codec::Snappy, Mix::Dirty);
     let services = homes.each_ref().map(Home::foreground);
     for time in 0..3 {
-        let written = homes.each_ref().map(|home| home.status().counts.written);
-        for (home, written) in homes.iter().zip(written) {
-            home.wait_written(written + 2000);
-        }
+        wait_progress(&homes, 2000);
         if time == 1 {
             broker.stop();
         } else {
@@ -267,9 +289,7 @@ fn a_broker_that_is_killed_and_restarted_under_load_loses_and_repeats_nothing() 
     let produced = topic.read();
     assert!(produced.len() >= sent.len(), "the broker has lost what it had taken");
     for (home, service) in homes.iter().zip(services) {
-        home.wait_done(&produced);
-        home.assert_exactly(&produced);
-        service.terminate();
+        sealed::assert_exactly_once(home, service, &produced);
     }
 }
 
@@ -282,7 +302,7 @@ fn leaders_that_change_between_brokers_under_load_lose_and_repeat_nothing() {
     let second = first.second(properties);
     let brokers = format!("{},{}", first.address(), second.address());
     let topic = Topic::replicated(&brokers, 2, "leaders", 4);
-    let homes = [home(&topic, Mode::All), home(&topic, Mode::Group)];
+    let homes = each_home(&topic);
     let load = topic.load_every(Duration::from_millis(50), Codec::Snappy, Mix::Dirty);
     let services = homes.each_ref().map(Home::foreground);
     let wait_led = |what: &str, by: &[i32]| {
@@ -292,27 +312,19 @@ fn leaders_that_change_between_brokers_under_load_lose_and_repeat_nothing() {
             holds(led && (in_sync || by.len() == 1), (leaders, in_sync))
         });
     };
-    let wait_progress = || {
-        let written = homes.each_ref().map(|home| home.status().counts.written);
-        for (home, written) in homes.iter().zip(written) {
-            home.wait_written(written + 1000);
-        }
-    };
     wait_led("at first", &[1, 2]);
-    wait_progress();
+    wait_progress(&homes, 1000);
     second.kill();
     wait_led("without the second", &[1]);
-    wait_progress();
+    wait_progress(&homes, 1000);
     second.start();
     wait_led("with both again", &[1, 2]);
-    wait_progress();
+    wait_progress(&homes, 1000);
     load.stop();
     let produced = topic.read();
     for (home, service) in homes.iter().zip(services) {
-        home.wait_done(&produced);
-        home.assert_exactly(&produced);
+        sealed::assert_exactly_once(home, service, &produced);
         assert_eq!(home.status().gap_records, 0);
-        service.terminate();
     }
 }
 

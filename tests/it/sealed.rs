@@ -5,14 +5,20 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::harness::process::Service;
 use crate::harness::tail::Tail;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, wait_until};
 
 /// A home that hides its files until they are complete, which is soon.
 fn sealed(topic: &Topic) -> Home {
     let mut home = Home::new(topic);
-    home.set("sink.visibility", "sealed").set("sink.rotate", serde_json::json!({"age": "2s", "idle": "500ms"}));
+    hide(&mut home);
     home
+}
+
+/// Has a home hide its files for a moment.
+pub(crate) fn hide(home: &mut Home) -> &mut Home {
+    home.set("sink.visibility", "sealed").set("sink.rotate", serde_json::json!({"age": "2s", "idle": "500ms"}))
 }
 
 /// Every manifest has its file, every file its manifest, and the ranges fit together.
@@ -25,10 +31,31 @@ fn assert_verified(home: &Home) {
 /// Waits until everything produced can be seen.
 fn wait_seen(home: &Home, produced: &[Record]) {
     home.wait_done(produced);
+    wait_nothing_hidden(home);
+}
+
+fn wait_nothing_hidden(home: &Home) {
     wait_until("everything is published", SOON, || {
         let hidden = events::hidden(&home.path("data"));
         holds(hidden.is_empty(), hidden)
     });
+}
+
+/// Waits until everything that a home has written is published and verified, if it hides its files.
+pub(crate) fn wait_verified(home: &Home) {
+    if home.hides() {
+        wait_nothing_hidden(home);
+        assert_verified(home);
+    }
+}
+
+/// Waits until a service, whose files are hidden or not, has done all of this, demands that every record is there once, and
+/// ends it.
+pub(crate) fn assert_exactly_once(home: &Home, service: Service, produced: &[Record]) {
+    home.wait_done(produced);
+    wait_verified(home);
+    home.assert_exactly(produced);
+    service.terminate();
 }
 
 fn assert_published(prepare: impl Fn(&mut Home)) {

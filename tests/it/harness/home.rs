@@ -182,6 +182,11 @@ impl Home {
         kill(self.pid(), signal).expect("the daemon runs");
     }
 
+    /// Whether its files are hidden until they are complete.
+    pub(crate) fn hides(&self) -> bool {
+        self.local["sink"]["visibility"] == "sealed"
+    }
+
     /// Where its store is.
     pub(crate) fn store(&self) -> PathBuf {
         self.path(self.local["store"]["path"].as_str().unwrap_or("tmp/store"))
