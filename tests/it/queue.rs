@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::harness::process::{Finished, Service};
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
+use crate::sealed;
 
 /// A record without ids under the built-in mapping; its name is in `nick`.
 fn nameless(n: u64) -> Record {
@@ -277,32 +278,46 @@ fn a_kill_while_the_queue_is_tried_again_loses_and_repeats_nothing() {
 #[test]
 fn a_kill_at_each_step_of_a_reload_loses_and_repeats_nothing() {
     let topic = Topic::create("reloaded", 1);
-    let mut home = Home::new(&topic);
-    home.set("sink.batch", serde_json::json!({"lines": 20, "linger": "10ms"}));
+    let mut homes = [(); 3].map(|()| Home::new(&topic));
+    for home in &mut homes {
+        home.set("sink.batch", serde_json::json!({"lines": 20, "linger": "10ms"}));
+    }
+    for home in &mut homes[1..] {
+        sealed::hide(home);
+    }
+    homes[2].in_group().set("kafka.group_id", format!("g_{}_sealed", topic.name));
     // `after`: it reloads, and is killed with lines of both settings on their way.
     for (round, point) in ["reload.kept", "reload.set", "after"].into_iter().enumerate() {
         let first = 1000 * round as u64;
         topic.produce(Codec::None, &(first..first + 500).map(nameless).collect::<Vec<_>>());
-        let service = home.foreground_with(|command| command.env("FAULT_POINT", point));
-        home.wait_for(State::Consuming);
-        mend_as(&home, &format!("e{round}_{{log_name}}"));
+        let start = |home: &Home| home.foreground_with(|command| command.env("FAULT_POINT", point));
+        let services = homes.each_ref().map(start);
+        for home in &homes {
+            home.wait_for(State::Consuming);
+            mend_as(home, &format!("e{round}_{{log_name}}"));
+        }
         topic.produce(Codec::None, &(first + 500..first + 1000).map(nameless).collect::<Vec<_>>());
-        let reload = home.mtga(["reload"]);
-        if point == "after" {
-            reload.success();
-            service.kill();
-        } else {
-            service.wait_killed(point);
+        for (home, service) in homes.iter().zip(services) {
+            let reload = home.mtga(["reload"]);
+            if point == "after" {
+                reload.success();
+                service.kill();
+            } else {
+                service.wait_killed(point);
+            }
         }
     }
-    home.start();
-    wait_left(&home, 0);
-    wait_until("the rest is read", SOON, || {
-        let status = home.try_status()?;
-        holds(status.lag == Some(0) && status.counts.in_flight == 0 && status.failure_queue_records == 0, status)
-    });
-    assert_each_once(&home, 0..3000);
-    home.stop();
+    homes.iter().for_each(Home::start);
+    for home in &homes {
+        wait_until("all is read, and no entry is left", 2 * SOON, || {
+            let status = home.try_status()?;
+            let read = status.counts.consumed == 3000 && status.lag == Some(0);
+            holds(read && status.counts.in_flight == 0 && status.failure_queue_records == 0, status)
+        });
+        sealed::wait_verified(home);
+        assert_each_once(home, 0..3000);
+        home.stop();
+    }
 }
 
 #[test]
