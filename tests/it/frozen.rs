@@ -1,11 +1,13 @@
-//! A service that does not answer: stopped with SIGSTOP, it keeps its socket, and the kernel still takes connections.
+//! A service that is stopped with SIGSTOP: it does not answer, but it keeps its socket, and the kernel still takes connections.
+//! When it goes on, nothing is lost or repeated.
 
 use std::time::Duration;
 
 use mtga::control::State;
 use nix::sys::signal::Signal;
 
-use crate::harness::{Codec, Home, Mix, Topic};
+use crate::harness::{Codec, Home, Mix, SOON, Topic, holds, wait_until};
+use crate::sealed;
 
 const TIMEOUT: Duration = Duration::from_secs(1);
 /// What a command may take on top: to start, to read its configuration, on a busy machine.
@@ -43,6 +45,61 @@ fn every_command_to_a_frozen_service_ends_within_its_timeout() {
     home.wait_for(State::Consuming);
     home.assert_exactly(&produced);
     home.stop();
+}
+
+/// Steps of the thread that makes checkpoints, for files that are seen at once, and of the one that publishes, for hidden ones.
+const FROZEN: [&[&str]; 2] = [
+    &["checkpoint.begun", "checkpoint.synced", "checkpoint.noted", "checkpoint.durable", "checkpoint.saved"],
+    &[
+        "seal.synced",
+        "seal.prepared",
+        "file.made",
+        "publish.renamed",
+        "publish.manifest",
+        "publish.done",
+        "publish.noted",
+    ],
+];
+
+#[test]
+fn a_service_that_is_frozen_at_each_step_and_at_any_moment_under_load_loses_and_repeats_nothing() {
+    let topic = Topic::create("frozenload", 4);
+    let mut homes = [Home::new(&topic), Home::new(&topic)];
+    sealed::hide(&mut homes[1]).set("sink.rotate.age", "1s");
+    let frozen = |points: &[&str]| {
+        let numbered = points.iter().zip(1..).map(|(point, time)| format!("{point}:{}:stop", 2 * time));
+        numbered.collect::<Vec<_>>().join(",")
+    };
+    let load = topic.load_every(Duration::from_millis(100), Codec::Snappy, Mix::Dirty);
+    let services: Vec<_> = homes
+        .iter()
+        .zip(FROZEN)
+        .map(|(home, points)| home.foreground_with(|command| command.env("FAULT_POINT", frozen(points))))
+        .collect();
+    let wait_behind = || {
+        let end = topic.end();
+        wait_until("500 records wait", SOON, || holds(topic.end() > end + 500, topic.end()));
+    };
+    for (service, points) in services.iter().zip(FROZEN) {
+        for _ in points {
+            service.wait_frozen();
+            wait_behind();
+            service.signal(Signal::SIGCONT);
+        }
+    }
+    for _ in 0..3 {
+        for home in &homes {
+            let written = home.status().counts.written;
+            home.wait_written(written + 500);
+        }
+        services.iter().for_each(|service| service.signal(Signal::SIGSTOP));
+        wait_behind();
+        services.iter().for_each(|service| service.signal(Signal::SIGCONT));
+    }
+    let produced = load.stop();
+    for (home, service) in homes.iter().zip(services) {
+        sealed::assert_exactly_once(home, service, &produced);
+    }
 }
 
 #[test]

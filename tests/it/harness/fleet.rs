@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use mtga::control::{Counts, Status};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::Signal;
 use serde_json::{Map, Value};
 
 use super::disk::Layer;
@@ -148,14 +148,11 @@ impl Fleet {
 
     /// Waits until an instance is frozen at its fault point.
     pub(crate) fn wait_frozen(&self, number: usize) {
-        let service = self.services[number].as_ref().expect("the instance runs");
-        let path = format!("/proc/{}/stat", service.pid());
-        wait_until(&format!("instance {number} comes to its fault point"), SOON, || {
-            let stat = std::fs::read_to_string(&path).map_err(|error| error.to_string())?;
-            // `pid (name) state ...`
-            let state = stat.rsplit(") ").next().unwrap_or_default().chars().next();
-            holds(state == Some('T'), state)
-        });
+        self.service(number).wait_frozen();
+    }
+
+    fn service(&self, number: usize) -> &Service {
+        self.services[number].as_ref().expect("the instance runs")
     }
 
     fn take(&mut self, number: usize) -> Service {
@@ -178,8 +175,7 @@ impl Fleet {
     }
 
     pub(crate) fn signal(&self, number: usize, signal: Signal) {
-        let service = self.services[number].as_ref().expect("the instance runs");
-        kill(service.pid(), signal).expect("the instance runs");
+        self.service(number).signal(signal);
     }
 
     pub(crate) fn running(&self) -> Vec<usize> {

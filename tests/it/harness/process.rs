@@ -134,6 +134,17 @@ impl Service {
         });
     }
 
+    /// Waits until it is frozen, by itself at a fault point or by whoever has sent the signal.
+    pub(crate) fn wait_frozen(&self) {
+        let path = format!("/proc/{}/stat", self.pid());
+        wait_until("the service is frozen", SOON, || {
+            let stat = fs::read_to_string(&path).map_err(|error| error.to_string())?;
+            // `pid (name) state ...`
+            let state = stat.rsplit(") ").next().unwrap_or_default().chars().next();
+            holds(state == Some('T'), state)
+        });
+    }
+
     /// Waits until it is killed by itself, at a fault point.
     pub(crate) fn wait_killed(mut self, point: &str) {
         let status = ended(&mut self.0, SOON).unwrap_or_else(|| panic!("the service came to {point} within {SOON:?}"));
@@ -143,6 +154,10 @@ impl Service {
     /// Waits until it has ended by itself; its exit code.
     pub(crate) fn ended(mut self) -> Option<i32> {
         ended(&mut self.0, SOON).expect("it ends by itself").code()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(self.pid(), signal).expect("the service runs");
     }
 
     /// SIGKILL.
