@@ -2,6 +2,7 @@
 //! carries nothing, removed by an administrator, replaced by another of the same name; on slow disks, where every race with a
 //! checkpoint is likely. Nothing is lost or repeated, and the instance joins again by itself.
 
+use std::thread;
 use std::time::Duration;
 
 use mtga::msource::journal;
@@ -31,14 +32,19 @@ impl Lone {
         Self { fleet, produced: Vec::new() }
     }
 
-    fn live(protocol: Protocol) -> Self {
-        let topic = Topic::create("lonelive", 1);
+    fn live(protocol: Protocol, partitions: i32) -> Self {
+        let topic = Topic::create("lonelive", partitions);
         Self::of(Fleet::new(&topic, 1, protocol, Membership::Dynamic), protocol)
     }
 
-    fn sealed(protocol: Protocol) -> Self {
-        let topic = Topic::create("lonesealed", 1);
+    fn sealed(protocol: Protocol, partitions: i32) -> Self {
+        let topic = Topic::create("lonesealed", partitions);
         Self::of(sealed_group::sealed(&topic, 1, protocol), protocol)
+    }
+
+    /// One that shows its files and one that hides them, of one partition each.
+    fn both(protocol: Protocol) -> [Self; 2] {
+        [Self::live(protocol, 1), Self::sealed(protocol, 1)]
     }
 
     /// A partition that is added has a start of its own, which is noted and told to the group before it is read.
@@ -52,6 +58,17 @@ impl Lone {
         self.produced.extend(self.fleet.topic.fill(Codec::Snappy, Mix::Clean, first, count));
     }
 
+    /// Ends it, and demands that every record is there once.
+    fn assert_exactly_once(mut self) {
+        if self.fleet.homes[0].hides() {
+            sealed_group::assert_exactly_once(&mut self.fleet, &self.produced);
+        } else {
+            self.fleet.wait_done(&self.produced);
+            self.fleet.stop_all();
+            self.fleet.assert_exactly(&self.produced);
+        }
+    }
+
     /// Waits until it has its partitions back, and has read everything.
     fn wait_back(&self) {
         self.fleet.wait_shared(&[0]);
@@ -60,16 +77,15 @@ impl Lone {
 }
 
 /// Ends everything, and demands that every record is there once.
-fn assert_exactly_once(mut live: Lone, mut sealed: Lone) {
-    live.fleet.stop_all();
-    live.fleet.assert_exactly(&live.produced);
-    sealed_group::assert_exactly_once(&mut sealed.fleet, &sealed.produced);
+fn assert_exactly_once(live: Lone, sealed: Lone) {
+    live.assert_exactly_once();
+    sealed.assert_exactly_once();
 }
 
 /// At each step of an assignment the instance is frozen until the group has forgotten it. One that hides its files is so, too,
 /// before it asks the group once more to take what was prepared.
 fn assert_a_membership_that_ends_within_an_assignment_begins_again(protocol: Protocol) {
-    let mut both = [Lone::live(protocol), Lone::sealed(protocol)];
+    let mut both = Lone::both(protocol);
     for point in ASSIGN.into_iter().chain(["seal.commit"]) {
         for lone in &mut both {
             lone.add_partition();
@@ -121,7 +137,7 @@ fn a_membership_that_ends_within_an_assignment_of_the_new_protocol_begins_again(
 #[test]
 fn a_network_that_carries_nothing_past_the_session_while_the_first_start_is_told_is_waited_for() {
     for protocol in [Protocol::Cooperative, Protocol::Eager, Protocol::Consumer] {
-        let mut both = [Lone::live(protocol), Lone::sealed(protocol)];
+        let mut both = Lone::both(protocol);
         let proxies = [(); 2].map(|()| Proxy::new(broker::address()));
         for (lone, proxy) in both.iter_mut().zip(&proxies) {
             lone.fill(60);
@@ -201,20 +217,29 @@ fn wait_given_back(fleet: &Fleet, times: usize) {
     fleet.wait_progress(0, 100);
 }
 
-#[test]
-fn an_instance_that_is_removed_from_its_group_while_files_are_synced_publishes_every_record_once() {
+fn assert_removals_at_any_moment_are_survived(protocol: Protocol, removals: usize) {
     let topic = Topic::create("removed", 2);
-    let mut fleet = slow(&topic, Protocol::Cooperative, [300, 700]);
+    let mut fleet = slow(&topic, protocol, [300, 700]);
     let load = topic.load_every(Duration::from_millis(50), Codec::Snappy, Mix::Dirty);
     fleet.start(0);
-    for time in 1..=8 {
+    for time in 1..=removals {
         wait_given_back(&fleet, time);
         fleet.remove_members();
     }
-    wait_given_back(&fleet, 9);
+    wait_given_back(&fleet, removals + 1);
     let produced = load.stop();
     fleet.heal_disks();
     sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
+#[test]
+fn an_instance_that_is_removed_from_its_group_while_files_are_synced_publishes_every_record_once() {
+    assert_removals_at_any_moment_are_survived(Protocol::Cooperative, 8);
+}
+
+#[test]
+fn an_instance_that_is_removed_from_its_eager_group_while_files_are_synced_publishes_every_record_once() {
+    assert_removals_at_any_moment_are_survived(Protocol::Eager, 4);
 }
 
 #[test]
@@ -345,7 +370,7 @@ fn an_instance_of_the_new_protocol_whose_name_was_taken_while_it_was_cut_off_giv
 
 #[test]
 fn an_instance_whose_name_is_taken_while_it_takes_its_partitions_waits_for_it_and_reads_on() {
-    let mut both = [Lone::live(Protocol::Cooperative), Lone::sealed(Protocol::Cooperative)];
+    let mut both = Lone::both(Protocol::Cooperative);
     for lone in &mut both {
         lone.fleet.set("kafka.instance_id", &"both");
         // So the group knows the guest for longer than the pause, although that is gone: until the guest's first heartbeat
@@ -432,4 +457,215 @@ fn an_instance_whose_disk_fails_while_it_takes_partitions_keeps_nobody_from_thei
         fleet.start(number);
     }
     sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
+/// How a membership ends between two steps of an instance that goes on afterwards, and gets its partitions back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It is frozen past its session.
+    Frozen,
+    /// The network carries nothing past its session, and it goes on.
+    CutOff,
+    /// An administrator removes it.
+    Removed,
+}
+
+/// Lets an instance that shows its files and one that hides them go through the same under load, side by side: mostly they
+/// wait.
+fn assert_both_have_every_record_once(protocol: Protocol, go_through: impl Fn(&mut Lone, &Proxy) + Sync) {
+    thread::scope(|scope| {
+        for lone in [Lone::live, Lone::sealed] {
+            let go_through = &go_through;
+            scope.spawn(move || {
+                let mut lone = lone(protocol, 2);
+                // Files come and go.
+                lone.fleet.set("sink.rotate", &json!({"age": "1s", "idle": "500ms"}));
+                lone.fleet.set("store.checkpoint", &"300ms");
+                let network = Proxy::new(broker::address());
+                lone.fleet.set("kafka.brokers", &network.address());
+                let load = lone.fleet.topic.load_every(Duration::from_millis(300), Codec::Snappy, Mix::Dirty);
+                go_through(&mut lone, &network);
+                lone.fleet.wait_shared(&[0]);
+                lone.produced = load.stop();
+                lone.fleet.heal_disks();
+                lone.assert_exactly_once();
+            });
+        }
+    });
+}
+
+impl Lone {
+    /// Starts it, and has its membership end so at each of these steps.
+    fn lose_membership(&mut self, network: &Proxy, end: End, points: &[&str]) {
+        let given = |fleet: &Fleet| fleet.homes[0].log().matches("the group assigned partitions").count();
+        let mut before = given(&self.fleet);
+        let faults = points.iter().map(|point| format!("{point}:stop")).collect::<Vec<_>>().join(",");
+        self.fleet.start_to_fail(0, &faults);
+        let fleet = &self.fleet;
+        // A guest gets everything when the group has forgotten it.
+        let comes = || fleet.wait_forgotten(&[]);
+        for point in points {
+            let early = point.starts_with("revoke");
+            if early {
+                // What it says before it has noticed that its membership is over would mean nothing.
+                wait_until("it is given its partitions", fleet.patience, || {
+                    let now = given(fleet);
+                    holds(now > before, now)
+                });
+                fleet.wait_shared(&[0]);
+                fleet.wait_progress(0, 100);
+            }
+            thread::scope(|scope| {
+                // The guest's coming is what makes it give partitions up.
+                let guest = early.then(|| scope.spawn(comes));
+                fleet.wait_frozen(0);
+                before = given(fleet);
+                match end {
+                    End::Frozen => {}
+                    End::CutOff => {
+                        network.stall();
+                        fleet.signal(0, Signal::SIGCONT);
+                    }
+                    End::Removed => fleet.remove_members(),
+                }
+                match guest {
+                    Some(guest) => guest.join().expect("the guest is well"),
+                    None if end != End::Removed => comes(),
+                    None => {}
+                }
+                match end {
+                    End::Frozen | End::Removed => fleet.signal(0, Signal::SIGCONT),
+                    End::CutOff => network.heal(),
+                }
+            });
+        }
+    }
+}
+
+/// The same in several runs. The steps of a run are those of one thread: two threads could be frozen at once.
+fn assert_lost_memberships_cost_nothing(protocol: Protocol, end: End, live: &[&[&str]], sealed: &[&[&str]]) {
+    assert_both_have_every_record_once(protocol, |lone, network| {
+        if end == End::Removed {
+            // Else its session could end before it is removed.
+            lone.fleet.property("session.timeout.ms", "30000");
+            lone.fleet.property("max.poll.interval.ms", "60000");
+        }
+        let runs = if lone.fleet.homes[0].hides() { sealed } else { live };
+        for (number, points) in runs.iter().enumerate() {
+            if number > 0 {
+                lone.fleet.wait_shared(&[0]);
+                lone.fleet.wait_progress(0, 100);
+                lone.fleet.stop(0);
+            }
+            lone.lose_membership(network, end, points);
+        }
+        if runs.is_empty() {
+            lone.fleet.start(0);
+        }
+    });
+}
+
+/// A step of a checkpoint each.
+const CHECKPOINT: [&str; 5] =
+    ["checkpoint.begun:2", "checkpoint.synced:4", "checkpoint.noted:6", "checkpoint.durable:8", "checkpoint.saved:10"];
+
+#[test]
+fn a_membership_that_ends_at_each_step_of_a_checkpoint_costs_nothing() {
+    assert_lost_memberships_cost_nothing(Protocol::Cooperative, End::Frozen, &[&CHECKPOINT], &[&CHECKPOINT]);
+}
+
+#[test]
+fn a_membership_that_ends_at_each_step_of_a_file_or_its_publication_costs_nothing() {
+    let live = ["note.start:1", "file.intended:3", "file.created:5", "file.made:7", "file.ended:9"];
+    let sealed = ["note.start:1", "file.made:3", "publish.renamed:5", "publish.manifest:7", "publish.done:9"];
+    assert_lost_memberships_cost_nothing(Protocol::Cooperative, End::Frozen, &[&live], &[&sealed]);
+}
+
+#[test]
+fn a_membership_that_ends_at_each_step_of_a_live_revocation_costs_nothing() {
+    let live = ["told:1", "cut:2", "durable:3", "committed:4", "released:5", "answered:6"];
+    let live = live.map(|step| format!("revoke.{step}"));
+    let live = live.each_ref().map(String::as_str);
+    assert_lost_memberships_cost_nothing(Protocol::Cooperative, End::Frozen, &[&live], &[]);
+}
+
+#[test]
+fn a_membership_of_an_eager_group_that_ends_at_a_step_of_a_seal_or_a_revocation_costs_nothing() {
+    let live = ["revoke.told:1", "revoke.durable:2", "revoke.committed:3", "revoke.answered:4"];
+    let sealed = ["seal.commit:2", "seal.answered:4", "revoke.cut:1", "revoke.committed:2"];
+    assert_lost_memberships_cost_nothing(Protocol::Eager, End::Frozen, &[&live], &[&sealed]);
+}
+
+#[test]
+fn a_membership_of_the_new_protocol_that_ends_at_a_step_of_a_seal_or_a_revocation_costs_nothing() {
+    let live = ["revoke.durable:1", "revoke.committed:2"];
+    let sealed = ["seal.commit:2", "seal.answered:4", "revoke.committed:1"];
+    assert_lost_memberships_cost_nothing(Protocol::Consumer, End::Frozen, &[&live], &[&sealed]);
+}
+
+#[test]
+fn an_instance_that_is_cut_off_at_a_step_of_a_checkpoint_a_seal_or_a_revocation_has_every_record_once() {
+    let live: [&[&str]; 2] =
+        [&["checkpoint.begun:2", "checkpoint.durable:5"], &["revoke.durable:1", "revoke.committed:2"]];
+    let sealed: [&[&str]; 2] =
+        [&["seal.prepared:2", "publish.renamed:5"], &["seal.commit:2", "seal.answered:4", "revoke.committed:1"]];
+    assert_lost_memberships_cost_nothing(Protocol::Cooperative, End::CutOff, &live, &sealed);
+}
+
+fn assert_removals_at_steps_cost_nothing(protocol: Protocol) {
+    let live: [&[&str]; 2] = [&["checkpoint.durable:3"], &["assign.noted:1"]];
+    let sealed: [&[&str]; 3] = [&["seal.prepared:2"], &["seal.commit:2"], &["publish.renamed:3"]];
+    assert_lost_memberships_cost_nothing(protocol, End::Removed, &live, &sealed);
+}
+
+#[test]
+fn a_member_that_is_removed_at_a_step_of_a_checkpoint_a_seal_or_a_rebalance_has_every_record_once() {
+    assert_removals_at_steps_cost_nothing(Protocol::Cooperative);
+}
+
+#[test]
+fn a_member_of_an_eager_group_that_is_removed_at_a_step_of_a_checkpoint_a_seal_or_a_rebalance_has_every_record_once() {
+    assert_removals_at_steps_cost_nothing(Protocol::Eager);
+}
+
+/// Waits until the group has taken more of it.
+fn wait_taken(fleet: &Fleet) {
+    let taken = || fleet.committed().values().sum::<i64>();
+    let before = taken();
+    wait_until("the group takes more of it", fleet.patience, || {
+        let now = taken();
+        holds(now > before, now)
+    });
+}
+
+/// librdkafka's own thread goes on with the heartbeats. An eager group also replaces who does not ask it for three syncs.
+fn assert_syncs_that_outlast_the_session_are_waited_for(protocol: Protocol) {
+    assert_both_have_every_record_once(protocol, |lone, _| {
+        let fleet = &mut lone.fleet;
+        fleet.patience = 3 * SOON;
+        if protocol == Protocol::Eager {
+            fleet.property("max.poll.interval.ms", "4000");
+        }
+        fleet.put_on_layer(0);
+        fleet.start(0);
+        fleet.wait_shared(&[0]);
+        let sync = Duration::from_millis(1600);
+        fleet.put_on_slow_disks(&(sync..sync));
+        wait_taken(fleet);
+        // Under load there is always a sync to wait for.
+        fleet.signal(0, Signal::SIGSTOP);
+        fleet.wait_forgotten(&[]);
+        fleet.signal(0, Signal::SIGCONT);
+        wait_taken(fleet);
+    });
+}
+
+#[test]
+fn an_instance_whose_every_sync_outlasts_its_session_goes_on_and_has_every_record_once() {
+    assert_syncs_that_outlast_the_session_are_waited_for(Protocol::Cooperative);
+}
+
+#[test]
+fn an_instance_of_an_eager_group_whose_every_sync_outlasts_its_session_goes_on_and_has_every_record_once() {
+    assert_syncs_that_outlast_the_session_are_waited_for(Protocol::Eager);
 }

@@ -459,9 +459,14 @@ impl Group {
     /// Removes every member, as an administrator does. Only of a group of the classic protocol.
     pub(crate) fn remove_members(brokers: &str, name: &str) {
         let asker: BaseConsumer = ClientConfig::new().set("bootstrap.servers", brokers).create().expect("a consumer");
-        let groups = asker.fetch_group_list(Some(name), SOON).expect("the group");
-        let members: Vec<_> = groups.groups().iter().flat_map(rdkafka::groups::GroupInfo::members).collect();
-        assert!(!members.is_empty(), "the group {name} has a member");
+        let mut members = Vec::new();
+        // One that has lost its session by chance is about to join again.
+        wait_until(&format!("the group {name} has a member"), SOON, || {
+            let groups = asker.fetch_group_list(Some(name), SOON).map_err(|error| error.to_string())?;
+            let ids = groups.groups().iter().flat_map(rdkafka::groups::GroupInfo::members).map(|member| member.id());
+            members = ids.map(str::to_owned).collect();
+            holds(!members.is_empty(), "it has none")
+        });
         let text = |text: &str| [&(text.len() as u16).to_be_bytes()[..], text.as_bytes()].concat();
         let mut request: Vec<u8> = LEAVE_GROUP.iter().flat_map(|number| number.to_be_bytes()).collect();
         request.extend(7_u32.to_be_bytes());
@@ -469,7 +474,7 @@ impl Group {
         request.extend(text(name));
         request.extend((members.len() as u32).to_be_bytes());
         for member in members {
-            request.extend(text(member.id()));
+            request.extend(text(&member));
             // No instance id.
             request.extend((-1_i16).to_be_bytes());
         }
