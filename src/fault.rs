@@ -4,7 +4,7 @@
 //! variable `FAULT_POINT` chooses places, separated by commas. Each is `name`, `name:3` for the third time it is passed,
 //! or `name:*` for every time; the process dies there by SIGKILL. `name:1:stop` freezes it with SIGSTOP instead, and
 //! `name:1:500` delays the thread that passes by 500 ms. Nothing is flushed or dropped on the way out: what a kill leaves
-//! is what a crash at that instruction leaves.
+//! is what a crash at that instruction leaves. With `name:1:panic` the thread that passes panics, as by a bug of ours.
 
 /// The place `name` is passed.
 #[cfg(not(feature = "faults"))]
@@ -18,6 +18,7 @@ pub fn point(name: &'static str) {
         // Without a process to signal there would be nothing to test.
         Some(Action::Signal(signal)) => drop(nix::sys::signal::raise(signal)),
         Some(Action::Delay(pause)) => std::thread::sleep(pause),
+        Some(Action::Panic) => panic!("the fault point {name}"),
         None => {}
     }
 }
@@ -55,6 +56,7 @@ pub fn duration(name: &'static str, usual: std::time::Duration) -> std::time::Du
 enum Action {
     Signal(nix::sys::signal::Signal),
     Delay(std::time::Duration),
+    Panic,
 }
 
 /// One place of `FAULT_POINT`.
@@ -80,6 +82,7 @@ impl Place {
         let action = match parts.next() {
             None => Action::Signal(nix::sys::signal::Signal::SIGKILL),
             Some("stop") => Action::Signal(nix::sys::signal::Signal::SIGSTOP),
+            Some("panic") => Action::Panic,
             Some(millis) => Action::Delay(std::time::Duration::from_millis(millis.parse().ok()?)),
         };
         Some(Self { name, time, action, passed: 0.into() })
@@ -116,7 +119,7 @@ mod tests {
         for text in ["", ":1", "seal.commit:first", "seal.commit:1:soon"] {
             assert!(Place::parse(text).is_none(), "{text}");
         }
-        for text in ["seal.commit", "seal.commit:3", "seal.commit:*:stop", "seal.commit:1:500"] {
+        for text in ["seal.commit", "seal.commit:3", "seal.commit:*:stop", "seal.commit:1:500", "seal.commit:2:panic"] {
             assert!(Place::parse(text).is_some(), "{text}");
         }
     }

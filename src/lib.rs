@@ -22,6 +22,7 @@ pub mod lock;
 pub mod logging;
 pub mod msink;
 pub mod msource;
+pub mod panics;
 pub mod privileges;
 pub mod record;
 pub mod regular;

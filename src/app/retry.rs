@@ -118,6 +118,7 @@ impl Retrier {
                 pause = pause.saturating_sub(TICK);
                 continue;
             }
+            crate::fault::point("retry.step");
             pause = match self.step() {
                 Ok(Step::More) => Duration::ZERO,
                 Ok(Step::Idle) => TICK,

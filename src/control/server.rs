@@ -47,6 +47,7 @@ use super::socket::{Access, Binding, Socket};
 use super::{Failure, FailureKind, ListQuery, PartitionOffsets, Peer, Service};
 use crate::config;
 use crate::limits::{self, Shares};
+use crate::panics;
 
 /// Descriptors kept back, so that a client is answered although none is left: for its connection and for what the answer
 /// opens.
@@ -120,6 +121,12 @@ impl Server {
             }
             // Waits for nothing: a call that hangs must not keep the process.
             runtime.shutdown_background();
+        };
+        // A panic of one connection ends that connection.
+        let serve = move || {
+            if panics::contain(serve).is_err() {
+                panic!("nobody serves the control socket any more");
+            }
         };
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(serve).map_err(trouble)?;
         Ok(Self { closing, thread: Some(thread) })
@@ -195,9 +202,10 @@ impl Lanes {
         let permit = Arc::clone(&self.0[lane as usize]).acquire_owned().await;
         let call = move || {
             let _permit = permit;
-            call()
+            panics::contain(call)
         };
-        tokio::task::spawn_blocking(call).await.unwrap_or_else(|_| {
+        let outcome = tokio::task::spawn_blocking(call).await.ok().and_then(Result::ok);
+        outcome.unwrap_or_else(|| {
             Err(Failure::new(FailureKind::Failed, "the command ended unexpectedly, see the service log for its panic"))
         })
     }

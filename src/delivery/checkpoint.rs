@@ -114,7 +114,8 @@ impl Checkpointer {
     pub(super) fn spawn(self: Arc<Self>, jobs: Receiver<Job>, inbox: Sender<Inbox>) -> std::io::Result<JoinHandle<()>> {
         thread::Builder::new().name("checkpoint".into()).spawn(move || {
             for job in jobs {
-                // The store is known to panic. Without an answer the delivery would wait for this checkpoint for ever.
+                // The store is known to panic, which ends a service at once (`logging`). Elsewhere the delivery would wait for this
+                // checkpoint for ever without an answer.
                 let outcome = catch_unwind(AssertUnwindSafe(|| self.run(job)));
                 let panicked = |_| Err(Error::Thread("the checkpoint thread panicked; see the service log".into()));
                 if inbox.send(Inbox::Checkpointed(outcome.unwrap_or_else(panicked))).is_err() {

@@ -374,7 +374,8 @@ pub fn spawn(delivery: Delivery) -> Result<Receiver<Result<(), Error>>, Error> {
     thread::Builder::new()
         .name("delivery".into())
         .spawn(move || {
-            // A panic is told as what it is: nobody would learn of a thread that is just gone.
+            // A panic ends a service at once (`logging`). Elsewhere it is told as what it is: nobody would learn of a thread that is
+            // just gone.
             let outcome = catch_unwind(AssertUnwindSafe(|| delivery.run()));
             let panicked = |_| Err(Error::Thread("the delivery thread panicked; see the service log".into()));
             drop(ended.send(outcome.unwrap_or_else(panicked)));

@@ -209,6 +209,7 @@ impl Delivery {
         };
         appended.map_err(|error| Error::Journal(self.checkpointer.journal_dir.clone(), error))?;
         let Frame::Block(block) = frame else { unreachable!("made above") };
+        crate::fault::point("block.framed");
         if matches!(block.source, BlockSource::Queue(_)) {
             crate::fault::point("queue_framed");
         }

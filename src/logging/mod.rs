@@ -4,12 +4,15 @@
 //! line ends inside a message are escaped, so that foreign text cannot forge a line. From `log.stack_level` on, and
 //! always for a panic, the backtrace follows in indented lines.
 //! Lines are written by a thread of their own and none is dropped; the [`Logging`] that `main` keeps writes the rest when
-//! it goes. The log never stops the service: what cannot be written (no space) is lost.
+//! it goes. A panic that nobody contains (`panics`) is written too, and then ends the process. The log never stops the service: what cannot be written (no space) is lost.
 
 mod line;
 mod rotation;
 
 use std::io::{IsTerminal, Write as _};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -21,9 +24,16 @@ use self::line::{LineFormat, PANIC};
 use self::rotation::RotatingFile;
 use crate::config::{self, Level, TimeZone};
 use crate::control::{Failure, FailureKind};
+use crate::panics;
 
 /// Lines that wait for the writing thread; beyond that, whoever logs waits.
 const BUFFERED_LINES: usize = 16 * 1024;
+
+/// The name of that thread.
+const THREAD: &str = "log";
+
+/// How long a panic may take to be written before it ends the process.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 
 /// Whether the log goes to the terminal as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +48,14 @@ pub enum Console {
 #[derive(Debug)]
 pub struct Logging {
     handle: LogHandle,
-    _writer: WorkerGuard,
+    /// Writes what is buffered, and ends the writing thread, when it is dropped.
+    writer: Arc<Mutex<Option<WorkerGuard>>>,
+}
+
+impl Drop for Logging {
+    fn drop(&mut self) {
+        drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
 }
 
 impl Logging {
@@ -69,14 +86,33 @@ impl LogHandle {
     }
 }
 
-/// Starts the log of this process, once, and has panics logged.
+/// Starts the log of this process, once, and has panics logged. One that nobody contains ends the process.
 pub fn init(log: &config::Log, zone: TimeZone, console: Console) -> Result<Logging, Failure> {
     let (subscriber, logging) = build(log, zone, console)?;
     subscriber.try_init().map_err(|e| Failure::new(FailureKind::Failed, format!("cannot start the log: {e}")))?;
     let previous = std::panic::take_hook();
+    let writer = Arc::clone(&logging.writer);
     std::panic::set_hook(Box::new(move |panic| {
-        tracing::error!(target: PANIC, thread = std::thread::current().name().unwrap_or("?"), "{panic}");
+        let is_end = panics::is_end();
+        if is_end {
+            // A log that hangs keeps nothing alive. Without this thread it may.
+            drop(thread::Builder::new().spawn(|| {
+                thread::sleep(LAST_WORDS);
+                std::process::abort();
+            }));
+        }
+        let current = thread::current();
+        // Who writes the log would wait for itself when the buffer is full.
+        if current.name() != Some(THREAD) {
+            tracing::error!(target: PANIC, thread = current.name().unwrap_or("?"), "{panic}");
+        }
         previous(panic);
+        if is_end {
+            // Held to the end: another thread that panics meanwhile must not cut this short.
+            let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
+            drop(writer.take());
+            std::process::abort();
+        }
     }));
     Ok(logging)
 }
@@ -89,8 +125,11 @@ fn build(
     let file = RotatingFile::open(log, zone, chrono::Utc::now).map_err(|e| {
         Failure::new(FailureKind::CannotCreate, format!("cannot open the service log in {}: {e}", log.dir.display()))
     })?;
-    let (writer, guard) =
-        NonBlockingBuilder::default().lossy(false).buffered_lines_limit(BUFFERED_LINES).thread_name("log").finish(file);
+    let (writer, guard) = NonBlockingBuilder::default()
+        .lossy(false)
+        .buffered_lines_limit(BUFFERED_LINES)
+        .thread_name(THREAD)
+        .finish(file);
     let (filtered, level) = reload::Layer::new(filter(log.level));
     let format = LineFormat::new(zone, log.stack_level);
     let to_terminal = console == Console::Terminal && std::io::stderr().is_terminal();
@@ -100,7 +139,7 @@ fn build(
         .with(filtered)
         .with(fmt::layer().event_format(format).with_ansi(false).with_writer(writer))
         .with(terminal);
-    Ok((subscriber, Logging { handle, _writer: guard }))
+    Ok((subscriber, Logging { handle, writer: Arc::new(Mutex::new(Some(guard))) }))
 }
 
 fn filter(level: Level) -> LevelFilter {

@@ -141,6 +141,7 @@ fn open_current(dir: &Path) -> io::Result<File> {
 
 impl Write for RotatingFile {
     fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        crate::fault::point("log.line");
         self.follow_name();
         self.rotate_if_due(lines.len() as u64);
         self.file.write_all(lines)?;

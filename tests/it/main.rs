@@ -89,6 +89,9 @@ mod offsets;
 /// Limits, signals, terminals: what a host and its operators do to a service.
 #[cfg(test)]
 mod operate;
+/// Threads that panic.
+#[cfg(test)]
+mod panics;
 /// Topics that are named by patterns.
 #[cfg(test)]
 mod patterns;

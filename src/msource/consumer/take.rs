@@ -30,6 +30,9 @@ impl Consumer {
                 self.client.consume(&mut batch, BATCH - 1, Duration::ZERO);
             }
         }
+        if !batch.is_empty() {
+            fault::point("kafka.taken");
+        }
         self.reassigned.taken(batch.len(), batch.len() < BATCH, self.client.has_event());
         let routed = self.route(&mut batch);
         self.batch = batch;

@@ -29,7 +29,6 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -37,7 +36,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::journal::{Each, Format, QueueEntry, State};
-use crate::regular;
+use crate::{panics, regular};
 
 mod salvage;
 #[cfg(test)]
@@ -153,7 +152,7 @@ impl SledStore {
         loop {
             let config = sled::Config::new().path(path).cache_capacity(CACHE_BYTES).flush_every_ms(None);
             // sled is known to panic on damage instead of returning an error.
-            let opened = catch_unwind(AssertUnwindSafe(|| config.open()));
+            let opened = panics::contain(|| config.open());
             let damaged = |text: String| StoreError::Damaged(path.to_owned(), text);
             match opened {
                 Err(_) => return Err(damaged("it could not be opened".into())),
@@ -171,7 +170,7 @@ impl SledStore {
 
     /// One step of reading, in which sled may panic.
     fn reading<T>(&self, read: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
-        catch_unwind(AssertUnwindSafe(read))
+        panics::contain(read)
             .map_err(|_| StoreError::Damaged(self.path.clone(), "it could not be read".into()))?
             .map_err(|error| self.error(error))
     }
@@ -453,6 +452,7 @@ impl Store for SledStore {
         self.check_room(values.bytes)?;
         {
             let _changing = self.rows.write().unwrap_or_else(PoisonError::into_inner);
+            crate::fault::point("store.apply");
             self.db.apply_batch(values.batch).map_err(|error| self.error(error))?;
         }
         values.keys.iter().try_for_each(|key| self.touch(key))

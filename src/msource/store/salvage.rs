@@ -11,6 +11,7 @@ use crossbeam_channel::{Sender, bounded};
 
 use super::{SledStore, Store, StoreError, Walk};
 use crate::msource::journal::{QueueEntry, State};
+use crate::panics;
 
 /// What [`salvage`] finds.
 #[derive(Debug)]
@@ -44,7 +45,7 @@ pub fn salvage(path: &Path, mut each: impl FnMut(Found) -> Result<Walk, StoreErr
             store.send_readable(&found);
         }
     };
-    let spawned = thread::Builder::new().name("salvage".into()).spawn(read);
+    let spawned = thread::Builder::new().name("salvage".into()).spawn(move || drop(panics::contain(read)));
     spawned.map_err(|error| StoreError::Io(PathBuf::from("a thread"), error))?;
     let mut walk = Ok(Walk::On);
     while let (Ok(Walk::On), Ok(found)) = (&walk, finds.recv_timeout(SALVAGE_PATIENCE)) {

@@ -21,6 +21,7 @@ use self::pieces::{Append, Names, Origin, Tools};
 use super::recipe::Engine;
 use crate::block::{DoneBlock, Place, RawBlock, Records, Rejected, Source};
 use crate::config::Visibility;
+use crate::fault;
 use crate::msource::payload::Decoder;
 
 /// Buffers above this size are not kept for the next block.
@@ -61,6 +62,7 @@ pub fn spawn<T: From<DoneBlock> + Send + 'static>(
             thread::Builder::new().name(format!("transform-{number}")).spawn(move || {
                 let mut worker = Worker::new(spare);
                 for block in &blocks {
+                    fault::point("transform.block");
                     if worker.hand_on(block, &*room, &|part| done.send(part.into()).is_ok()) == Wanted::No {
                         // Nobody wants them any more. They are freed all the same: the client of Kafka waits for its records.
                         blocks.iter().for_each(drop);

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _};
+use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -149,6 +150,12 @@ impl Service {
     pub(crate) fn wait_killed(mut self, point: &str) {
         let status = ended(&mut self.0, SOON).unwrap_or_else(|| panic!("the service came to {point} within {SOON:?}"));
         assert_eq!(status.code(), None, "the service ended with {status} before it came to {point}");
+    }
+
+    /// Waits until it has aborted itself.
+    pub(crate) fn wait_aborted(mut self, why: &str) {
+        let status = ended(&mut self.0, SOON).unwrap_or_else(|| panic!("it ended within {SOON:?} after {why}"));
+        assert_eq!(status.signal(), Some(Signal::SIGABRT as i32), "the service ended with {status} after {why}");
     }
 
     /// Waits until it has ended by itself; its exit code.
