@@ -32,15 +32,16 @@
 //!       "home": "5f0c7a1e-6f0d-4d2b-9b61-0c1f2a3b4c5d",
 //!       "incarnation": 1,
 //!       "number": 70
-//!     }
+//!     },
+//!     "begun": 0
 //!   }
 //! }
 //! ```
 //!
-//! `seal` is the same in each manifest of a seal: what became of its records, and which commit it follows. So a range in which
-//! every record was filtered is told from one whose lines are gone, and a range that begins where another seal ended from one
-//! that begins where its partition was pinned (`after` with number 0, or `null` without a group). Manifests of earlier programs
-//! and those of retries have none.
+//! `seal` is the same in each manifest of a seal: what became of its records, which commit it follows, and where its partition
+//! was begun. So a range in which every record was filtered is told from one whose lines are gone, and a range that begins where
+//! its partition was begun from one before which others are missing. Manifests of earlier programs and those of retries have no
+//! `seal`. It has no `begun` where the home does not know it: others have read before it, or the partition was moved.
 //!
 //! Of records that were retried from the failure queue, `source` is `{"retries": true}`. Without a file, `file` is `null`
 //! and the figures are 0. Readers ignore members that they do not know; what an older reader would misunderstand raises
@@ -111,8 +112,13 @@ pub struct Seal {
     pub filtered: u64,
     /// Those that went into the failure queue.
     pub rejected: u64,
-    /// The commit that it follows: a seal, or with number 0 a pinned start. `None`: there is no commit before it.
+    /// The commit that it follows: a seal, or with number 0 a place of which the group was told: a start, or a move. `None`: no
+    /// commit is known.
     pub after: Option<After>,
+    /// Where the partition was begun by this home: nothing before that was to be read, and everything since then is in its
+    /// seals, but for gaps. `None` where that is not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub begun: Option<i64>,
 }
 
 /// A commit that a seal follows.
@@ -122,7 +128,7 @@ pub struct After {
     pub home: String,
     /// The incarnation of that home.
     pub incarnation: u64,
-    /// Number of its seal; 0 for a pinned start.
+    /// Number of its seal; 0 for a place of which the group was told.
     pub number: u64,
 }
 
@@ -315,6 +321,7 @@ mod tests {
                     incarnation: 1,
                     number: 70,
                 }),
+                begun: Some(6_197_000_000),
             }),
         }
     }
@@ -355,7 +362,8 @@ mod tests {
       "home": "5f0c7a1e-6f0d-4d2b-9b61-0c1f2a3b4c5d",
       "incarnation": 1,
       "number": 70
-    }
+    },
+    "begun": 6197000000
   }
 }
 "#;
@@ -386,6 +394,13 @@ mod tests {
             manifest().is_of(&Manifest { seal: None, ..manifest() })
                 && !manifest().is_of(&Manifest { number: 1, ..manifest() })
         );
+    }
+
+    #[test]
+    fn manifests_of_earlier_programs_do_not_tell_where_their_partition_was_begun() {
+        let earlier = GOLDEN.replace(",\n    \"begun\": 6197000000", "");
+        let seal = manifest().seal.map(|seal| Seal { begun: None, ..seal });
+        assert_eq!(Manifest::parse(earlier.as_bytes()), Ok(Manifest { seal, ..manifest() }));
     }
 
     #[test]
@@ -455,19 +470,24 @@ mod tests {
             range in prop::option::of(("\\PC{1,30}", "\\PC{0,22}", 0..i32::MAX, 0..i64::MAX / 2, 0..i64::MAX / 2)),
             home in "\\PC{0,36}",
             seal in any::<(u64, u64)>(),
-            counts in prop::option::of((any::<[u64; 4]>(), prop::option::of(("\\PC{0,36}", any::<u64>(), any::<u64>())))),
+            counts in prop::option::of((
+                any::<[u64; 4]>(),
+                prop::option::of(("\\PC{0,36}", any::<u64>(), any::<u64>())),
+                any::<Option<i64>>(),
+            )),
         ) -> Manifest {
             let (lines, bytes, crc32c) = figures;
             let source = range.map_or(Source::Retries, |(topic, topic_id, partition, from, length)| {
                 Source::Range(Range { topic, topic_id, partition, from, to: from + length })
             });
             let (incarnation, number) = seal;
-            let seal = counts.map(|([consumed, written, filtered, rejected], after)| Seal {
+            let seal = counts.map(|([consumed, written, filtered, rejected], after, begun)| Seal {
                 consumed,
                 written,
                 filtered,
                 rejected,
                 after: after.map(|(home, incarnation, number)| After { home, incarnation, number }),
+                begun,
             });
             Manifest { file: Some(file), lines, bytes, crc32c, compression, source, home, incarnation, number, seal }
         }

@@ -87,8 +87,8 @@ enum Left {
 
 #[test]
 fn a_home_of_an_earlier_format_is_finished_and_goes_on_through_kills_at_every_step_of_its_start() {
-    let homes = [(3, Kept::Live), (3, Kept::Sealed), (4, Kept::Live), (4, Kept::Sealed)];
-    let mut homes: Vec<_> = homes.into_iter().map(|(version, kept)| (version, kept, Left::All)).collect();
+    let homes = (3..journal::VERSION).flat_map(|version| [(version, Kept::Live), (version, Kept::Sealed)]);
+    let mut homes: Vec<_> = homes.map(|(version, kept)| (version, kept, Left::All)).collect();
     homes.push((3, Kept::Live, Left::WithoutStore));
     for (version, kept, left) in homes {
         let topic = kept.topic(&format!("{}_{version}_{left:?}", std::process::id()));

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 use mtga::control::State;
 use mtga::msink::manifest::{self, Manifest};
-use mtga::msource::journal;
+use mtga::msource::native::{Client, Commit};
+use mtga::msource::{TopicPartition, journal};
 use serde_json::{Value, json};
 
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
@@ -235,6 +236,77 @@ fn manifests_tell_what_became_of_every_record() {
         }
         assert_eq!(verified(&home)["unknown"][0]["kind"], "beginning");
     }
+}
+
+/// Removes every event file, and every manifest.
+fn remove_published(home: &Home) {
+    let published = [events::paths(&data(home)), events::manifests(&data(home))].concat();
+    published.iter().for_each(|path| fs::remove_file(path).expect("a file"));
+}
+
+/// What `verify` does not know of offsets before the first seal: kinds and places.
+fn unknown_before(home: &Home) -> Vec<(String, String)> {
+    let found = verified(home);
+    let text = |row: &Value, name: &str| row[name].as_str().expect("a text").to_owned();
+    let rows = found["unknown"].as_array().expect("a list").iter();
+    rows.map(|row| (text(row, "kind"), text(row, "place"))).collect()
+}
+
+#[test]
+fn verify_takes_no_place_for_a_pinned_start_because_nothing_is_known_of_a_commit_before_it() {
+    let topic = Topic::create("pinned", 1);
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 100);
+    let before = |to| vec![("beginning".to_owned(), format!("{}[0] before {to}", topic.name))];
+    // A tool wipes what stood beside the group's offset.
+    let mut wiped = sealed(&topic);
+    wiped.in_group();
+    assert_published(&wiped, &produced);
+    wipe(&topic, 100);
+    // An operator moves back, with and without a group.
+    let mut moved = [sealed(&topic), sealed(&topic)];
+    moved[0].set("kafka.group_id", format!("alone_{}", topic.name));
+    moved[1].in_group().set("kafka.group_id", format!("moved_{}", topic.name));
+    for home in &moved {
+        assert_published(home, &produced);
+        remove_published(home);
+        home.mtga(["set_offset", &topic.name, "60"]).success();
+    }
+    // One that is begun here has nothing before it.
+    let mut later = sealed(&topic);
+    later.set("kafka.start", "latest").set("kafka.group_id", format!("later_{}", topic.name));
+    let service = later.foreground();
+    later.wait_done(&[]);
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 100, 50));
+    later.wait_done(&produced[100..]);
+    service.terminate();
+    assert_eq!(unknown_before(&later), []);
+    remove_published(&wiped);
+    assert_published_alone(&wiped, &produced[100..]);
+    assert_eq!(unknown_before(&wiped), before(100));
+    for home in &moved {
+        assert_published_alone(home, &produced[60..]);
+        assert_eq!(unknown_before(home), before(60));
+    }
+}
+
+/// Publishes what is left, of which these lines are all that is there then.
+fn assert_published_alone(home: &Home, produced: &[Record]) {
+    let service = home.foreground();
+    home.wait_done(produced);
+    service.terminate();
+    events::assert_exactly(&oracle::expect(produced).lines, &home.events());
+}
+
+/// Sets the group's offset where it is, as a tool does, once the group has no member.
+fn wipe(topic: &Topic, offset: i64) {
+    let properties = [("bootstrap.servers", topic.brokers.clone()), ("group.id", format!("g_{}", topic.name))];
+    let tool = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
+    let partition = TopicPartition { topic: topic.name.as_str().into(), partition: 0 };
+    let commit = Commit { partition, offset, leader_epoch: -1, metadata: String::new() };
+    wait_until("the group has no member", SOON, || {
+        let done = tool.commit(std::slice::from_ref(&commit), SOON);
+        holds(done == Ok(vec![Ok(())]), done)
+    });
 }
 
 /// A record of this log name that becomes a line.

@@ -10,7 +10,7 @@
 //! it is no fault (`publishing`).
 //!
 //! What it says has three classes: faults, what is sound, and what manifests alone do not tell: whether offsets before the first
-//! range were ever to be covered, where that does not begin at a pinned start; whether a range of an earlier program that has no
+//! range were ever to be covered, where that does not begin where its partition was begun; whether a range of an earlier program that has no
 //! file had lines; and why offsets had no record of their own, which only the brokers know.
 //!
 //! **Not here.** Live files have no manifests. Whether the last range ends where the service stands, `offset_checker` tells.
@@ -281,17 +281,19 @@ fn unknown(open: Open) -> Unknown {
             let detail = format!("{} does not tell whether a record of them became a line", manifest.display());
             (UnknownKind::Empty, range, detail)
         }
-        Open::WithoutRecord(range, count) => {
+        Open::WithoutRecord(range, count, manifest) => {
             let detail = format!(
-                "{count} offsets had no record when they were read: control records, aborted transactions, compaction"
+                "{count} of its {} offsets had no record when they were read, by {}: control records, aborted transactions and compaction leave such, and only the brokers know whether that is all",
+                range.to - range.from,
+                manifest.display()
             );
             (UnknownKind::NoRecord, range, detail)
         }
     };
     let Range { topic, partition, from, to, .. } = &range;
     let place = match kind {
-        UnknownKind::Beginning => format!("{topic}[{partition}] before {to}"),
-        UnknownKind::Empty | UnknownKind::NoRecord | UnknownKind::Publishing => {
+        UnknownKind::Beginning if *from == 0 => format!("{topic}[{partition}] before {to}"),
+        UnknownKind::Beginning | UnknownKind::Empty | UnknownKind::NoRecord | UnknownKind::Publishing => {
             format!("{topic}[{partition}] from {from} to {to}")
         }
     };

@@ -48,8 +48,8 @@ pub(super) enum Open {
     Beginning(Range, String),
     /// Whether a range without a file had lines.
     Empty(Range, PathBuf),
-    /// So many offsets of a partition had no record when they were read: only the brokers know why.
-    WithoutRecord(Range, u64),
+    /// So many offsets of a seal had no record when they were read, by this manifest: only the brokers know why.
+    WithoutRecord(Range, u64, PathBuf),
 }
 
 /// Everything that is said of the ranges.
@@ -160,13 +160,17 @@ impl Seals {
                 } else if seal.told.is_none() && seal.lines == 0 && seal.from < seal.to {
                     open.push(Open::Empty(range(seal.from, seal.to), seal.manifest.clone()));
                 }
+                let without = seal.without_record();
+                if without > 0 {
+                    open.push(Open::WithoutRecord(range(seal.from, seal.to), without, seal.manifest.clone()));
+                }
             }
             // An empty range covers nothing and touches nothing.
             let mut filled = seals.iter().filter(|seal| seal.from < seal.to);
             // Of the seals so far the one that reaches farthest: it has every offset from the next one's first to its end.
             let Some(mut farthest) = filled.next() else { continue };
-            if let Some(unknown) = farthest.beginning() {
-                open.push(Open::Beginning(range(0, farthest.from), unknown));
+            if let Some((from, unknown)) = farthest.beginning() {
+                open.push(Open::Beginning(range(from, farthest.from), unknown));
             }
             for seal in filled {
                 if seal.from > farthest.to {
@@ -178,10 +182,6 @@ impl Seals {
                 if seal.to > farthest.to {
                     farthest = seal;
                 }
-            }
-            let without: u64 = seals.iter().map(Seal::without_record).sum();
-            if without > 0 {
-                open.push(Open::WithoutRecord(range(seals[0].from, farthest.to), without));
             }
         }
         judgement
@@ -249,22 +249,27 @@ impl Seal {
         !begun.is_empty() && self.lines < written && lines.is_none_or(|lines| lines == written)
     }
 
-    /// Why it cannot be told whether offsets before it were to be covered; `None` where it can.
-    fn beginning(&self) -> Option<String> {
-        if self.from == 0 {
+    /// From which offset on it cannot be told what became of what lies before it, and why; `None` where nothing does. That no
+    /// commit before it is known says nothing: a tool wipes what stands beside the group's offset, and a place of which the
+    /// group was told may be one that the partition was moved to.
+    fn beginning(&self) -> Option<(i64, String)> {
+        let begun = self.told.as_ref().and_then(|told| told.begun);
+        if self.from <= begun.unwrap_or(0) {
             return None;
         }
-        let Some(told) = &self.told else {
-            return Some("its first manifest does not tell where the partition began".to_owned());
-        };
-        match &told.after {
-            Some(after) if after.number > 0 => Some(format!(
-                "they were committed by {}/{}/{}, which has no manifest here: it was taken away, or is in the directory of another instance",
+        let taken = "taken away, or in the directory of another instance";
+        let why = match (begun, self.told.as_ref().map(|told| &told.after)) {
+            (_, Some(Some(after))) if after.number > 0 => format!(
+                "they were committed by {}/{}/{}, which has no manifest here: {taken}",
                 after.home, after.incarnation, after.number
-            )),
-            // The start was pinned there.
-            _ => None,
-        }
+            ),
+            (Some(begun), _) => {
+                format!("the partition was begun at {begun}, and no manifest here has them: lost to retention, {taken}")
+            }
+            (None, Some(_)) => "its first manifest does not tell where the partition was begun: others have read before, it was moved there, or the manifest is of an earlier version".to_owned(),
+            (None, None) => "its first manifest does not tell where the partition was begun: it is of an earlier version".to_owned(),
+        };
+        Some((begun.unwrap_or(0), why))
     }
 }
 

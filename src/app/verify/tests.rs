@@ -188,7 +188,7 @@ fn a_file_without_a_manifest_is_a_fault_unless_it_is_live() {
 /// The first of two files of a seal is published, the manifest of the second one has its temporary name.
 fn half_published() -> (Sealed, PathBuf) {
     let sealed = Sealed::new();
-    let told = manifest::Seal { consumed: 5, written: 3, filtered: 2, rejected: 0, after: None };
+    let told = manifest::Seal { consumed: 5, written: 3, filtered: 2, rejected: 0, after: None, begun: None };
     for (name, text) in [("t.1.log", "1\n2\n"), ("t.2.log", "3\n")] {
         let lines = text.lines().count() as u64;
         let whole = sealed.manifest(name, text.as_bytes(), lines, range(0, 0, 5), 7);
@@ -260,7 +260,7 @@ fn a_manifest_that_is_damaged_renamed_or_too_large_is_found() {
 /// What a seal amounts to that follows a commit of this number, if any.
 fn told(consumed: u64, written: u64, filtered: u64, rejected: u64, after: Option<u64>) -> manifest::Seal {
     let after = after.map(|number| manifest::After { home: "h".to_owned(), incarnation: 1, number });
-    manifest::Seal { consumed, written, filtered, rejected, after }
+    manifest::Seal { consumed, written, filtered, rejected, after, begun: None }
 }
 
 impl Sealed {
@@ -333,11 +333,22 @@ fn what_manifests_do_not_tell_is_said_and_is_no_fault() {
     let sealed = Sealed::new();
     sealed.publish_empty(0, 5, 1, None);
     assert_eq!(sealed.unknown(), [("empty", "t[0] from 0 to 5".to_owned())]);
-    for (after, known) in [(None, true), (Some(0), true), (Some(70), false)] {
+    // That nothing is known of a commit before it, or that the group was told of the place, says nothing of what was before.
+    for (after, begun, unknown) in [
+        (None, None, Some("t[0] before 100")),
+        (Some(0), None, Some("t[0] before 100")),
+        (Some(70), None, Some("t[0] before 100")),
+        (None, Some(90), Some("t[0] from 90 to 100")),
+        (Some(0), Some(90), Some("t[0] from 90 to 100")),
+        (Some(70), Some(0), Some("t[0] before 100")),
+        (None, Some(100), None),
+        (Some(0), Some(100), None),
+    ] {
         let sealed = Sealed::new();
-        sealed.publish_told("a.1.log", "1\n", range(0, 100, 101), 71, told(1, 1, 0, 0, after));
-        let expected = if known { Vec::new() } else { vec![("beginning", "t[0] before 100".to_owned())] };
-        assert_eq!(sealed.unknown(), expected, "{after:?}");
+        let seal = manifest::Seal { begun, ..told(1, 1, 0, 0, after) };
+        sealed.publish_told("a.1.log", "1\n", range(0, 100, 101), 71, seal);
+        let expected: Vec<_> = unknown.map(|place| ("beginning", place.to_owned())).into_iter().collect();
+        assert_eq!(sealed.unknown(), expected, "{after:?}, {begun:?}");
         // With what it follows, it is known.
         sealed.publish_told("a.0.log", "1\n", range(0, 0, 100), 70, told(100, 1, 99, 0, None));
         assert_eq!(sealed.unknown(), []);
@@ -350,10 +361,18 @@ fn what_manifests_do_not_tell_is_said_and_is_no_fault() {
     let sealed = Sealed::new();
     sealed.publish_told("a.1.log", "1\n", range(0, 0, 3), 1, told(1, 1, 0, 0, None));
     sealed.publish_told("a.2.log", "1\n", range(0, 3, 5), 2, told(1, 1, 0, 0, Some(1)));
+    sealed.publish_empty(5, 9, 3, told(0, 0, 0, 0, Some(2)));
+    sealed.publish_told("a.4.log", "1\n", range(0, 9, 10), 4, told(1, 1, 0, 0, Some(3)));
     let found = sealed.verify();
-    let [unknown] = &found.unknown[..] else { panic!("{found:#?}") };
-    assert_eq!((unknown.kind.name(), unknown.place.as_str()), ("no_record", "t[0] from 0 to 5"));
-    assert!(unknown.detail.starts_with("3 offsets had no record"), "{}", unknown.detail);
+    let told: Vec<_> = found.unknown.iter().map(|unknown| (unknown.kind.name(), unknown.place.as_str())).collect();
+    let expected = ["t[0] from 0 to 3", "t[0] from 3 to 5", "t[0] from 5 to 9"].map(|place| ("no_record", place));
+    assert_eq!(told, expected, "each seal by itself");
+    for (unknown, detail) in
+        found.unknown.iter().zip(["2 of its 3 offsets", "1 of its 2 offsets", "4 of its 4 offsets"])
+    {
+        assert!(unknown.detail.starts_with(detail), "{}", unknown.detail);
+        assert!(unknown.detail.contains("only the brokers know"), "{}", unknown.detail);
+    }
 }
 
 #[test]

@@ -190,10 +190,12 @@ impl Delivery {
     /// What manifests tell of a seal. What it follows stands beside the offset where it begins, until it is published.
     fn told(&self, SealedOffsets { growth, to }: &SealedOffsets) -> manifest::Seal {
         let Totals { consumed, written, filtered, rejected, .. } = &growth.totals;
-        let mark = self.state.partitions.get(&to.partition).and_then(|here| here.mark.clone());
+        let here = self.state.partitions.get(&to.partition);
+        let mark = here.and_then(|here| here.mark.clone());
         let after = mark.map(|Mark { home, incarnation, number }| manifest::After { home, incarnation, number });
+        let begun = here.and_then(|here| here.begun).filter(|begun| *begun <= growth.from);
         let (filtered, rejected) = (filtered.iter().sum(), rejected.iter().sum());
-        manifest::Seal { consumed: *consumed, written: *written, filtered, rejected, after }
+        manifest::Seal { consumed: *consumed, written: *written, filtered, rejected, after, begun }
     }
 
     /// Tells whether a prepared range is whole; it is refused when it is not.

@@ -25,8 +25,8 @@ use crate::msource::properties;
 /// Where a partition begins.
 pub(super) struct Begin {
     pub(super) at: Position,
-    /// What is to be noted, if anything is new.
-    frame: Option<Frame>,
+    /// What is to be noted of it, if anything is new.
+    frames: Vec<Frame>,
     /// Whether the group is to be told.
     tells: Tells,
 }
@@ -40,8 +40,8 @@ enum Tells {
 
 impl Begin {
     /// Noted here, and told to the group.
-    fn noted(at: Position, frame: Frame) -> Self {
-        Self { at, frame: Some(frame), tells: Tells::Yes }
+    fn noted(at: Position, frames: Vec<Frame>) -> Self {
+        Self { at, frames, tells: Tells::Yes }
     }
 }
 
@@ -308,16 +308,17 @@ impl Consumer {
                     }
                     let tells = self.is_unknown(here, group.get(partition)) || self.refused.contains(partition);
                     let tells = if tells { Tells::Yes } else { Tells::No };
-                    starts.known.push(Begin { at: at(next, leader_epoch), frame: None, tells });
+                    starts.known.push(Begin { at: at(next, leader_epoch), frames: Vec::new(), tells });
                 }
                 Decision::Move { to, cause } => {
                     say_moved(partition, local.get(partition), theirs, to);
                     let position = at(to, epoch);
-                    starts.known.push(Begin::noted(position.clone(), Frame::Move { to: position, cause }));
+                    let frames = vec![Frame::Move { to: position.clone(), cause }];
+                    starts.known.push(Begin::noted(position, frames));
                 }
                 Decision::Adopt { at: next } => {
                     let position = at(next, epoch);
-                    starts.known.push(Begin::noted(position.clone(), Frame::Start(position)));
+                    starts.known.push(Begin::noted(position.clone(), vec![Frame::Start(position)]));
                 }
                 Decision::Added => open.push(Open { at: at(0, -1), start: Start::Earliest, cause: None }),
                 Decision::Recreated => {
@@ -393,11 +394,11 @@ impl Consumer {
                 Ok(offset) => {
                     at.next = offset;
                     tracing::info!(partition = %at.partition, offset, from = ?start, "a partition starts");
-                    let frame = match cause {
-                        Some(cause) => Frame::Move { to: at.clone(), cause },
-                        None => Frame::Start(at.clone()),
+                    let frames = match cause {
+                        Some(cause) => vec![Frame::Move { to: at.clone(), cause }],
+                        None => vec![Frame::Start(at.clone()), Frame::Begun { partition: at.partition.clone() }],
                     };
-                    starts.known.push(Begin::noted(at, frame));
+                    starts.known.push(Begin::noted(at, frames));
                 }
                 Err(error) => starts.unknown.push((at.partition, error)),
             }
@@ -421,15 +422,15 @@ impl Consumer {
     /// noted of them. What the group refuses holds back no other.
     pub(super) fn pin(&mut self, mut starts: Vec<Begin>) -> Result<Pinned, Error> {
         // Before the first start: after a kill between two of them it is known what was there.
-        let frames = starts.iter().filter_map(|start| start.frame.as_ref());
+        let frames = starts.iter().flat_map(|start| &start.frames);
         let begun = self.begun_topics(frames).into_iter();
         let mut notes = begun.map(|frame| self.note(frame)).collect::<Result<Vec<_>, _>>()?;
         let mut fresh = Vec::new();
-        for Begin { at, frame, tells } in &starts {
-            if let Some(Frame::Move { to, cause: MoveCause::Recreated }) = frame {
-                tracing::error!(partition = %to.partition, at = to.next, "the topic was deleted and created again: starting at its first record");
-            }
-            if let Some(frame) = frame {
+        for Begin { at, frames, tells } in &starts {
+            for frame in frames {
+                if let Frame::Move { to, cause: MoveCause::Recreated } = frame {
+                    tracing::error!(partition = %to.partition, at = to.next, "the topic was deleted and created again: starting at its first record");
+                }
                 notes.push(self.note(frame.clone())?);
             }
             // Where files are hidden, a commit that says nothing new would only push older owners out of what it carries.
@@ -469,11 +470,11 @@ impl Consumer {
         fault::point("assign.pinned");
         if self.hides() && self.parts.config.assignment == Assignment::Group {
             let mut bases = Vec::new();
-            for Begin { at, frame, .. } in &starts {
+            for Begin { at, frames, .. } in &starts {
                 let ours = fresh.iter().any(|commit| commit.partition == at.partition);
                 let mark = if ours { Some(self.mark(0)) } else { self.found_mark(&at.partition) };
                 // Whatever stood beside the place is forgotten when the partition stands elsewhere.
-                if frame.is_some() || !self.has_base(&at.partition, mark.as_ref()) {
+                if !frames.is_empty() || !self.has_base(&at.partition, mark.as_ref()) {
                     bases.push(self.note(Frame::Base { partition: at.partition.clone(), mark })?);
                 }
                 self.refused.remove(&at.partition);

@@ -101,6 +101,11 @@ pub enum Frame {
         /// What it had then.
         begun: Begun,
     },
+    /// A partition stands where it was begun: nothing before that was to be read. Behind its `Start`.
+    Begun {
+        /// The partition.
+        partition: TopicPartition,
+    },
 }
 
 impl Frame {

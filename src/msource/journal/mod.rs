@@ -44,6 +44,7 @@ mod state;
 mod tests;
 mod v3;
 mod v4;
+mod v5;
 
 pub use copy::{Each, Queue, forget_unfinished};
 pub use format::{Format, UnknownFormat};

@@ -74,6 +74,9 @@ pub struct PartitionState {
     pub mark: Option<Mark>,
     /// What came since its last commit, while files are hidden until complete.
     pub growth: Option<Growth>,
+    /// Where it was begun here: everything from there on is in what this home has made of it, but for gaps. `None` where others
+    /// have read before, where it was moved since, and where nothing is known of it.
+    pub begun: Option<i64>,
 }
 
 /// What a partition has that the group does not know of yet. If another owner reads it again, all of it goes.
@@ -256,13 +259,18 @@ impl State {
                 if let MoveCause::Gap { from } = cause {
                     self.totals.gaps += u64::try_from(to.next - from).unwrap_or(0);
                 }
-                let mark = self.partitions.get(&to.partition).and_then(|state| state.mark.clone());
+                let before = self.partitions.get(&to.partition).cloned().unwrap_or_default();
                 self.move_to(to);
-                if let (MoveCause::Gap { .. } | MoveCause::Reset, Some(state)) =
-                    (cause, self.partitions.get_mut(&to.partition))
-                {
-                    // The group was told nothing.
-                    state.mark = mark;
+                if let Some(state) = self.partitions.get_mut(&to.partition) {
+                    match cause {
+                        MoveCause::Gap { .. } | MoveCause::Reset => {
+                            // The group was told nothing.
+                            state.mark = before.mark;
+                            state.begun = before.begun.filter(|begun| *begun <= to.next);
+                        }
+                        MoveCause::Recreated => state.begun = Some(to.next),
+                        MoveCause::Operator | MoveCause::Takeover => {}
+                    }
                 }
             }
             Frame::File(intent) => {
@@ -310,6 +318,11 @@ impl State {
             }
             Frame::Dropped { to, .. } => self.number = self.number.max(*to),
             Frame::Topic { name, begun } => drop(self.topics.insert(Arc::clone(name), begun.clone())),
+            Frame::Begun { partition } => {
+                if let Some(state) = self.partitions.get_mut(partition) {
+                    state.begun = Some(state.next);
+                }
+            }
         }
     }
 

@@ -475,8 +475,7 @@ fn a_journal_of_format_4_is_read_and_nothing_is_known_of_how_its_topics_were_beg
     let scratch = TempDir::new().unwrap();
     let dir = scratch.path();
     let header = encode(1, &Frame::Header(Header { version: 4, segment: 1, previous: None })).unwrap();
-    let mut image = state();
-    image.apply(&Frame::Start(position(0, 5)));
+    let image = state();
     // The list of topics, of which there are none, is the last part of an image.
     let mut body = postcard::to_stdvec(&Frame::Image(Box::new(image.clone()))).unwrap();
     assert_eq!(body.pop(), Some(0));
@@ -486,6 +485,49 @@ fn a_journal_of_format_4_is_read_and_nothing_is_known_of_how_its_topics_were_beg
     let contents = read(dir).unwrap();
     assert_eq!((contents.state, contents.tail), (Some(image.clone()), vec![block(1, 10)]));
     assert_eq!(Format::V4.state(&postcard::to_stdvec(&image).unwrap()).unwrap(), image, "a value of the store");
+}
+
+#[test]
+fn a_journal_of_format_5_is_read_and_nothing_is_known_of_where_its_partitions_were_begun() {
+    let scratch = TempDir::new().unwrap();
+    let dir = scratch.path();
+    let header = encode(1, &Frame::Header(Header { version: 5, segment: 1, previous: None })).unwrap();
+    let mut image = state();
+    image.apply(&Frame::Start(position(0, 5)));
+    // Neither a mark nor growth, and the place where it was begun is not known.
+    let partition = [&b"\x02id\x0a\x01"[..], &[0; 3]].concat();
+    let old = |mut bytes: Vec<u8>| {
+        let at = bytes.windows(partition.len()).position(|window| window == partition).unwrap();
+        bytes.remove(at + partition.len() - 1);
+        bytes
+    };
+    let body = old(postcard::to_stdvec(&Frame::Image(Box::new(image.clone()))).unwrap());
+    fs::create_dir_all(dir).unwrap();
+    fs::write(segment_path(dir, 1), [header, framing::in_parts(1, &body), encode(1, &block(1, 10)).unwrap()].concat())
+        .unwrap();
+    let contents = read(dir).unwrap();
+    assert_eq!((contents.state, contents.tail), (Some(image.clone()), vec![block(1, 10)]));
+    assert_eq!(Format::V5.state(&old(postcard::to_stdvec(&image).unwrap())).unwrap(), image, "a value of the store");
+}
+
+#[test]
+fn where_a_partition_was_begun_is_known_until_it_is_moved() {
+    let begun = |frames: &[Frame]| {
+        let mut state = state();
+        frames.iter().for_each(|frame| state.apply(frame));
+        state.partitions[&position(0, 0).partition].begun
+    };
+    let start = [Frame::Start(position(0, 5)), Frame::Begun { partition: position(0, 5).partition }];
+    let moved = |next, cause| [&start[..], &[block(1, 10), Frame::Move { to: position(0, next), cause }]].concat();
+    assert_eq!(begun(&start[..1]), None, "others have read before");
+    assert_eq!(begun(&[&start[..], &[block(1, 10)]].concat()), Some(5));
+    assert_eq!(begun(&moved(20, MoveCause::Gap { from: 10 })), Some(5));
+    assert_eq!(begun(&moved(7, MoveCause::Reset)), Some(5));
+    assert_eq!(begun(&moved(3, MoveCause::Reset)), None, "behind a log that was cut off before that");
+    assert_eq!(begun(&moved(0, MoveCause::Recreated)), Some(0));
+    for cause in [MoveCause::Operator, MoveCause::Takeover] {
+        assert_eq!(begun(&moved(5, cause)), None);
+    }
 }
 
 #[test]
@@ -517,13 +559,15 @@ fn the_bytes_of_a_frame_never_change() {
     assert_eq!(hex(&Frame::Checkpoint { number: 300 }), GOLDEN[2]);
     let begun = Begun { topic_id: "id".into(), partitions: 3 };
     assert_eq!(hex(&Frame::Topic { name: "t".into(), begun }), GOLDEN[3]);
+    assert_eq!(hex(&Frame::Begun { partition: position(3, 0).partition }), GOLDEN[4]);
 }
 
-const GOLDEN: [&str; 4] = [
+const GOLDEN: [&str; 5] = [
     "07000000e17897120001030102ac02",
     "190000009392eb74060100000174000269641401017201000a0a01020301000000",
     "0300000098c1656809ac02",
     "070000003156474d10017402696406",
+    "040000003ca3873611017406",
 ];
 
 #[derive(Clone, Debug)]
@@ -696,7 +740,7 @@ proptest! {
     fn no_bytes_make_the_reader_panic(bytes in prop::collection::vec(any::<u8>(), 0..300), valid in any::<bool>()) {
         let mut segment = if valid { encode(1, &block(1, 2)).unwrap() } else { Vec::new() };
         segment.extend(bytes);
-        for format in [Format::V3, Format::V4, Format::CURRENT] {
+        for format in [Format::V3, Format::V4, Format::V5, Format::CURRENT] {
             let frames = Frames { segment: 1, format, bytes: &segment, position: 0 };
             prop_assert!(frames.count() <= segment.len());
         }

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use serde::Deserialize;
 
 use super::frame::{self, BlockSource, FileIntent, Header, Mark, MoveCause, Piece, Position, QueueChange, Seal};
-use super::state::{self, FileState, PartitionState, Place, Totals};
+use super::state::{self, FileState, Place, Totals};
+use super::v5::{self, PartitionState};
 use crate::config::Visibility;
 use crate::msource::TopicPartition;
 use crate::record::Reject;
@@ -60,7 +61,7 @@ impl From<State> for state::State {
             number: old.number,
             next_file: old.next_file,
             next_key: old.next_key,
-            partitions: old.partitions,
+            partitions: v5::partitions(old.partitions),
             files: old.files,
             seals: old.seals,
             totals: old.totals,

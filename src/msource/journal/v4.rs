@@ -7,7 +7,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::frame::{self, FileIntent, Header, Mark, MoveCause, Position, QueueChange, Seal};
-use super::state::{self, FileState, PartitionState, Place, Totals};
+use super::state::{self, FileState, Place, Totals};
+use super::v5::{self, PartitionState};
 use crate::config::Visibility;
 use crate::msource::TopicPartition;
 
@@ -59,7 +60,7 @@ impl From<State> for state::State {
             number: old.number,
             next_file: old.next_file,
             next_key: old.next_key,
-            partitions: old.partitions,
+            partitions: v5::partitions(old.partitions),
             files: old.files,
             seals: old.seals,
             totals: old.totals,
