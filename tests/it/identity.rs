@@ -253,6 +253,18 @@ fn go_on(service: &Service) {
 
 #[test]
 fn a_broker_that_does_not_know_a_topic_for_a_moment_sets_nothing_aside() {
+    assert_what_is_hidden_waits_for(Proxy::hide_topic, |topic| format!("the brokers have no topic {topic} any more"));
+}
+
+#[test]
+fn a_broker_that_leaves_a_topic_out_of_its_answer_for_a_moment_sets_nothing_aside() {
+    assert_what_is_hidden_waits_for(Proxy::leave_out_topic, |topic| {
+        format!("cannot find out whether the topic of {topic}[0] is still there")
+    });
+}
+
+/// A home with hidden lines waits while brokers hide its topic so, and logs this of the topic.
+fn assert_what_is_hidden_waits_for(hide: fn(&Proxy, &str), logged: impl Fn(&str) -> String) {
     let topic = Topic::create("unknown", 1);
     let proxy = Proxy::new(&topic.brokers);
     let mut home = Home::with_brokers(&topic, proxy.address());
@@ -266,9 +278,9 @@ fn a_broker_that_does_not_know_a_topic_for_a_moment_sets_nothing_aside() {
     });
     service.kill();
     let service = asking(&home, "60000");
-    proxy.hide_topic(&topic.name);
+    hide(&proxy, &topic.name);
     go_on(&service);
-    wait_logged(&home, &format!("the brokers have no topic {} any more", topic.name));
+    wait_logged(&home, &logged(&topic.name));
     proxy.pass_unchanged();
     home.wait_done(&produced);
     service.terminate();

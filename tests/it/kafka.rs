@@ -216,6 +216,37 @@ fn a_topic_created_again_while_the_service_is_stopped_is_read_from_its_start() {
 }
 
 #[test]
+fn a_topic_created_again_on_brokers_without_topic_ids_is_read_from_its_first_record() {
+    let broker = OwnBroker::new("");
+    let topic = Topic::on(broker.address(), "noids", 1, &[]);
+    let proxy = Proxy::new(broker.address());
+    proxy.without_topic_ids();
+    let mut home = Home::with_brokers(&topic, proxy.address());
+    home.in_group();
+    // librdkafka says nothing of such a topic.
+    let service = home.foreground_with(|command| command.env("FAULT_WATCHDOG_MS", "5000"));
+    let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, 500);
+    home.wait_done(&produced);
+    // Records of a later leader epoch than those of a new topic have.
+    broker.stop();
+    broker.start();
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 500, 500));
+    home.wait_done(&produced);
+    topic.recreate();
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 1000, 300));
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+    wait_logged(&home, "the leader epochs of the partition began again", 1);
+    assert!(!home.log().contains("was cut off"), "nothing was");
+    let service = home.foreground();
+    produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 1300, 200));
+    home.wait_done(&produced);
+    home.assert_exactly(&produced);
+    service.terminate();
+}
+
+#[test]
 fn what_was_hidden_of_a_topic_that_is_deleted_after_a_kill_is_set_aside_and_said() {
     let topic = Topic::create("gone", 2);
     let mut home = home(&topic, Mode::Group);
@@ -697,7 +728,9 @@ fn aborted_transactions_are_left_out_and_lag_reaches_0_behind_them() {
     let (mut committed, _) = make(0, 200, Transaction::Committed);
     let (aborted, _) = make(200, 200, Transaction::Aborted);
     let mut all = [&committed[..], &aborted].concat();
-    let strict = home(&topic, Mode::Group);
+    let mut strict = home(&topic, Mode::Group);
+    // As librdkafka takes it, too.
+    strict.set("kafka.librdkafka", json!({"session.timeout.ms": "6000", "isolation.level": "READ_COMMITTED"}));
     let mut lax = home(&topic, Mode::All);
     lax.set("kafka.librdkafka", json!({"isolation.level": "read_uncommitted"}));
     let services = [&strict, &lax].map(Home::foreground);

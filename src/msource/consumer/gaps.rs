@@ -65,6 +65,8 @@ impl Consumer {
                 Ok(())
             }
             Remedy::Wait => {
+                // As below.
+                self.watchdog.forget(&partition);
                 self.in_trouble(format!(
                     "{partition}: the broker's log ends at {high}, before the stored offset {offset}: waiting to see whether that lasts"
                 ));

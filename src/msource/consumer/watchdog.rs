@@ -3,6 +3,8 @@
 //! librdkafka has had ways to stop fetching a partition for good. A partition that has lag and whose offset has not moved for
 //! a minute, although we took what there was, is one of them: the client is replaced, and reads on from what is durable.
 //! Lag is what a consumer of the configured isolation level can reach, so an open transaction is waited for, not blamed.
+//! A log that ends before the place of the partition, of which the client says nothing, is another one: where topics have no ids,
+//! librdkafka takes the leaders of a topic that was made again for old ones, since their epochs are lower, and fetches no more.
 //!
 //! **What it does not do.** It does not blame the client while brokers do not answer: what cannot be asked is no lag.
 //!
@@ -46,6 +48,21 @@ pub(super) enum Old {
     Abandoned,
 }
 
+/// A partition that stands still.
+struct Still {
+    partition: TopicPartition,
+    next: i64,
+    /// Whether its topic has an id, so that another topic of its name would have shown.
+    has_id: bool,
+}
+
+impl Still {
+    /// Whether another client may read on, with a log that ends here.
+    fn is_by_client(&self, end: i64) -> bool {
+        end > self.next || !self.has_id && end < self.next
+    }
+}
+
 impl Watchdog {
     pub(super) fn new(now: Instant) -> Self {
         Self { patience: fault::duration("FAULT_WATCHDOG_MS", PATIENCE), look_at: now, seen: HashMap::new() }
@@ -82,7 +99,8 @@ impl Consumer {
                     if *next == slot.next && slot.fetch != Fetch::Stale && !self.blocked.has(&slot.partition) =>
                 {
                     if now >= *since + patience {
-                        still.push((slot.partition.clone(), slot.next));
+                        let has_id = !slot.topic_id.is_empty();
+                        still.push(Still { partition: slot.partition.clone(), next: slot.next, has_id });
                     }
                 }
                 _ => drop(seen.insert(slot.partition.clone(), (slot.next, now))),
@@ -95,14 +113,20 @@ impl Consumer {
         self.watchdog.look_at = next_question(now, patience / 12);
         // Of a partition whose end is not known, nothing is said: it is asked for again.
         let known = still.into_iter().zip(ends).filter_map(|(place, end)| Some((place, end.ok()?)));
-        let known: Vec<((TopicPartition, i64), i64)> = known.collect();
-        let Some(((partition, next), end)) = known.iter().find(|((_, next), end)| end > next) else {
-            for ((partition, next), _) in known {
+        let known: Vec<(Still, i64)> = known.collect();
+        let Some((Still { partition, next, .. }, end)) = known.iter().find(|(still, end)| still.is_by_client(*end))
+        else {
+            for (Still { partition, next, .. }, _) in known {
                 self.watchdog.seen.insert(partition, (next, now));
             }
             return Ok(());
         };
-        tracing::error!(%partition, offset = next, lag = end - next, "no record came for {} s although there are some: replacing the Kafka client", patience.as_secs());
+        let seconds = patience.as_secs();
+        if end > next {
+            tracing::error!(%partition, offset = next, lag = end - next, "no record came for {seconds} s although there are some: replacing the Kafka client");
+        } else {
+            tracing::error!(%partition, offset = next, end, "the log has ended before the offset for {seconds} s, and the Kafka client does not say so: replacing it");
+        }
         self.parts.desk.client_restarts.fetch_add(1, Ordering::Relaxed);
         self.renew_client("the Kafka client stood still and was replaced", Old::Abandoned)
     }
@@ -120,8 +144,8 @@ impl Consumer {
     }
 
     /// Where each partition ends; asked of another client when ours gives no answer at all.
-    fn ends(&self, still: &[(TopicPartition, i64)]) -> Vec<Result<i64, KafkaError>> {
-        let queries: Vec<_> = still.iter().map(|(partition, _)| (partition.clone(), OffsetSpec::Latest)).collect();
+    fn ends(&self, still: &[Still]) -> Vec<Result<i64, KafkaError>> {
+        let queries: Vec<_> = still.iter().map(|still| (still.partition.clone(), OffsetSpec::Latest)).collect();
         let ask = |client: &Client| client.list_offsets(&queries, ASK);
         let ends = ask(&self.client);
         if ends.iter().any(Result::is_ok) {

@@ -24,6 +24,8 @@ pub(crate) const JOIN_GROUP: i16 = 11;
 pub(crate) const OFFSET_COMMIT: i16 = 8;
 /// See [`FETCH`].
 pub(crate) const HEARTBEAT: i16 = 12;
+/// Number of the request `ApiVersions`.
+const API_VERSIONS: i16 = 18;
 /// Number of the request `DescribeGroups`.
 pub(crate) const DESCRIBE_GROUPS: i16 = 15;
 /// Number of the request `ConsumerGroupHeartbeat`, of KIP-848.
@@ -90,8 +92,8 @@ struct Faults {
     open: Vec<TcpStream>,
 }
 
-/// What changes an answer in place.
-type Change = dyn FnMut(&mut [u8]) + Send;
+/// What changes an answer.
+type Change = dyn FnMut(&mut Vec<u8>) + Send;
 
 /// See [`Change`].
 struct Rewrite(Box<Change>);
@@ -291,8 +293,8 @@ impl Proxy {
         self.shared.lock().flip.insert(api_key, count);
     }
 
-    /// Changes every answer to a request in place, until [`Proxy::pass_unchanged`].
-    pub(crate) fn rewrite(&self, api_key: i16, change: impl FnMut(&mut [u8]) + Send + 'static) {
+    /// Changes every answer to a request, until [`Proxy::pass_unchanged`].
+    pub(crate) fn rewrite(&self, api_key: i16, change: impl FnMut(&mut Vec<u8>) + Send + 'static) {
         self.shared.lock().rewrite.insert(api_key, Rewrite(Box::new(change)));
     }
 
@@ -305,6 +307,29 @@ impl Proxy {
                 if frame[at..].starts_with(name.as_bytes()) && frame[at - 1] == name.len() as u8 + 1 {
                     frame[at - 3..at - 1].copy_from_slice(&UNKNOWN_TOPIC.to_be_bytes());
                 }
+            }
+        });
+    }
+
+    /// Has brokers leave the topic of this name out of what they say of topics, until [`Proxy::pass_unchanged`].
+    pub(crate) fn leave_out_topic(&self, name: &str) {
+        let name = name.to_owned();
+        self.rewrite(METADATA, move |frame| without_topic(frame, &name));
+    }
+
+    /// Has brokers offer no version of a request in which topics have ids: as those before 2.8, for a classic group.
+    pub(crate) fn without_topic_ids(&self) {
+        self.rewrite(API_VERSIONS, |frame| {
+            // Behind the correlation id and the error: a list of keys, each with its versions and an empty list of tags.
+            assert!(frame[6] < 128, "more than one byte of length");
+            let count = usize::from(frame[6]) - 1;
+            for key in frame[7..].chunks_exact_mut(7).take(count) {
+                let last: i16 = match i16::from_be_bytes([key[0], key[1]]) {
+                    METADATA => 9,
+                    FETCH => 12,
+                    _ => continue,
+                };
+                key[4..6].copy_from_slice(&last.to_be_bytes());
             }
         });
     }
@@ -391,7 +416,7 @@ fn carry(
     shared: &Shared,
     mut from: TcpStream,
     mut to: &TcpStream,
-    mut fate: impl FnMut(&mut [u8]) -> Fate,
+    mut fate: impl FnMut(&mut Vec<u8>) -> Fate,
 ) -> io::Result<()> {
     let mut frame = Vec::new();
     loop {
@@ -410,13 +435,13 @@ fn carry(
             }
         }
         shared.pass();
-        to.write_all(&length)?;
+        to.write_all(&(frame.len() as u32).to_be_bytes())?;
         to.write_all(&frame)?;
     }
 }
 
 /// Applies the faults that are chosen for a request to an answer.
-fn answer(shared: &Shared, (key, version): Request, frame: &mut [u8]) -> Fate {
+fn answer(shared: &Shared, (key, version): Request, frame: &mut Vec<u8>) -> Fate {
     *shared.answered.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
     let delay = {
         let mut faults = shared.lock();
@@ -464,6 +489,99 @@ fn answer(shared: &Shared, (key, version): Request, frame: &mut [u8]) -> Fate {
         }
     }
     Fate::Arrives
+}
+
+/// Takes a topic out of an answer to [`METADATA`], of version 10 or later.
+fn without_topic(frame: &mut Vec<u8>, name: &str) {
+    let mut at = Place { frame, at: 4 };
+    at.tags();
+    // How long the brokers throttle; the brokers; the cluster's id; the controller.
+    at.skip(4);
+    for _ in 0..at.length() {
+        at.skip(4);
+        at.bytes();
+        at.skip(4);
+        at.bytes();
+        at.tags();
+    }
+    at.bytes();
+    at.skip(4);
+    let list = at.at;
+    let count = at.length();
+    let behind = at.at;
+    let topics: Vec<_> = (0..count).map(|_| at.topic()).collect();
+    let Some((_, place)) = topics.into_iter().find(|(found, _)| found == name.as_bytes()) else { return };
+    frame.drain(place);
+    // Lengths are of 7 bits a byte, the lowest first, and one more than what they count.
+    let length = count as u8;
+    assert!(behind == list + 1 && count < 127, "more than one byte of length");
+    frame[list] = length;
+}
+
+/// A place in an answer whose lengths are variable.
+struct Place<'a> {
+    frame: &'a [u8],
+    at: usize,
+}
+
+impl Place<'_> {
+    fn skip(&mut self, bytes: usize) {
+        self.at += bytes;
+    }
+
+    fn number(&mut self) -> usize {
+        let mut number = 0;
+        for shift in (0..).step_by(7) {
+            let byte = self.frame[self.at];
+            self.at += 1;
+            number |= usize::from(byte & 0x7f) << shift;
+            if byte < 128 {
+                break;
+            }
+        }
+        number
+    }
+
+    /// Of a list or a text; 0 of none.
+    fn length(&mut self) -> usize {
+        self.number().saturating_sub(1)
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        let length = self.length();
+        self.skip(length);
+        self.frame[self.at - length..self.at].to_vec()
+    }
+
+    fn tags(&mut self) {
+        for _ in 0..self.number() {
+            self.number();
+            let size = self.number();
+            self.skip(size);
+        }
+    }
+
+    /// A topic of [`METADATA`]: its name, and where it stands.
+    fn topic(&mut self) -> (Vec<u8>, std::ops::Range<usize>) {
+        let from = self.at;
+        self.skip(2);
+        let name = self.bytes();
+        // Its id, and whether it is the brokers' own.
+        self.skip(16 + 1);
+        for _ in 0..self.length() {
+            // Error, number, leader, epoch; replicas, those in sync, those that are away.
+            self.skip(2 + 4 + 4 + 4);
+            for _ in 0..3 {
+                let replicas = self.length();
+                self.skip(4 * replicas);
+            }
+            self.tags();
+        }
+        // What whoever asks may do.
+        self.skip(4);
+        self.tags();
+        (name, from..self.at)
+    }
 }
 
 /// Has an answer to [`LIST_OFFSETS`] say that these partitions of a topic have no leader.
