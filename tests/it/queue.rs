@@ -1,12 +1,13 @@
 //! The failure queue: what is rejected waits there until it is mended, exported or cleared.
 
 use std::fs;
+use std::time::Duration;
 
 use mtga::control::State;
 use mtga::record::Reason;
 use serde_json::Value;
 
-use crate::harness::process::{Finished, Service};
+use crate::harness::process::{Finished, Service, keeping_no_free_memory};
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, holds, wait_until};
 use crate::sealed;
 
@@ -564,4 +565,41 @@ fn memory_is_bounded_while_every_record_is_rejected_and_while_they_are_read_agai
     eprintln!("{stored} MiB, started again {read} MiB");
     assert!(stored < 240 && read < 140, "{stored} MiB, started again {read} MiB, with a bound of 32 MiB");
     home.stop();
+}
+
+#[test]
+fn the_queue_is_listed_in_time_while_many_large_rejects_arrive() {
+    const RECORDS: u64 = 100;
+    let topic = Topic::create("largelist", 1);
+    let large = |n| Record { value: Some(vec![b'{'; (200 << 10) + (n as usize % 300 << 10)]), ..nameless(n) };
+    let mut home = Home::new(&topic);
+    // A list reads all that it tells of, with a program that is not optimised and beside other tests.
+    home.set("memory", "64MiB").set("failure_queue.max_bytes", "1GiB").set("rpc.timeout", "30s");
+    let service = home.foreground_with(keeping_no_free_memory);
+    home.wait_for(State::Consuming);
+    let (mut listed, mut longest) = (Vec::new(), Duration::ZERO);
+    std::thread::scope(|scope| {
+        let produces = scope.spawn(|| {
+            for batch in 0..RECORDS / 10 {
+                let records: Vec<_> = (batch * 10..(batch + 1) * 10).map(large).collect();
+                topic.produce(Codec::None, &records);
+            }
+        });
+        wait_until("all are rejected", 3 * SOON, || {
+            let done = home.mtga(["--json", "failure_queue_list", "--limit", "1000000"]);
+            longest = longest.max(done.took);
+            let entries: Value = serde_json::from_str(&done.success()).expect("JSON");
+            listed.push(entries.as_array().expect("a list").len() as u64);
+            let counts = home.try_status()?.counts;
+            holds(produces.is_finished() && counts.rejected.iter().sum::<u64>() == RECORDS, counts)
+        });
+    });
+    assert!(listed.is_sorted(), "nothing that was listed is missing later: {listed:?}");
+    let beside = listed.iter().filter(|count| (1..RECORDS).contains(count)).count();
+    assert!(beside >= 3, "it is listed while they arrive: {listed:?}");
+    assert_eq!(home.failures().len() as u64, RECORDS);
+    let most = service.memory("VmHWM:") >> 20;
+    service.terminate();
+    eprintln!("listed {} times, {beside} of them beside new rejects, {longest:?} at most; {most} MiB", listed.len());
+    assert!(most < 256, "{most} MiB with a bound of 64 MiB");
 }
