@@ -16,7 +16,7 @@ use crate::harness::proxy::Loss;
 use crate::harness::{Codec, Home, Mix, Proxy, Record, SOON, Topic, broker, events, holds, wait_until};
 
 /// The requests that the service sends, by Kafka's numbers.
-const REQUESTS: [(&str, i16); 13] = [
+const REQUESTS: [(&str, i16); 15] = [
     ("Fetch", 1),
     ("ListOffsets", 2),
     ("Metadata", 3),
@@ -27,9 +27,11 @@ const REQUESTS: [(&str, i16); 13] = [
     ("Heartbeat", 12),
     ("LeaveGroup", 13),
     ("SyncGroup", 14),
+    ("DescribeGroups", 15),
     ("ApiVersions", 18),
     ("OffsetForLeaderEpoch", 23),
     ("ConsumerGroupHeartbeat", 68),
+    ("ConsumerGroupDescribe", 69),
 ];
 
 /// When the answers are lost.
@@ -39,9 +41,15 @@ enum Begin {
     First,
     /// At a start after a kill, with a block to be completed.
     Killed,
+    /// The same, of a group whose offsets were deleted meanwhile.
+    Forgotten,
+    /// At a start after a kill, with a range prepared of a topic that is configured no more.
+    TakenOut,
     /// While another instance gives partitions up to this one: half of them, then the rest.
     Takeover,
 }
+
+const BEGINS: [Begin; 5] = [Begin::First, Begin::Killed, Begin::Forgotten, Begin::TakenOut, Begin::Takeover];
 
 /// How the service gets its partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +57,9 @@ enum Group {
     Alone,
     In(Protocol),
 }
+
+const GROUPS: [Group; 4] =
+    [Group::Alone, Group::In(Protocol::Cooperative), Group::In(Protocol::Eager), Group::In(Protocol::Consumer)];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Files {
@@ -83,23 +94,48 @@ const STEP: u64 = 60;
 impl Case {
     /// Whether the request is sent at all in such a case.
     fn is_real(&self) -> bool {
-        use Protocol::{Consumer, Cooperative, Eager};
+        let is_classic = matches!(self.group, Group::In(Protocol::Cooperative | Protocol::Eager));
         let in_group = self.group != Group::Alone;
+        let is_static = self.is_killed();
         let is_possible = match self.request.0 {
-            "JoinGroup" | "SyncGroup" | "Heartbeat" => matches!(self.group, Group::In(Cooperative | Eager)),
-            // A static member does not leave, and after a kill it is one.
-            "LeaveGroup" => matches!(self.group, Group::In(Cooperative | Eager)) && self.begin != Begin::Killed,
-            "ConsumerGroupHeartbeat" => self.group == Group::In(Consumer),
+            "JoinGroup" | "SyncGroup" | "Heartbeat" => is_classic,
+            // A static member does not leave.
+            "LeaveGroup" => is_classic && !is_static,
+            // A static member asks who has its name; first as if the group were one of the new protocol.
+            "DescribeGroups" | "ConsumerGroupDescribe" if is_classic => is_static,
+            "DescribeGroups" => false,
+            "ConsumerGroupDescribe" => self.begin == Begin::TakenOut,
+            "ConsumerGroupHeartbeat" => self.group == Group::In(Protocol::Consumer),
             "OffsetFetch" => in_group,
             // Without a group nothing is committed where files are hidden.
             "OffsetCommit" | "FindCoordinator" => in_group || self.files == Files::Live,
             // Nothing is asked for where a partition goes on where it stood.
             "ListOffsets" => self.begin == Begin::First,
             // Where a partition goes on, the broker is asked whether it still has the record before.
-            "OffsetForLeaderEpoch" => self.begin != Begin::First,
+            "OffsetForLeaderEpoch" => !matches!(self.begin, Begin::First | Begin::TakenOut),
             _ => true,
         };
-        is_possible && (in_group || self.begin != Begin::Takeover)
+        is_possible
+            && match self.begin {
+                Begin::First | Begin::Killed => true,
+                Begin::Takeover => in_group,
+                // Other requests are as after any kill.
+                Begin::Forgotten => self.is_about_group(),
+                // With the other protocols nobody need be asked.
+                Begin::TakenOut => {
+                    let is_asking = self.group == Group::In(Protocol::Consumer) && self.files == Files::Sealed;
+                    is_asking && self.is_about_group()
+                }
+            }
+    }
+
+    /// Whether it is sent to the coordinator of a group, or for it, by its members.
+    fn is_about_group(&self) -> bool {
+        self.group != Group::Alone && matches!(self.request.1, 8..=15 | 68..=69)
+    }
+
+    fn is_killed(&self) -> bool {
+        matches!(self.begin, Begin::Killed | Begin::Forgotten)
     }
 
     /// Whether most of its time is waited: the answer to joining a group is waited for as long as a rebalance may take.
@@ -110,8 +146,8 @@ impl Case {
     fn all() -> Vec<Self> {
         let mut cases = Vec::new();
         for request in REQUESTS {
-            for begin in [Begin::First, Begin::Killed, Begin::Takeover] {
-                for group in [Group::Alone, Group::In(Protocol::Cooperative), Group::In(Protocol::Consumer)] {
+            for begin in BEGINS {
+                for group in GROUPS {
                     for files in [Files::Live, Files::Sealed] {
                         for (count, loss) in
                             [(1, Loss::Cut), (3, Loss::Cut), (1, Loss::Swallowed), (3, Loss::Swallowed)]
@@ -128,11 +164,8 @@ impl Case {
 
     fn fleet(&self, topic: &Topic, proxy: &Proxy) -> Fleet {
         let protocol = if let Group::In(protocol) = self.group { protocol } else { Protocol::Cooperative };
-        let membership = match self.begin {
-            // The group waits for no session of the killed one, but in the new protocol.
-            Begin::Killed => Membership::Static,
-            _ => Membership::Dynamic,
-        };
+        // The group waits for no session of a killed static member, but in the new protocol.
+        let membership = if self.is_killed() { Membership::Static } else { Membership::Dynamic };
         let mut fleet = Fleet::new(topic, 2, protocol, membership);
         if self.group == Group::Alone {
             fleet.set("kafka.assignment", &"all");
@@ -179,7 +212,7 @@ impl Case {
                 lose(!at_the_end);
                 fleet.start(0);
             }
-            Begin::Killed => {
+            Begin::Killed | Begin::Forgotten => {
                 fleet.start(0);
                 self.wait_done(&fleet, &produced);
                 fleet.stop(0);
@@ -193,7 +226,25 @@ impl Case {
                 if self.files == Files::Live {
                     tear(&fleet.homes[0]);
                 }
+                if self.begin == Begin::Forgotten {
+                    fleet.delete_group();
+                }
                 lose(!at_the_end);
+                fleet.start(0);
+            }
+            Begin::TakenOut => {
+                fleet.start_to_fail(0, "seal.prepared");
+                fleet.wait_killed(0);
+                let other = Topic::create("lostother", 1);
+                fleet.set("kafka.topics", &vec![other.name.clone()]);
+                lose(!at_the_end);
+                fleet.start(0);
+                wait_until("what was prepared is given up", SOON, || {
+                    let hidden = events::hidden(&fleet.homes[0].path("data"));
+                    holds(hidden.is_empty(), (hidden, fleet.ask(0)))
+                });
+                fleet.stop(0);
+                fleet.set("kafka.topics", &vec![topic.name.clone()]);
                 fleet.start(0);
             }
             Begin::Takeover => {
@@ -262,16 +313,21 @@ fn run_all(cases: Vec<Case>, at_once: usize) {
     assert!(failed.is_empty(), "{} of {count} cases: {failed:#?}", failed.len());
 }
 
-/// What the suite runs: each request at each begin, in turn alone, in a group and in the new protocol, live and sealed, with one
-/// answer and with three, cut off and swallowed.
+/// What the suite runs: each request at each begin, in turn with each kind of group and files, with one answer and with three,
+/// cut off and swallowed; and each begin in each kind of group.
 fn chosen() -> Vec<Case> {
+    let all: Vec<_> = Case::all().into_iter().filter(|case| !case.is_slow()).collect();
     let mut chosen: Vec<Case> = Vec::new();
     for (number, (name, _)) in REQUESTS.iter().enumerate() {
-        for (turn, begin) in [Begin::First, Begin::Killed, Begin::Takeover].into_iter().enumerate() {
-            let is_of = |case: &Case| case.request.0 == *name && case.begin == begin && !case.is_slow();
-            let of: Vec<Case> = Case::all().into_iter().filter(is_of).collect();
+        for (turn, begin) in BEGINS.into_iter().enumerate() {
+            let of: Vec<_> = all.iter().filter(|case| case.request.0 == *name && case.begin == begin).collect();
             // A fixed walk through the cases, so that all values of each kind come.
             chosen.extend(of.get((number * 7 + turn * 5) % of.len().max(1)).copied());
+        }
+    }
+    for case in all {
+        if !chosen.iter().any(|other| (other.begin, other.group) == (case.begin, case.group)) {
+            chosen.push(case);
         }
     }
     chosen

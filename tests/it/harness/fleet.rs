@@ -260,6 +260,11 @@ impl Fleet {
         Group::remove_members(&self.topic.brokers, &format!("g_{}", self.topic.name));
     }
 
+    /// Deletes the group with its offsets, once it has no member any more.
+    pub(crate) fn delete_group(&self) {
+        Group::delete(&self.topic.brokers, &format!("g_{}", self.topic.name));
+    }
+
     /// What the group has, by partition.
     pub(crate) fn committed(&self) -> BTreeMap<i32, i64> {
         self.group.committed(&self.topic).into_iter().collect()

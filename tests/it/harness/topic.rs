@@ -488,6 +488,17 @@ impl Group {
         assert_eq!(answer[12..], [0, 0], "the members are removed");
     }
 
+    /// Deletes it with its offsets, once it has no member any more.
+    pub(crate) fn delete(brokers: &str, name: &str) {
+        let admin: AdminClient<DefaultClientContext> =
+            ClientConfig::new().set("bootstrap.servers", brokers).create().expect("an admin client");
+        wait_until(&format!("the group {name} is deleted"), SOON, || {
+            let done = block_on(admin.delete_groups(&[name], &AdminOptions::new()));
+            let well = done.iter().all(|groups| groups.iter().all(Result::is_ok));
+            holds(well && done.is_ok(), done)
+        });
+    }
+
     /// Its committed offsets, by partition.
     pub(crate) fn committed(&self, topic: &Topic) -> HashMap<i32, i64> {
         let mut list = rdkafka::TopicPartitionList::new();
