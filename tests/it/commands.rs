@@ -19,12 +19,12 @@ fn sealed(home: &mut Home) {
 }
 
 /// With a short session, which is what commands wait for.
-fn in_group(home: &mut Home) {
+pub(crate) fn in_group(home: &mut Home) {
     let properties = json!({"session.timeout.ms": "3000", "heartbeat.interval.ms": "500"});
     home.in_group().set("kafka.librdkafka", properties);
 }
 
-fn sealed_in_group(home: &mut Home) {
+pub(crate) fn sealed_in_group(home: &mut Home) {
     sealed(home);
     in_group(home);
 }
@@ -42,7 +42,7 @@ fn killed_at(home: &Home, point: &str, args: &[&str]) {
 }
 
 /// The numbers of the records that have a line a reader can see, in order, with those that have several.
-fn numbers(home: &Home) -> Vec<u64> {
+pub(crate) fn numbers(home: &Home) -> Vec<u64> {
     let mut found: Vec<_> =
         home.events().iter().flat_map(|file| &file.lines).map(|line| events::origin(line).1).collect();
     found.sort_unstable();
@@ -50,7 +50,7 @@ fn numbers(home: &Home) -> Vec<u64> {
 }
 
 /// Runs the service until everything up to here is read, and published.
-fn read_to_the_end(home: &Home) {
+pub(crate) fn read_to_the_end(home: &Home) {
     let service = home.foreground();
     wait_until("no lag", SOON, || {
         let status = home.try_status()?;
@@ -131,13 +131,13 @@ fn a_move_that_gives_hidden_records_up_and_is_interrupted_loses_and_repeats_none
     });
 }
 
-fn adopt(ours: &Home, lost: &Home) -> Value {
+pub(crate) fn adopt(ours: &Home, lost: &Home) -> Value {
     let done = Finished::run(ours.command().args(["--json", "adopt"]).arg(lost.path("")), 2 * SOON);
     serde_json::from_str(&done.success()).expect("adopt prints JSON")
 }
 
 /// Has a home read 600 records, and be killed with the second half of them written and not committed, or prepared.
-fn lose(home: &Home, topic: &Topic, kind: &str) -> Vec<Record> {
+pub(crate) fn lose(home: &Home, topic: &Topic, kind: &str) -> Vec<Record> {
     let mut produced = topic.fill(Codec::None, Mix::Dirty, 0, 300);
     read_to_the_end(home);
     produced.extend(topic.fill(Codec::None, Mix::Dirty, 300, 300));
@@ -152,7 +152,7 @@ fn lose(home: &Home, topic: &Topic, kind: &str) -> Vec<Record> {
 }
 
 /// Demands that every record has its line, or its entry of a failure queue, once in one of these homes.
-fn assert_each_once(what: &str, homes: [&Home; 2], produced: &[Record]) {
+pub(crate) fn assert_each_once(what: &str, homes: [&Home; 2], produced: &[Record]) {
     let expected = oracle::expect(produced);
     let mut found: Vec<_> = homes.iter().flat_map(|home| home.events()).flat_map(|file| file.lines).collect();
     let mut lines: Vec<_> = expected.lines.into_values().flatten().collect();

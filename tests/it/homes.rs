@@ -38,13 +38,6 @@ fn assert_exactly_after_all(home: &Home, produced: &[Record]) {
     home.stop();
 }
 
-/// Takes the last bytes of the last event file away: what a kill in the middle of a write leaves.
-fn tear(home: &Home) {
-    let path = events::paths(&home.path("data")).pop().expect("an event file");
-    let file = fs::File::options().write(true).open(path).expect("a file");
-    file.set_len(file.metadata().expect("a file").len() - 40).expect("a file");
-}
-
 #[test]
 fn a_command_that_waits_for_the_store_lets_no_service_change_the_home_meanwhile() {
     let topic = Topic::create("waits", 1);
@@ -82,44 +75,6 @@ fn a_command_that_waits_for_the_store_lets_no_service_change_the_home_meanwhile(
         home.start();
         home.stop();
     }
-    assert_exactly_after_all(&home, &produced);
-}
-
-#[test]
-fn commands_and_starts_beside_each_other_killed_at_each_step_lose_and_repeat_nothing() {
-    let topic = Topic::create("beside", 2);
-    let home = unsaved(&topic);
-    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 100);
-    home.start();
-    home.wait_written(100);
-    let retry = ["retry_failure_queue"].as_slice();
-    let clear = ["clear_failure_queue", "--older-than", "365d"].as_slice();
-    let end = ["set_offset", "all", "latest"].as_slice();
-    let rounds = [
-        (retry, "home.locked"),
-        (clear, "start.recovered"),
-        (end, "journal.begun"),
-        (retry, "journal.named"),
-        (clear, "start.begun"),
-        (end, "start.applied"),
-    ];
-    for (command, step) in rounds {
-        home.kill9();
-        tear(&home);
-        let killed = spawn(home.command().args(command).env("FAULT_POINT", step));
-        let other = spawn(home.command().args(retry));
-        let start = spawn(home.command().arg("start"));
-        for mut process in [killed, other, start] {
-            // Whoever came first, the others wait for it, or ask the service that runs by then.
-            process.wait().expect("a child");
-        }
-        if holder(&home) == Holder::Nobody {
-            home.start();
-        }
-        produced.extend(topic.fill(Codec::None, Mix::Clean, produced.len() as u64, 100));
-        home.wait_written(produced.len() as u64);
-    }
-    home.stop();
     assert_exactly_after_all(&home, &produced);
 }
 

@@ -62,6 +62,9 @@ mod group;
 /// The processes that may change a home: commands, starts, and what another process does to its files.
 #[cfg(test)]
 mod homes;
+/// Commands and starts beside each other on one home, killed at each step.
+#[cfg(test)]
+mod homes_beside;
 /// Whose records stand at a stored offset: leader epochs, topics created again, logs cut off, and answers that pass.
 #[cfg(test)]
 mod identity;
