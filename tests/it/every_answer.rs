@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::fleet::{Fleet, Membership, Protocol};
 use crate::harness::proxy::Loss;
@@ -88,8 +88,17 @@ fn tear(home: &Home) {
     newest.set_len(length - 3).expect("it can be cut");
 }
 
+/// When hidden files are finished.
+fn rotation() -> Value {
+    json!({"age": "1s", "idle": "300ms"})
+}
+
 /// Records of each step of a case.
 const STEP: u64 = 60;
+
+fn more(topic: &Topic, produced: &mut Vec<Record>) {
+    produced.extend(topic.fill(Codec::None, Mix::Clean, produced.len() as u64, STEP));
+}
 
 impl Case {
     /// Whether the request is sent at all in such a case.
@@ -138,9 +147,11 @@ impl Case {
         matches!(self.begin, Begin::Killed | Begin::Forgotten)
     }
 
-    /// Whether most of its time is waited: the answer to joining a group is waited for as long as a rebalance may take.
+    /// Whether most of its time is waited: the answer to joining a group is waited for as long as a rebalance may take, and who
+    /// is in the group is asked again only after a while.
     fn is_slow(&self) -> bool {
-        matches!(self.request.0, "JoinGroup" | "SyncGroup") && (self.count, self.loss) == (3, Loss::Swallowed)
+        let waits = matches!(self.request.0, "JoinGroup" | "SyncGroup") || self.begin == Begin::TakenOut;
+        waits && (self.count, self.loss) == (3, Loss::Swallowed)
     }
 
     fn all() -> Vec<Self> {
@@ -172,7 +183,7 @@ impl Case {
         }
         if self.files == Files::Sealed {
             fleet.set("sink.visibility", &"sealed");
-            fleet.set("sink.rotate", &json!({"age": "1s", "idle": "300ms"}));
+            fleet.set("sink.rotate", &rotation());
         }
         fleet.set("store.checkpoint", &CHECKPOINT);
         fleet.property("socket.timeout.ms", "2000");
@@ -192,81 +203,98 @@ impl Case {
         }
     }
 
+    fn lose(&self, proxy: &Proxy) {
+        proxy.lose_answers(self.request.1, self.count, self.loss);
+    }
+
+    /// Whether the request is sent at the end of a service and not at its start.
+    fn is_at_the_end(&self) -> bool {
+        self.request.0 == "LeaveGroup"
+    }
+
+    fn start_losing(&self, fleet: &mut Fleet, proxy: &Proxy) {
+        if !self.is_at_the_end() {
+            self.lose(proxy);
+        }
+        fleet.start(0);
+    }
+
+    /// Has the service read, be killed with lines that no checkpoint covers, and start again.
+    fn kill(&self, fleet: &mut Fleet, proxy: &Proxy, produced: &mut Vec<Record>) {
+        fleet.start(0);
+        self.wait_done(fleet, produced);
+        fleet.stop(0);
+        more(&fleet.topic, produced);
+        // No checkpoint covers what comes now.
+        fleet.set("store.checkpoint", &"1m");
+        if self.begin == Begin::Forgotten && self.files == Files::Sealed {
+            // Nor is anything prepared, which would be set aside when the group has forgotten what it took.
+            fleet.set("sink.rotate", &json!({"age": "1h", "idle": "1h"}));
+        }
+        fleet.start(0);
+        fleet.homes[0].wait_written(produced.len() as u64);
+        fleet.kill(0);
+        fleet.set("store.checkpoint", &CHECKPOINT);
+        match self.files {
+            Files::Live => tear(&fleet.homes[0]),
+            Files::Sealed => fleet.set("sink.rotate", &rotation()),
+        }
+        if self.begin == Begin::Forgotten {
+            fleet.delete_group();
+        }
+        self.start_losing(fleet, proxy);
+    }
+
+    /// Has the service be killed with prepared lines, start without their topic, and with it again.
+    fn take_out(&self, fleet: &mut Fleet, proxy: &Proxy) {
+        fleet.start_to_fail(0, "seal.prepared");
+        fleet.wait_killed(0);
+        let (topic, other) = (fleet.topic.name.clone(), Topic::create("lostother", 1));
+        fleet.set("kafka.topics", &vec![other.name]);
+        self.start_losing(fleet, proxy);
+        // As long as the longest session may last, where the group does not tell that the killed service has gone.
+        wait_until("what was prepared is given up", 2 * SOON, || {
+            let hidden = events::hidden(&fleet.homes[0].path("data"));
+            holds(hidden.is_empty(), (hidden, fleet.ask(0)))
+        });
+        fleet.stop(0);
+        fleet.set("kafka.topics", &vec![topic]);
+        fleet.start(0);
+    }
+
+    /// Has the service take partitions over, half of them and then the rest.
+    fn take_over(&self, fleet: &mut Fleet, proxy: &Proxy, produced: &mut Vec<Record>) {
+        fleet.start(1);
+        self.wait_done(fleet, produced);
+        self.start_losing(fleet, proxy);
+        more(&fleet.topic, produced);
+        // It may be half of them.
+        wait_until("the new instance has partitions", 2 * SOON, || {
+            let status = fleet.ask(0)?;
+            holds(status.partitions > 0, status)
+        });
+        self.wait_done(fleet, produced);
+        fleet.stop(1);
+        more(&fleet.topic, produced);
+    }
+
     fn run(&self) {
         let topic = Topic::create("lost", 2);
         let proxy = Proxy::new(broker::address());
         let mut fleet = self.fleet(&topic, &proxy);
         let mut produced = topic.fill(Codec::None, Mix::Clean, 0, STEP);
-        let more = |produced: &mut Vec<Record>| {
-            let first = produced.len() as u64;
-            produced.extend(topic.fill(Codec::None, Mix::Clean, first, STEP));
-        };
-        let lose = |at: bool| {
-            if at {
-                proxy.lose_answers(self.request.1, self.count, self.loss);
-            }
-        };
-        let at_the_end = self.request.0 == "LeaveGroup";
         match self.begin {
-            Begin::First => {
-                lose(!at_the_end);
-                fleet.start(0);
-            }
-            Begin::Killed | Begin::Forgotten => {
-                fleet.start(0);
-                self.wait_done(&fleet, &produced);
-                fleet.stop(0);
-                more(&mut produced);
-                // No checkpoint covers what comes now.
-                fleet.set("store.checkpoint", &"1m");
-                fleet.start(0);
-                fleet.homes[0].wait_written(produced.len() as u64);
-                fleet.kill(0);
-                fleet.set("store.checkpoint", &CHECKPOINT);
-                if self.files == Files::Live {
-                    tear(&fleet.homes[0]);
-                }
-                if self.begin == Begin::Forgotten {
-                    fleet.delete_group();
-                }
-                lose(!at_the_end);
-                fleet.start(0);
-            }
-            Begin::TakenOut => {
-                fleet.start_to_fail(0, "seal.prepared");
-                fleet.wait_killed(0);
-                let other = Topic::create("lostother", 1);
-                fleet.set("kafka.topics", &vec![other.name.clone()]);
-                lose(!at_the_end);
-                fleet.start(0);
-                wait_until("what was prepared is given up", SOON, || {
-                    let hidden = events::hidden(&fleet.homes[0].path("data"));
-                    holds(hidden.is_empty(), (hidden, fleet.ask(0)))
-                });
-                fleet.stop(0);
-                fleet.set("kafka.topics", &vec![topic.name.clone()]);
-                fleet.start(0);
-            }
-            Begin::Takeover => {
-                fleet.start(1);
-                self.wait_done(&fleet, &produced);
-                lose(!at_the_end);
-                fleet.start(0);
-                more(&mut produced);
-                // It may be half of them.
-                wait_until("the new instance has partitions", 2 * SOON, || {
-                    let status = fleet.ask(0)?;
-                    holds(status.partitions > 0, status)
-                });
-                self.wait_done(&fleet, &produced);
-                fleet.stop(1);
-                more(&mut produced);
-            }
+            Begin::First => self.start_losing(&mut fleet, &proxy),
+            Begin::Killed | Begin::Forgotten => self.kill(&mut fleet, &proxy, &mut produced),
+            Begin::TakenOut => self.take_out(&mut fleet, &proxy),
+            Begin::Takeover => self.take_over(&mut fleet, &proxy, &mut produced),
         }
         self.wait_done(&fleet, &produced);
-        more(&mut produced);
+        more(&topic, &mut produced);
         self.wait_done(&fleet, &produced);
-        lose(at_the_end);
+        if self.is_at_the_end() {
+            self.lose(&proxy);
+        }
         if self.files == Files::Sealed {
             wait_until("nothing is hidden any more", SOON, || {
                 let hidden: Vec<_> = fleet.homes.iter().flat_map(|home| events::hidden(&home.path("data"))).collect();
@@ -340,7 +368,7 @@ fn the_first_answers_to_any_request_may_be_lost_at_any_start() {
 
 /// What `scripts/lost-answers` runs: `MTGA_LOST_ANSWERS` has the name of a request, or nothing for all of them.
 #[test]
-#[ignore = "takes half an hour; run by scripts/lost-answers"]
+#[ignore = "takes an hour; run by scripts/lost-answers"]
 fn every_answer_lost_at_every_start() {
     #[expect(clippy::disallowed_methods, reason = "a test has no main through which the environment could enter")]
     let only = std::env::var("MTGA_LOST_ANSWERS").unwrap_or_default();

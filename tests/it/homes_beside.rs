@@ -337,7 +337,7 @@ fn starts_killed_at_each_step_beside_commands_that_wait_lose_and_repeat_nothing(
 
 /// Waits until a process sleeps between two looks, or has ended.
 fn wait_asleep(pid: Pid) {
-    let sleep = format!("{} ", SYS_clock_nanosleep);
+    let sleep = format!("{SYS_clock_nanosleep} ");
     wait_until("it waits", SOON, || {
         let call = fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default();
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
