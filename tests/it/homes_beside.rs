@@ -258,7 +258,8 @@ impl Scene {
 
 /// Has a frozen command die at a step, while a start and another command wait for the home; the service that follows stays.
 fn die_beside(home: &Home, mut killed: Child, point: &str, other: &[&str]) -> Service {
-    let service = home.foreground();
+    // On a busy machine, the command may take longer than a start waits.
+    let service = home.foreground_with(|command| command.env("FAULT_LOCK_MS", "120000"));
     wait_contends(home, service.pid());
     let mut other = spawn(home.command().args(other));
     wait_contends(home, pid(&other));
