@@ -4,7 +4,8 @@
 //! line ends inside a message are escaped, so that foreign text cannot forge a line. From `log.stack_level` on, and
 //! always for a panic, the backtrace follows in indented lines.
 //! Lines are written by a thread of their own and none is dropped; the [`Logging`] that `main` keeps writes the rest when
-//! it goes. A panic that nobody contains (`panics`) is written too, and then ends the process. The log never stops the service: what cannot be written (no space) is lost.
+//! it goes. A panic that nobody contains (`panics`) is written too, and then ends the process. The log never stops the
+//! service: what cannot be written (no space) is lost.
 
 mod line;
 mod rotation;
