@@ -92,9 +92,13 @@ fn a_service_that_is_frozen_at_each_step_and_at_any_moment_under_load_loses_and_
             let written = home.status().counts.written;
             home.wait_written(written + 500);
         }
-        services.iter().for_each(|service| service.signal(Signal::SIGSTOP));
+        for service in &services {
+            service.signal(Signal::SIGSTOP);
+        }
         wait_behind();
-        services.iter().for_each(|service| service.signal(Signal::SIGCONT));
+        for service in &services {
+            service.signal(Signal::SIGCONT);
+        }
     }
     let produced = load.stop();
     for (home, service) in homes.iter().zip(services) {

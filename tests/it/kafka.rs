@@ -81,11 +81,17 @@ fn assert_cuts_are_survived(mode: Mode) {
     let load = topic.load_every(Duration::from_millis(40), Codec::Snappy, Mix::Dirty);
     let services = homes.each_ref().map(Home::foreground);
     for time in 0..3 {
-        homes.iter().for_each(|home| home.wait_written(time * 6000 + 2500));
+        for home in &homes {
+            home.wait_written(time * 6000 + 2500);
+        }
         proxy.cut();
-        homes.iter().for_each(|home| home.wait_for(State::Waiting));
+        for home in &homes {
+            home.wait_for(State::Waiting);
+        }
         proxy.heal();
-        homes.iter().for_each(|home| home.wait_written(time * 6000 + 5000));
+        for home in &homes {
+            home.wait_written(time * 6000 + 5000);
+        }
         proxy.stall();
         let end = topic.end();
         wait_until("2000 records wait behind the stall", SOON, || holds(topic.end() > end + 2000, topic.end()));

@@ -463,8 +463,8 @@ impl Group {
         // One that has lost its session by chance is about to join again.
         wait_until(&format!("the group {name} has a member"), SOON, || {
             let groups = asker.fetch_group_list(Some(name), SOON).map_err(|error| error.to_string())?;
-            let ids = groups.groups().iter().flat_map(rdkafka::groups::GroupInfo::members).map(|member| member.id());
-            members = ids.map(str::to_owned).collect();
+            let found = groups.groups().iter().flat_map(rdkafka::groups::GroupInfo::members);
+            members = found.map(|member| member.id().to_owned()).collect();
             holds(!members.is_empty(), "it has none")
         });
         let text = |text: &str| [&(text.len() as u16).to_be_bytes()[..], text.as_bytes()].concat();
