@@ -124,9 +124,7 @@ impl Server {
         };
         // A panic of one connection ends that connection.
         let serve = move || {
-            if panics::contain(serve).is_err() {
-                panic!("nobody serves the control socket any more");
-            }
+            assert!(panics::contain(serve).is_ok(), "nobody serves the control socket any more");
         };
         let thread = std::thread::Builder::new().name("control".to_owned()).spawn(serve).map_err(trouble)?;
         Ok(Self { closing, thread: Some(thread) })

@@ -34,7 +34,7 @@ const BUFFERED_LINES: usize = 16 * 1024;
 const THREAD: &str = "log";
 
 /// How long a panic may take to be written before it ends the process.
-const LAST_WORDS: Duration = Duration::from_secs(10);
+const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// Whether the log goes to the terminal as well.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,12 +102,13 @@ pub fn init(log: &config::Log, zone: TimeZone, console: Console) -> Result<Loggi
                 std::process::abort();
             }));
         }
+        // First, since the backtrace in the log takes a while on a busy machine.
+        previous(panic);
         let current = thread::current();
         // Who writes the log would wait for itself when the buffer is full.
         if current.name() != Some(THREAD) {
             tracing::error!(target: PANIC, thread = current.name().unwrap_or("?"), "{panic}");
         }
-        previous(panic);
         if is_end {
             // Held to the end: another thread that panics meanwhile must not cut this short.
             let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
