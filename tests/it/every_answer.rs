@@ -294,6 +294,9 @@ impl Case {
         self.wait_done(&fleet, &produced);
         if self.is_at_the_end() {
             self.lose(&proxy);
+        } else {
+            // On a busy machine, a question may end before it is sent; it is asked again.
+            wait_until("an answer is lost", SOON, || holds(proxy.dropped() > 0, "none"));
         }
         if self.files == Files::Sealed {
             wait_until("nothing is hidden any more", SOON, || {
