@@ -20,7 +20,7 @@ use crate::lock::HomeLock;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::TopicPartition;
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
-use crate::msource::journal::{Begun, Frame, MoveCause, Position};
+use crate::msource::journal::{Begun, Frame, MoveCause, Position, State};
 use crate::msource::properties;
 use crate::msource::store::Store;
 use crate::msource::tracker::Tracker;
@@ -97,6 +97,12 @@ pub(super) fn instance(config: &Config) -> String {
     nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default()
 }
 
+/// The prepared ranges of every partition, each with its first offset.
+fn prepared(state: &State) -> Vec<(TopicPartition, i64)> {
+    let ranges = state.seals.values().flat_map(|seal| &seal.ranges).filter_map(|range| range.offsets.as_ref());
+    ranges.map(|offsets| (offsets.to.partition.clone(), offsets.growth.from)).collect()
+}
+
 impl Pipeline {
     /// Opens the home, recovers, and starts every thread. Nothing of the home was looked at before it was locked.
     pub(super) fn start(
@@ -164,8 +170,7 @@ impl Pipeline {
         let Ready { store, journal, journal_dir, dir, state, former, witness } = ready;
         let gauges = Arc::new(Gauges::new(state.clone()));
         let budget = Arc::new(Budget::new(config.memory / BLOCKS_SHARE));
-        let tracker = Arc::new(Tracker::default());
-        let tickets = Arc::new(Tickets::default());
+        let (tracker, tickets) = (Arc::<Tracker>::default(), Arc::<Tickets>::default());
         let turns = Turns::new();
         let (inbox, received) = unbounded();
         let (requests, seals) = unbounded();
@@ -174,9 +179,7 @@ impl Pipeline {
         let template = desk.engine().template.clone();
         let sink = FileSink::new(dir, template, &config.sink, &state.files, state.next_file, Now::current());
         let workers = workers(config.workers, &to_workers, &inbox, &spares, &budget)?;
-        let home = (state.home.clone(), state.incarnation);
-        let ranges = state.seals.values().flat_map(|seal| &seal.ranges).filter_map(|range| range.offsets.as_ref());
-        let prepared = ranges.map(|offsets| (offsets.to.partition.clone(), offsets.growth.from)).collect();
+        let (home, prepared) = ((state.home.clone(), state.incarnation), prepared(&state));
         let delivery = Delivery::new(delivery::Parts {
             inbox: received,
             inbox_sender: inbox.clone(),

@@ -571,7 +571,7 @@ fn memory_is_bounded_while_every_record_is_rejected_and_while_they_are_read_agai
 fn the_queue_is_listed_in_time_while_many_large_rejects_arrive() {
     const RECORDS: u64 = 100;
     let topic = Topic::create("largelist", 1);
-    let large = |n| Record { value: Some(vec![b'{'; (200 << 10) + (n as usize % 300 << 10)]), ..nameless(n) };
+    let large = |n| Record { value: Some(vec![b'{'; (200 + n as usize % 300) << 10]), ..nameless(n) };
     let mut home = Home::new(&topic);
     // A list reads all that it tells of, with a program that is not optimised and beside other tests.
     home.set("memory", "64MiB").set("failure_queue.max_bytes", "1GiB").set("rpc.timeout", "30s");

@@ -241,7 +241,9 @@ fn manifests_tell_what_became_of_every_record() {
 /// Removes every event file, and every manifest.
 fn remove_published(home: &Home) {
     let published = [events::paths(&data(home)), events::manifests(&data(home))].concat();
-    published.iter().for_each(|path| fs::remove_file(path).expect("a file"));
+    for path in &published {
+        fs::remove_file(path).expect("a file");
+    }
 }
 
 /// What `verify` does not know of offsets before the first seal: kinds and places.

@@ -514,7 +514,9 @@ fn a_journal_of_format_5_is_read_and_nothing_is_known_of_where_its_partitions_we
 fn where_a_partition_was_begun_is_known_until_it_is_moved() {
     let begun = |frames: &[Frame]| {
         let mut state = state();
-        frames.iter().for_each(|frame| state.apply(frame));
+        for frame in frames {
+            state.apply(frame);
+        }
         state.partitions[&position(0, 0).partition].begun
     };
     let start = [Frame::Start(position(0, 5)), Frame::Begun { partition: position(0, 5).partition }];
