@@ -155,7 +155,8 @@ fn check_free(path: &Path) -> Result<(), String> {
     }
 }
 
-/// Connects within `timeout`, also when the listener is frozen and its backlog is full.
+/// Connects within `timeout`, also when the listener is frozen and its backlog is full. It tries at least once, however late it
+/// is: whether there is a listener is known at once.
 pub(super) fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
     let deadline = Instant::now() + timeout;
     let name = ShortName::of(path)?;
@@ -163,16 +164,13 @@ pub(super) fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> 
     let fd: OwnedFd = socket::socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
         // The send timeout bounds `connect` as well. Zero would mean for ever.
         let micros = i64::try_from(left.as_micros()).unwrap_or(i64::MAX).max(1);
         setsockopt(&fd, sockopt::SendTimeout, &TimeVal::new(micros / 1_000_000, micros % 1_000_000))?;
         match socket::connect(fd.as_raw_fd(), &address) {
             Ok(()) => return Ok(UnixStream::from(fd)),
-            Err(Errno::EINTR) => {}
-            Err(Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
+            Err(Errno::EINTR) if Instant::now() < deadline => {}
+            Err(Errno::EINTR | Errno::EAGAIN) => return Err(io::ErrorKind::TimedOut.into()),
             Err(e) => return Err(e.into()),
         }
     }
@@ -278,6 +276,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mtga.sock");
         drop(UnixListener::bind(&path).unwrap());
+        let late = connect(&path, Duration::ZERO).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::ConnectionRefused, "nobody listens, however late it is");
         let first = Socket::bind(&rpc(path.clone())).unwrap();
         let refused = Socket::bind(&rpc(path.clone())).unwrap_err().failure;
         assert_eq!(refused.kind, FailureKind::CannotCreate);
