@@ -47,6 +47,9 @@ pub mod msink;
 #[path = "../src/msource/mod.rs"]
 pub mod msource;
 #[cfg(guard)]
+#[path = "../src/panics.rs"]
+pub mod panics;
+#[cfg(guard)]
 #[path = "../src/record.rs"]
 pub mod record;
 #[cfg(guard)]
