@@ -107,13 +107,12 @@ const OWNED: [(&str, &str); 30] = [
 const OFFSETS: &str = "offsets are saved as `store.checkpoint` says";
 const CALLBACKS: &str = "it cannot be set in a file, remove it";
 
-/// Properties that have librdkafka load a library, or run a command, that they name.
-const RUNNING_CODE: [&str; 5] =
-    ["plugin.library.paths", "ssl.engine.location", "ssl.engine.id", "ssl.providers", "sasl.kerberos.kinit.cmd"];
+/// What the names of properties begin with that have librdkafka load a library, or run a command: those of later versions too.
+const RUNNING_CODE: [&str; 4] = ["plugin.", "ssl.engine.", "ssl.providers", "sasl.kerberos.kinit."];
 
 /// The first of these properties that names code to be run.
 pub fn property_running_code<'a>(mut names: impl Iterator<Item = &'a String>) -> Option<&'a str> {
-    names.find(|name| RUNNING_CODE.contains(&name.as_str())).map(String::as_str)
+    names.find(|name| RUNNING_CODE.iter().any(|family| name.starts_with(family))).map(String::as_str)
 }
 
 /// Checks the properties of `kafka.librdkafka`. Whether librdkafka knows one, and takes its value, it tells itself.

@@ -11,7 +11,7 @@ use super::{Http, Kafka, Reporter};
 pub(super) const MASK: &str = "***";
 
 /// librdkafka's properties that hold no secret, in order of their names. Not those of OAuth: a URL of theirs may hold one.
-const SHOWN: [&str; 115] = [
+const SHOWN: [&str; 114] = [
     "acks",
     "allow.auto.create.topics",
     "api.version.fallback.ms",
@@ -70,7 +70,6 @@ const SHOWN: [&str; 115] = [
     "metadata.recovery.strategy",
     "partition.assignment.strategy",
     "partitioner",
-    "plugin.library.paths",
     "produce.offset.report",
     "queue.buffering.backpressure.threshold",
     "queue.buffering.max.kbytes",

@@ -226,7 +226,7 @@ fn a_cron_entry_of_root_is_of_the_user_whose_home_it_is() {
 fn an_adoption_runs_no_code_that_the_other_disk_names() {
     let ours = Home::with_brokers(&Topic::unmade("none", 1), "127.0.0.1:1");
     let mut lost = Home::with_brokers(&Topic::unmade("none", 1), "127.0.0.1:1");
-    for name in ["plugin.library.paths", "ssl.engine.location", "sasl.kerberos.kinit.cmd"] {
+    for name in ["plugin.paths", "ssl.engine.location", "ssl.providers", "sasl.kerberos.kinit.cmd"] {
         lost.set("kafka.librdkafka", serde_json::json!({name: "/tmp/evil.so"}));
         let lost = lost.path("").canonicalize().expect("a path");
         let refused = ours.mtga(["adopt".as_ref(), lost.as_os_str()]).code(78);
