@@ -54,6 +54,16 @@ fn mctl(home: &Home, args: &[&str]) -> Finished {
     )
 }
 
+/// Makes a home root's, into which everybody may write what a service does.
+fn make_roots(home: &Home) {
+    for dir in ["", "config", "settings", "scripts", "mctl", "tmp", "logs", "data"] {
+        std::os::unix::fs::chown(home.path(dir), Some(0), Some(0)).expect("root may");
+    }
+    for dir in ["tmp", "logs", "data"] {
+        fs::set_permissions(home.path(dir), Permissions::from_mode(0o777)).expect("permissions");
+    }
+}
+
 #[test]
 fn what_a_user_put_into_his_home_runs_and_writes_with_no_rights_of_roots() {
     let home = home();
@@ -120,13 +130,7 @@ fn a_store_of_another_user_than_the_home_is_left_to_that_user_by_every_command()
     std::os::unix::fs::chown(&store, Some(USER), Some(USER)).expect("root may");
     fs::set_permissions(&store, Permissions::from_mode(0o700)).expect("permissions");
     home.set("store.path", store.to_str().expect("a path"));
-    // The service may write into the rest of its home, which is root's.
-    for dir in ["", "config", "settings", "scripts", "mctl", "tmp", "logs", "data"] {
-        std::os::unix::fs::chown(home.path(dir), Some(0), Some(0)).expect("root may");
-    }
-    for dir in ["tmp", "logs", "data"] {
-        fs::set_permissions(home.path(dir), Permissions::from_mode(0o777)).expect("permissions");
-    }
+    make_roots(&home);
     for args in [&["check", "--offline"][..], &["set_offset", "all", "1"], &["status"], &["start"]] {
         // What becomes of the command is not the point here.
         let _: Finished = home.mtga(args);
@@ -155,12 +159,7 @@ fn a_link_that_another_user_put_in_the_place_of_the_store_gets_no_rights_of_root
     symlink(&victim, &store).expect("a link");
     give(&theirs, Path::new(""));
     home.set("store.path", store.to_str().expect("a path"));
-    for dir in ["", "config", "settings", "scripts", "mctl", "tmp", "logs", "data"] {
-        std::os::unix::fs::chown(home.path(dir), Some(0), Some(0)).expect("root may");
-    }
-    for dir in ["tmp", "logs", "data"] {
-        fs::set_permissions(home.path(dir), Permissions::from_mode(0o777)).expect("permissions");
-    }
+    make_roots(&home);
     for args in [&["check", "--offline"][..], &["set_offset", "all", "1"], &["status"], &["start"]] {
         // What becomes of the command is not the point here.
         let _: Finished = home.mtga(args);

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 
 use mtga::control::State;
 use mtga::msink::manifest::{self, Manifest};
-use mtga::msource::native::{Client, Commit};
-use mtga::msource::{TopicPartition, journal};
+use mtga::msource::journal;
 use serde_json::{Value, json};
 
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
+use crate::wiped;
 
 const BY_ITSELF: [&str; 2] = ["1s", "200ms"];
 const AT_A_STOP: [&str; 2] = ["1h", "1h"];
@@ -263,7 +263,7 @@ fn verify_takes_no_place_for_a_pinned_start_because_nothing_is_known_of_a_commit
     let mut wiped = sealed(&topic);
     wiped.in_group();
     assert_published(&wiped, &produced);
-    wipe(&topic, 100);
+    wiped::set(&topic, 100);
     // An operator moves back, with and without a group.
     let mut moved = [sealed(&topic), sealed(&topic)];
     moved[0].set("kafka.group_id", format!("alone_{}", topic.name));
@@ -297,18 +297,6 @@ fn assert_published_alone(home: &Home, produced: &[Record]) {
     home.wait_done(produced);
     service.terminate();
     events::assert_exactly(&oracle::expect(produced).lines, &home.events());
-}
-
-/// Sets the group's offset where it is, as a tool does, once the group has no member.
-fn wipe(topic: &Topic, offset: i64) {
-    let properties = [("bootstrap.servers", topic.brokers.clone()), ("group.id", format!("g_{}", topic.name))];
-    let tool = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
-    let partition = TopicPartition { topic: topic.name.as_str().into(), partition: 0 };
-    let commit = Commit { partition, offset, leader_epoch: -1, metadata: String::new() };
-    wait_until("the group has no member", SOON, || {
-        let done = tool.commit(std::slice::from_ref(&commit), SOON);
-        holds(done == Ok(vec![Ok(())]), done)
-    });
 }
 
 /// A record of this log name that becomes a line.

@@ -12,7 +12,7 @@ use crate::harness::{Codec, Home, Mix, SOON, Topic, events, holds, wait_until};
 const RECORDS: u64 = 500;
 
 /// Sets the offset as a tool does, once the group has no member.
-fn set(topic: &Topic, offset: i64) {
+pub(crate) fn set(topic: &Topic, offset: i64) {
     let properties = [("bootstrap.servers", topic.brokers.clone()), ("group.id", format!("g_{}", topic.name))];
     let tool = Client::new(&properties.map(|(key, value)| (key.to_owned(), value)).into()).expect("a client");
     let partition = TopicPartition { topic: topic.name.as_str().into(), partition: 0 };
