@@ -10,6 +10,7 @@ use nix::sys::stat::Mode;
 use serde_json::{Value, json};
 
 use crate::harness::broker;
+use crate::harness::cases::for_each;
 use crate::harness::process::Finished;
 use crate::harness::tail::Tail;
 use crate::harness::topic::Load;
@@ -146,10 +147,8 @@ fn assert_published_once_after_takeover(step: &str, kill: Option<&str>, outcome:
 
 /// Several of them side by side: most of their time is the session of the lost member.
 fn assert_each_published_once(cases: &[(&str, Option<&str>, &str)]) {
-    std::thread::scope(|scope| {
-        for (step, kill, outcome) in cases {
-            scope.spawn(move || assert_published_once_after_takeover(step, *kill, outcome));
-        }
+    for_each(cases.len(), cases, |(step, kill, outcome)| {
+        assert_published_once_after_takeover(step, *kill, outcome);
     });
 }
 

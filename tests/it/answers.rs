@@ -8,6 +8,7 @@ use mtga::msource::journal::{self, Journal, PartitionState};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::harness::cases::for_each;
 use crate::harness::fleet::{Fleet, Membership, Protocol};
 use crate::harness::proxy::{LIST_OFFSETS, Loss, OFFSET_COMMIT};
 use crate::harness::topic::committed;
@@ -45,13 +46,11 @@ fn assert_a_lost_start_skips_nothing(in_group: bool, count: u64, loss: Loss) {
 
 #[test]
 fn a_lost_answer_where_a_partition_starts_skips_nothing() {
-    std::thread::scope(|scope| {
-        for in_group in [false, true] {
-            // With the second, the question that is asked again is lost as well.
-            for (count, loss) in [(1, Loss::Cut), (2, Loss::Cut), (1, Loss::Swallowed)] {
-                scope.spawn(move || assert_a_lost_start_skips_nothing(in_group, count, loss));
-            }
-        }
+    // With the second, the question that is asked again is lost as well.
+    let losses = [(1, Loss::Cut), (2, Loss::Cut), (1, Loss::Swallowed)];
+    let cases: Vec<_> = [false, true].into_iter().flat_map(|in_group| losses.map(|lost| (in_group, lost))).collect();
+    for_each(cases.len(), &cases, |(in_group, (count, loss))| {
+        assert_a_lost_start_skips_nothing(*in_group, *count, *loss);
     });
 }
 
@@ -126,33 +125,30 @@ fn what_is_not_known_of_a_partition_is_no_lag_of_zero_and_holds_back_no_other() 
 /// The same for members of a group: what can begin begins, and the rest follows when it can.
 #[test]
 fn a_partition_without_a_leader_holds_back_no_other_of_its_member_in_each_protocol() {
-    std::thread::scope(|scope| {
-        for protocol in [Protocol::Cooperative, Protocol::Eager, Protocol::Consumer] {
-            scope.spawn(move || {
-                let topic = Topic::create("held_back", 3);
-                let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 3 * EACH);
-                let proxy = Proxy::new(broker::address());
-                let mut fleet = Fleet::new(&topic, 2, protocol, Membership::Dynamic);
-                fleet.homes[0].set("kafka.brokers", proxy.address());
-                proxy.without_leader(&topic.name, &[1]);
-                fleet.start(0);
-                fleet.homes[0].wait_written(of_partitions(&produced, &[0, 2]));
-                let answered = proxy.answered(LIST_OFFSETS);
-                wait_until("it is asked again", SOON, || {
-                    let now = proxy.answered(LIST_OFFSETS);
-                    holds(now > answered, now)
-                });
-                proxy.without_leader(&topic.name, &[]);
-                fleet.wait_done(&produced);
-                // Each partition can be given up, too.
-                fleet.start(1);
-                fleet.wait_shared(&[0, 1]);
-                produced.extend(topic.fill(Codec::None, Mix::Clean, 3 * EACH, 3 * EACH));
-                fleet.wait_done(&produced);
-                fleet.stop_all();
-                fleet.assert_exactly(&produced);
-            });
-        }
+    let protocols = [Protocol::Cooperative, Protocol::Eager, Protocol::Consumer];
+    for_each(3, &protocols, |protocol| {
+        let topic = Topic::create("held_back", 3);
+        let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 3 * EACH);
+        let proxy = Proxy::new(broker::address());
+        let mut fleet = Fleet::new(&topic, 2, *protocol, Membership::Dynamic);
+        fleet.homes[0].set("kafka.brokers", proxy.address());
+        proxy.without_leader(&topic.name, &[1]);
+        fleet.start(0);
+        fleet.homes[0].wait_written(of_partitions(&produced, &[0, 2]));
+        let answered = proxy.answered(LIST_OFFSETS);
+        wait_until("it is asked again", SOON, || {
+            let now = proxy.answered(LIST_OFFSETS);
+            holds(now > answered, now)
+        });
+        proxy.without_leader(&topic.name, &[]);
+        fleet.wait_done(&produced);
+        // Each partition can be given up, too.
+        fleet.start(1);
+        fleet.wait_shared(&[0, 1]);
+        produced.extend(topic.fill(Codec::None, Mix::Clean, 3 * EACH, 3 * EACH));
+        fleet.wait_done(&produced);
+        fleet.stop_all();
+        fleet.assert_exactly(&produced);
     });
 }
 
@@ -273,11 +269,7 @@ fn assert_no_offset_is_forgotten(in_group: bool) {
 
 #[test]
 fn a_position_that_is_no_offset_is_forgotten_and_said() {
-    std::thread::scope(|scope| {
-        for in_group in [false, true] {
-            scope.spawn(move || assert_no_offset_is_forgotten(in_group));
-        }
-    });
+    for_each(2, &[false, true], |in_group| assert_no_offset_is_forgotten(*in_group));
 }
 
 fn assert_known_partitions_are_not_left_out(in_group: bool) {
@@ -327,11 +319,7 @@ fn assert_known_partitions_are_not_left_out(in_group: bool) {
 
 #[test]
 fn a_partition_that_was_read_and_is_not_named_is_unknown_to_a_stopped_home() {
-    std::thread::scope(|scope| {
-        for in_group in [false, true] {
-            scope.spawn(move || assert_known_partitions_are_not_left_out(in_group));
-        }
-    });
+    for_each(2, &[false, true], |in_group| assert_known_partitions_are_not_left_out(*in_group));
 }
 
 fn assert_a_time_skips_nothing(in_group: bool) {
@@ -359,11 +347,7 @@ fn assert_a_time_skips_nothing(in_group: bool) {
 
 #[test]
 fn a_record_that_comes_while_the_brokers_are_asked_for_a_time_is_not_skipped() {
-    std::thread::scope(|scope| {
-        for in_group in [false, true] {
-            scope.spawn(move || assert_a_time_skips_nothing(in_group));
-        }
-    });
+    for_each(2, &[false, true], |in_group| assert_a_time_skips_nothing(*in_group));
 }
 
 /// `start: latest`. At the first start the leaders of some partitions do not answer, and it may be killed there.

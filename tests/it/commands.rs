@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt as _;
 
 use serde_json::{Value, json};
 
+use crate::harness::cases::for_each;
 use crate::harness::process::Finished;
 use crate::harness::topic::committed;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
@@ -29,12 +30,8 @@ pub(crate) fn sealed_in_group(home: &mut Home) {
     in_group(home);
 }
 
-/// Runs every case, some of them beside each other: most of their time they wait.
-fn for_each<T: Sync>(cases: &[T], run: impl Fn(&T) + Sync) {
-    for beside in cases.chunks(6) {
-        std::thread::scope(|scope| beside.iter().for_each(|case| drop(scope.spawn(|| run(case)))));
-    }
-}
+/// How many cases run beside each other.
+const BESIDE: usize = 6;
 
 fn killed_at(home: &Home, point: &str, args: &[&str]) {
     let status = home.command().args(args).env("FAULT_POINT", point).status().expect("it runs");
@@ -79,7 +76,7 @@ fn a_move_that_is_interrupted_at_each_step_and_repeated_after_a_start_is_the_mov
     ];
     let cases: Vec<_> =
         kinds.iter().flat_map(|(kind, points)| points.iter().map(move |point| (kind, *point))).collect();
-    for_each(&cases, |((what, configure), point)| {
+    for_each(BESIDE, &cases, |((what, configure), point)| {
         let topic = Topic::create("setkilled", 1);
         let mut home = Home::new(&topic);
         home.set("store.checkpoint", "100ms");
@@ -109,7 +106,7 @@ fn a_move_that_is_interrupted_at_each_step_and_repeated_after_a_start_is_the_mov
 #[test]
 fn a_move_that_gives_hidden_records_up_and_is_interrupted_loses_and_repeats_none() {
     let points = ["settle.decided", "refuse.noted", "set.settled", "set.committed", "set.noted"];
-    for_each(&points, |point| {
+    for_each(BESIDE, &points, |point| {
         let topic = Topic::create("setgivenup", 1);
         let mut home = Home::new(&topic);
         sealed_in_group(&mut home);
@@ -181,7 +178,7 @@ fn an_adoption_that_is_interrupted_at_each_step_and_repeated_after_a_start_loses
         ("sealed", "adopt.settled"),
         ("sealed", "adopt.moved"),
     ];
-    for_each(&points, |(kind, point)| {
+    for_each(BESIDE, &points, |(kind, point)| {
         let what = format!("{kind}, {point}");
         let (topic, other) = (Topic::create("adoptkilled", 1), Topic::create("adoptkilledother", 1));
         let (mut lost, mut ours) = (Home::new(&topic), Home::new(&topic));
@@ -222,7 +219,7 @@ fn an_adoption_in_a_group_that_is_interrupted_and_repeated_after_a_start_loses_a
         ("live", "adopt.committed"),
         ("live", "adopt.done"),
     ];
-    for_each(&points, |(kind, point)| {
+    for_each(BESIDE, &points, |(kind, point)| {
         let what = format!("{kind}, {point}");
         let topic = Topic::create("adoptgroup", 1);
         let (mut lost, mut ours) = (Home::new(&topic), Home::new(&topic));

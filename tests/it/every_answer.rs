@@ -3,14 +3,13 @@
 //!
 //! The suite runs a part of the cases, [`CHOSEN`]; `scripts/lost-answers` runs all of them.
 
-use std::collections::VecDeque;
 use std::fs;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
+use crate::harness::cases::for_each;
 use crate::harness::fleet::{Fleet, Membership, Protocol};
 use crate::harness::proxy::Loss;
 use crate::harness::{Codec, Home, Mix, Proxy, Record, SOON, Topic, broker, events, holds, wait_until};
@@ -318,30 +317,13 @@ impl Case {
     }
 }
 
-/// Runs cases side by side, so many at a time, and tells of all that fail.
-fn run_all(cases: Vec<Case>, at_once: usize) {
-    let count = cases.len();
-    assert!(count > 0, "there are cases");
-    let cases = Mutex::new(VecDeque::from(cases));
-    let failed = Mutex::new(Vec::new());
-    std::thread::scope(|scope| {
-        for _ in 0..at_once {
-            scope.spawn(|| {
-                loop {
-                    let next = cases.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-                    let Some(case) = next else { break };
-                    let begun = Instant::now();
-                    let outcome = std::panic::catch_unwind(|| case.run());
-                    println!("{} {:?} {case:?}", if outcome.is_ok() { "ok" } else { "FAILED" }, begun.elapsed());
-                    if outcome.is_err() {
-                        failed.lock().unwrap_or_else(PoisonError::into_inner).push(case);
-                    }
-                }
-            });
-        }
+/// Runs cases side by side, and prints how long each took.
+fn run_all(cases: &[Case]) {
+    for_each(12, cases, |case| {
+        let begun = Instant::now();
+        case.run();
+        println!("ok {:?} {case:?}", begun.elapsed());
     });
-    let failed = failed.into_inner().unwrap_or_else(PoisonError::into_inner);
-    assert!(failed.is_empty(), "{} of {count} cases: {failed:#?}", failed.len());
 }
 
 /// What the suite runs: each request at each begin, in turn with each kind of group and files, with one answer and with three,
@@ -366,7 +348,7 @@ fn chosen() -> Vec<Case> {
 
 #[test]
 fn the_first_answers_to_any_request_may_be_lost_at_any_start() {
-    run_all(chosen(), 12);
+    run_all(&chosen());
 }
 
 /// What `scripts/lost-answers` runs: `MTGA_LOST_ANSWERS` has the name of a request, or nothing for all of them.
@@ -375,5 +357,6 @@ fn the_first_answers_to_any_request_may_be_lost_at_any_start() {
 fn every_answer_lost_at_every_start() {
     #[expect(clippy::disallowed_methods, reason = "a test has no main through which the environment could enter")]
     let only = std::env::var("MTGA_LOST_ANSWERS").unwrap_or_default();
-    run_all(Case::all().into_iter().filter(|case| only.is_empty() || case.request.0 == only).collect(), 12);
+    let all = Case::all().into_iter().filter(|case| only.is_empty() || case.request.0 == only);
+    run_all(&all.collect::<Vec<_>>());
 }

@@ -12,6 +12,7 @@ use mtga::lock::{self, Holder};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::harness::cases::for_each;
 use crate::harness::process::{Finished, Service};
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, tick, wait_until};
 
@@ -223,20 +224,19 @@ fn assert_no_other_home_begins(configure: fn(&mut Home)) {
 
 #[test]
 fn a_store_that_is_not_there_is_no_new_home_unless_that_is_wanted() {
-    let sealed: fn(&mut Home) = |home| {
-        home.set("sink.visibility", "sealed");
-    };
-    let in_group: fn(&mut Home) = |home| {
-        home.in_group();
-    };
-    let sealed_in_group: fn(&mut Home) = |home| {
-        home.in_group().set("sink.visibility", "sealed");
-    };
-    std::thread::scope(|scope| {
-        for configure in [|_: &mut Home| (), sealed, in_group, sealed_in_group] {
-            scope.spawn(move || assert_no_other_home_begins(configure));
-        }
-    });
+    let cases: [(&str, fn(&mut Home)); 4] = [
+        ("live", |_| ()),
+        ("sealed", |home| {
+            home.set("sink.visibility", "sealed");
+        }),
+        ("in a group", |home| {
+            home.in_group();
+        }),
+        ("sealed in a group", |home| {
+            home.in_group().set("sink.visibility", "sealed");
+        }),
+    ];
+    for_each(4, &cases, |(_, configure)| assert_no_other_home_begins(*configure));
 }
 
 #[test]

@@ -14,9 +14,13 @@ use nix::unistd::Pid;
 use serde_json::json;
 
 use crate::commands::{self, in_group, numbers, read_to_the_end};
+use crate::harness::cases::for_each;
 use crate::harness::process::Service;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, wait_until};
 use crate::sequences::{MENDED, broken, map, nameless, tear};
+
+/// How many cases run beside each other.
+const BESIDE: usize = 6;
 
 const RETRY: &[&str] = &["retry_failure_queue"];
 const CLEAR_OLD: &[&str] = &["clear_failure_queue", "--older-than", "365d"];
@@ -38,11 +42,6 @@ enum Killed {
     Retry,
     Clear,
     Set,
-}
-
-/// Runs each case beside the others, and fails when one does.
-fn beside<T: Sync>(cases: &[T], run: impl Fn(&T) + Sync) {
-    std::thread::scope(|scope| cases.iter().for_each(|case| drop(scope.spawn(|| run(case)))));
 }
 
 fn spawn(command: &mut Command) -> Child {
@@ -270,7 +269,7 @@ fn die_beside(home: &Home, mut killed: Child, point: &str, other: &[&str]) -> Se
 }
 
 fn assert_commands_die_beside(kind: Kind, cases: &[(Killed, &[&str])]) {
-    beside(cases, |(killed, points)| {
+    for_each(BESIDE, cases, |(killed, points)| {
         let mut scene = Scene::new(kind);
         for (point, other) in points.iter().zip(OTHERS.iter().cycle()) {
             match killed {
@@ -316,7 +315,7 @@ fn starts_killed_at_each_step_beside_commands_that_wait_lose_and_repeat_nothing(
     let in_group = ["run.locked", "start.recovered", "start.applied", "start.noted"];
     let cases: [(Kind, &[&str]); 3] =
         [(Kind::LiveAlone, &alone), (Kind::LiveAlone, &later), (Kind::SealedInGroup, &in_group)];
-    beside(&cases, |(kind, points)| {
+    for_each(BESIDE, &cases, |(kind, points)| {
         let mut scene = Scene::new(*kind);
         for (point, command) in points.iter().zip(OTHERS.iter().cycle()) {
             scene.fill();
@@ -363,9 +362,7 @@ fn adoptions_killed_at_each_step_beside_a_start_and_a_command_lose_and_repeat_no
         ("sealed", "adopt.removed", CLEAR_OLD),
         ("sealed", "adopt.done", RETRY),
     ];
-    for cases in cases.chunks(6) {
-        beside(cases, |(kind, point, other)| adoption_dies(kind, point, other));
-    }
+    for_each(BESIDE, &cases, |(kind, point, other)| adoption_dies(kind, point, other));
 }
 
 /// Live homes are alone, each with a topic of its own until the adoption is done; those with hidden files are in one group.

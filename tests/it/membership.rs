@@ -10,6 +10,7 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
+use crate::harness::cases::for_each;
 use crate::harness::fleet::{Fleet, Membership, Protocol};
 use crate::harness::proxy::{CONSUMER_GROUP_HEARTBEAT, HEARTBEAT, Loss};
 use crate::harness::{Codec, Mix, Proxy, Record, SOON, Topic, broker, holds, wait_until};
@@ -473,24 +474,20 @@ enum End {
 /// Lets an instance that shows its files and one that hides them go through the same under load, side by side: mostly they
 /// wait.
 fn assert_both_have_every_record_once(protocol: Protocol, go_through: impl Fn(&mut Lone, &Proxy) + Sync) {
-    thread::scope(|scope| {
-        for lone in [Lone::live, Lone::sealed] {
-            let go_through = &go_through;
-            scope.spawn(move || {
-                let mut lone = lone(protocol, 2);
-                // Files come and go.
-                lone.fleet.set("sink.rotate", &json!({"age": "1s", "idle": "500ms"}));
-                lone.fleet.set("store.checkpoint", &"300ms");
-                let network = Proxy::new(broker::address());
-                lone.fleet.set("kafka.brokers", &network.address());
-                let load = lone.fleet.topic.load_every(Duration::from_millis(300), Codec::Snappy, Mix::Dirty);
-                go_through(&mut lone, &network);
-                lone.fleet.wait_shared(&[0]);
-                lone.produced = load.stop();
-                lone.fleet.heal_disks();
-                lone.assert_exactly_once();
-            });
-        }
+    let cases: [(&str, fn(Protocol, i32) -> Lone); 2] = [("live", Lone::live), ("sealed", Lone::sealed)];
+    for_each(2, &cases, |(_, lone)| {
+        let mut lone = lone(protocol, 2);
+        // Files come and go.
+        lone.fleet.set("sink.rotate", &json!({"age": "1s", "idle": "500ms"}));
+        lone.fleet.set("store.checkpoint", &"300ms");
+        let network = Proxy::new(broker::address());
+        lone.fleet.set("kafka.brokers", &network.address());
+        let load = lone.fleet.topic.load_every(Duration::from_millis(300), Codec::Snappy, Mix::Dirty);
+        go_through(&mut lone, &network);
+        lone.fleet.wait_shared(&[0]);
+        lone.produced = load.stop();
+        lone.fleet.heal_disks();
+        lone.assert_exactly_once();
     });
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mtga::control::State;
 
+use crate::harness::cases::for_each;
 use crate::harness::tail::Tail;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
 use crate::sealed_files::wait_durable;
@@ -27,7 +28,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 /// Puts a backup of the store back: as another directory, or into the same files.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Back {
     Copied,
     InPlace,
@@ -48,7 +49,7 @@ fn overwrite(from: &Path, to: &Path) {
 }
 
 /// What runs on a home, and how.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Kind {
     in_group: bool,
     sealed: bool,
@@ -75,12 +76,8 @@ impl Kind {
 }
 
 /// Does the same with every kind of home, beside each other.
-fn for_each_kind(kinds: &[Kind], act: impl Fn(Kind) + Copy + Send) {
-    std::thread::scope(|scope| {
-        for &kind in kinds {
-            scope.spawn(move || act(kind));
-        }
-    });
+fn for_each_kind(kinds: &[Kind], act: impl Fn(Kind) + Sync) {
+    for_each(kinds.len(), kinds, |kind| act(*kind));
 }
 
 /// Waits until nothing is left to read. The counts may be of records that come twice.
@@ -181,10 +178,7 @@ fn assert_put_back(kinds: &[Kind], run: Run, again: fn(Kind) -> std::ops::Range<
         }
     };
     for_each_kind(kinds, |kind| {
-        std::thread::scope(|scope| {
-            scope.spawn(move || put_back(kind, Back::Copied));
-            put_back(kind, Back::InPlace);
-        });
+        for_each(2, &[Back::Copied, Back::InPlace], |back| put_back(kind, *back));
     });
 }
 

@@ -2,47 +2,24 @@
 //! are interrupted, with a start and new records before they are repeated.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::fs;
 use std::io::Read as _;
 use std::os::unix::process::ExitStatusExt as _;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::Mutex;
 
 use mtga::control::{Counts, State};
 use mtga::msource::journal;
 use regex_lite::{Captures, Regex};
 use serde_json::json;
 
+use crate::harness::cases::for_each;
 use crate::harness::oracle::Outcome;
 use crate::harness::payload::Wrapping;
 use crate::harness::process::Finished;
 use crate::harness::{Codec, Home, Mix, Record, SOON, Topic, events, holds, oracle, wait_until};
 
-/// How many cases run beside each other: most of their time they wait.
+/// How many cases run beside each other.
 const BESIDE: usize = 4;
-
-/// Runs every case, and fails with the names of those that failed.
-fn for_each<T: Sync>(cases: &[T], name: impl Fn(&T) -> String + Sync, run: impl Fn(&T) + Sync) {
-    let (next, failed) = (Mutex::new(cases.iter()), Mutex::new(Vec::new()));
-    std::thread::scope(|scope| {
-        for _ in 0..BESIDE {
-            scope.spawn(|| {
-                while let Some(case) = { next.lock().expect("no panic").next() } {
-                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(case))) {
-                        eprintln!("failed: {}", name(case));
-                        failed.lock().expect("no panic").push((name(case), panic));
-                    }
-                }
-            });
-        }
-    });
-    let mut failed = failed.into_inner().expect("no panic");
-    let names: Vec<_> = failed.iter().map(|(name, _)| name.clone()).collect();
-    if let Some((_, panic)) = failed.pop() {
-        eprintln!("failed: {names:?}");
-        resume_unwind(panic);
-    }
-}
 
 /// How a home is before a crash, and what that is called.
 type Kind = (&'static str, fn(&mut Home));
@@ -60,6 +37,12 @@ struct Change {
     seen: fn(&Record) -> Record,
     /// Whether a line of after the change is what it must be; the first one is that which it would have been before.
     is_line: fn(&str, &str) -> bool,
+}
+
+impl fmt::Debug for Change {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(self.what)
+    }
 }
 
 const fn change(what: &'static str, keys: &'static [&'static str], make: fn(&mut Home)) -> Change {
@@ -501,25 +484,21 @@ const WITHOUT_EFFECT: [(&str, &str); 6] = [
 
 fn assert_survived<'a>(before: fn(&mut Home), cases: impl IntoIterator<Item = &'a Change>) {
     let cases: Vec<_> = cases.into_iter().collect();
-    for_each(&cases, |case| case.what.to_owned(), |case| survive(before, case));
+    for_each(BESIDE, &cases, |case| survive(before, case));
 }
 
 /// Every change that a crash may lie before.
 fn assert_survives_each(before: fn(&mut Home)) {
+    #[derive(Debug)]
     enum Case {
         Alone(&'static Change),
-        InTurn(&'static str, &'static [Change]),
+        InTurn(&'static [Change]),
     }
-    let mut cases =
-        vec![Case::InTurn("files", &OF_FILES), Case::InTurn("kafka", &OF_KAFKA), Case::InTurn("store", &OF_STORE)];
+    let mut cases = vec![Case::InTurn(&OF_FILES), Case::InTurn(&OF_KAFKA), Case::InTurn(&OF_STORE)];
     cases.extend(DECIDING.iter().map(Case::Alone));
-    let name = |case: &Case| match case {
-        Case::Alone(change) => change.what.to_owned(),
-        Case::InTurn(name, _) => (*name).to_owned(),
-    };
-    for_each(&cases, name, |case| match case {
+    for_each(BESIDE, &cases, |case| match case {
         Case::Alone(change) => survive(before, change),
-        Case::InTurn(_, changes) => survive_all(before, changes),
+        Case::InTurn(changes) => survive_all(before, changes),
     });
 }
 
@@ -591,52 +570,44 @@ fn a_kind_that_changes_after_a_crash_loses_and_repeats_nothing() {
 #[test]
 fn another_event_directory_after_a_crash_is_refused_until_the_old_one_is_complete() {
     let cases: [Kind; 2] = [("live", without_a_group), ("live in a group", in_group)];
-    for_each(
-        &cases,
-        |(what, _)| (*what).to_owned(),
-        |(_, before)| {
-            let topic = Topic::create("changeddir", 2);
-            let (mut home, mut produced) = torn(&topic, before);
-            produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 2 * PART, PART));
-            home.set("sink.dir", "other");
-            let service = home.foreground();
-            home.wait_for(State::Paused);
-            let reason = home.status().reason.unwrap_or_default();
-            assert!(reason.contains("if sink.dir was changed, start and stop once with the old one"), "{reason}");
-            service.terminate();
-            home.set("sink.dir", "data");
-            let service = home.foreground();
-            home.wait_done(&produced);
-            service.terminate();
-            home.set("sink.dir", "other");
-            produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 3 * PART, PART));
-            let service = home.foreground();
-            home.wait_done(&produced);
-            service.terminate();
-            assert_each_once(&home, &["data", "other"], &produced, 4 * PART, &NONE);
-            assert!(!home.events().is_empty() && !events::read(&home.path("other")).is_empty());
-        },
-    );
+    for_each(BESIDE, &cases, |(_, before)| {
+        let topic = Topic::create("changeddir", 2);
+        let (mut home, mut produced) = torn(&topic, before);
+        produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 2 * PART, PART));
+        home.set("sink.dir", "other");
+        let service = home.foreground();
+        home.wait_for(State::Paused);
+        let reason = home.status().reason.unwrap_or_default();
+        assert!(reason.contains("if sink.dir was changed, start and stop once with the old one"), "{reason}");
+        service.terminate();
+        home.set("sink.dir", "data");
+        let service = home.foreground();
+        home.wait_done(&produced);
+        service.terminate();
+        home.set("sink.dir", "other");
+        produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 3 * PART, PART));
+        let service = home.foreground();
+        home.wait_done(&produced);
+        service.terminate();
+        assert_each_once(&home, &["data", "other"], &produced, 4 * PART, &NONE);
+        assert!(!home.events().is_empty() && !events::read(&home.path("other")).is_empty());
+    });
 }
 
 #[test]
 fn another_event_directory_after_a_crash_with_hidden_lines_gets_their_records() {
     let cases: [Kind; 2] = [("sealed", sealed), ("sealed in a group", sealed_in_group)];
-    for_each(
-        &cases,
-        |(what, _)| (*what).to_owned(),
-        |(_, before)| {
-            let topic = Topic::create("changeddir", 2);
-            let (mut home, mut produced) = torn(&topic, before);
-            produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 2 * PART, PART));
-            home.set("sink.dir", "other");
-            let service = home.foreground();
-            home.wait_done(&produced);
-            service.terminate();
-            assert_each_once(&home, &["other"], &produced, 3 * PART, &NONE);
-            assert!(home.events().is_empty(), "what is hidden in the old directory stays hidden");
-        },
-    );
+    for_each(BESIDE, &cases, |(_, before)| {
+        let topic = Topic::create("changeddir", 2);
+        let (mut home, mut produced) = torn(&topic, before);
+        produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 2 * PART, PART));
+        home.set("sink.dir", "other");
+        let service = home.foreground();
+        home.wait_done(&produced);
+        service.terminate();
+        assert_each_once(&home, &["other"], &produced, 3 * PART, &NONE);
+        assert!(home.events().is_empty(), "what is hidden in the old directory stays hidden");
+    });
 }
 
 #[test]

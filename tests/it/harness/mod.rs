@@ -2,6 +2,7 @@
 
 pub(crate) mod acl;
 pub(crate) mod broker;
+pub(crate) mod cases;
 pub(crate) mod disk;
 pub(crate) mod events;
 pub(crate) mod fleet;
