@@ -134,13 +134,15 @@ pub(crate) fn adopt(ours: &Home, lost: &Home) -> Value {
 }
 
 /// Has a home read 600 records, and be killed with the second half of them written and not committed, or prepared.
-pub(crate) fn lose(home: &Home, topic: &Topic, kind: &str) -> Vec<Record> {
+pub(crate) fn lose(home: &mut Home, topic: &Topic, kind: &str) -> Vec<Record> {
     let mut produced = topic.fill(Codec::None, Mix::Dirty, 0, 300);
     read_to_the_end(home);
     produced.extend(topic.fill(Codec::None, Mix::Dirty, 300, 300));
     if kind == "sealed" {
         home.killed_at("seal.prepared");
     } else {
+        // However long it takes to see that they are written.
+        home.set("store.checkpoint", "1h");
         let service = home.foreground();
         home.wait_written(oracle::expect(&produced).counts.written);
         service.kill();
@@ -189,7 +191,7 @@ fn an_adoption_that_is_interrupted_at_each_step_and_repeated_after_a_start_loses
             }
         }
         ours.set("kafka.topics", vec![other.name.clone()]);
-        let mut produced = lose(&lost, &topic, kind);
+        let mut produced = lose(&mut lost, &topic, kind);
         produced.extend(other.fill(Codec::None, Mix::Dirty, 1000, 100));
         read_to_the_end(&ours);
         let place = lost.path("");
@@ -230,7 +232,7 @@ fn an_adoption_in_a_group_that_is_interrupted_and_repeated_after_a_start_loses_a
             }
         }
         ours.set("kafka.instance_id", "two");
-        let mut produced = lose(&lost, &topic, kind);
+        let mut produced = lose(&mut lost, &topic, kind);
         let place = lost.path("");
         killed_at(&ours, point, &["adopt", place.to_str().expect("a path")]);
         produced.extend(topic.fill(Codec::None, Mix::Dirty, 600, 100));

@@ -380,7 +380,7 @@ fn adoption_dies(kind: &str, point: &str, other: &[&str]) {
     let both = vec![topic.name.clone(), second.name.clone()];
     ours.set("kafka.instance_id", "two");
     ours.set("kafka.topics", if is_sealed { both.clone() } else { vec![second.name.clone()] });
-    let mut produced = commands::lose(&lost, &topic, kind);
+    let mut produced = commands::lose(&mut lost, &topic, kind);
     produced.extend(second.fill(Codec::None, Mix::Dirty, 1000, 100));
     if !is_sealed {
         // With a failure queue of its own.
