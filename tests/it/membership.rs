@@ -243,12 +243,11 @@ fn an_instance_that_is_removed_from_its_eager_group_while_files_are_synced_publi
     assert_removals_at_any_moment_are_survived(Protocol::Eager, 4);
 }
 
-#[test]
-fn an_instance_frozen_past_its_session_at_each_step_of_a_seal_on_a_slow_disk_publishes_every_record_once() {
+fn assert_freezes_at_each_step_of_a_seal_cost_nothing(protocol: Protocol) {
     let points = ["checkpoint.synced:3", "seal.synced:2", "seal.prepared:2", "seal.commit:3", "seal.answered:4"];
     let points: Vec<_> = points.into_iter().chain(["publish.begin:5", "publish.noted:6"]).collect();
     let topic = Topic::create("frozenseal", 2);
-    let mut fleet = slow(&topic, Protocol::Cooperative, [50, 300]);
+    let mut fleet = slow(&topic, protocol, [50, 300]);
     let load = topic.load_every(Duration::from_millis(100), Codec::Snappy, Mix::Dirty);
     fleet.start_to_fail(0, &points.iter().map(|point| format!("{point}:stop")).collect::<Vec<_>>().join(","));
     for _ in points {
@@ -260,6 +259,12 @@ fn an_instance_frozen_past_its_session_at_each_step_of_a_seal_on_a_slow_disk_pub
     let produced = load.stop();
     fleet.heal_disks();
     sealed_group::assert_exactly_once(&mut fleet, &produced);
+}
+
+#[test]
+fn an_instance_frozen_past_its_session_at_each_step_of_a_seal_on_a_slow_disk_publishes_every_record_once() {
+    let protocols = [Protocol::Cooperative, Protocol::Eager, Protocol::Consumer];
+    for_each(3, &protocols, |protocol| assert_freezes_at_each_step_of_a_seal_cost_nothing(*protocol));
 }
 
 #[test]
@@ -600,13 +605,27 @@ fn a_membership_of_the_new_protocol_that_ends_at_a_step_of_a_seal_or_a_revocatio
     assert_lost_memberships_cost_nothing(Protocol::Consumer, End::Frozen, &[&live], &[&sealed]);
 }
 
-#[test]
-fn an_instance_that_is_cut_off_at_a_step_of_a_checkpoint_a_seal_or_a_revocation_has_every_record_once() {
+fn assert_cuts_at_steps_cost_nothing(protocol: Protocol) {
     let live: [&[&str]; 2] =
         [&["checkpoint.begun:2", "checkpoint.durable:5"], &["revoke.durable:1", "revoke.committed:2"]];
     let sealed: [&[&str]; 2] =
         [&["seal.prepared:2", "publish.renamed:5"], &["seal.commit:2", "seal.answered:4", "revoke.committed:1"]];
-    assert_lost_memberships_cost_nothing(Protocol::Cooperative, End::CutOff, &live, &sealed);
+    assert_lost_memberships_cost_nothing(protocol, End::CutOff, &live, &sealed);
+}
+
+#[test]
+fn an_instance_that_is_cut_off_at_a_step_of_a_checkpoint_a_seal_or_a_revocation_has_every_record_once() {
+    assert_cuts_at_steps_cost_nothing(Protocol::Cooperative);
+}
+
+#[test]
+fn an_instance_of_an_eager_group_that_is_cut_off_at_a_step_has_every_record_once() {
+    assert_cuts_at_steps_cost_nothing(Protocol::Eager);
+}
+
+#[test]
+fn an_instance_of_the_new_protocol_that_is_cut_off_at_a_step_has_every_record_once() {
+    assert_cuts_at_steps_cost_nothing(Protocol::Consumer);
 }
 
 fn assert_removals_at_steps_cost_nothing(protocol: Protocol) {
