@@ -273,9 +273,10 @@ impl Proxy {
         self.shared.changed.notify_all();
     }
 
-    /// Holds every answer to a request back for so long.
+    /// Holds every answer to a request back for so long, or until another delay is chosen.
     pub(crate) fn delay_answers(&self, api_key: i16, delay: Duration) {
         self.shared.lock().delay.insert(api_key, delay);
+        self.shared.changed.notify_all();
     }
 
     /// Makes the next `count` answers to a commit say that the last of their partitions was refused. The broker has taken it.
@@ -443,7 +444,7 @@ fn carry(
 /// Applies the faults that are chosen for a request to an answer.
 fn answer(shared: &Shared, (key, version): Request, frame: &mut Vec<u8>) -> Fate {
     *shared.answered.lock().unwrap_or_else(PoisonError::into_inner).entry(key).or_default() += 1;
-    let delay = {
+    {
         let mut faults = shared.lock();
         if let Some((left, loss)) = faults.drop.get_mut(&key).filter(|(left, _)| *left > 0) {
             *left -= 1;
@@ -475,10 +476,10 @@ fn answer(shared: &Shared, (key, version): Request, frame: &mut Vec<u8>) -> Fate
         if let Some(Rewrite(change)) = faults.rewrite.get_mut(&key) {
             change(frame);
         }
-        faults.delay.get(&key).copied()
-    };
-    if let Some(delay) = delay {
-        thread::park_timeout(delay);
+        if let Some(delay) = faults.delay.get(&key).copied() {
+            let lasts = |faults: &mut Faults| faults.delay.get(&key) == Some(&delay);
+            drop(shared.changed.wait_timeout_while(faults, delay, lasts));
+        }
     }
     if TELLS_ADDRESSES.contains(&key) {
         let (theirs, ours) = &shared.hosts;
