@@ -222,9 +222,12 @@ fn assert_no_other_home_begins(configure: fn(&mut Home)) {
     home.stop();
 }
 
+/// How a home is, and what that is called.
+type Kind = (&'static str, fn(&mut Home));
+
 #[test]
 fn a_store_that_is_not_there_is_no_new_home_unless_that_is_wanted() {
-    let cases: [(&str, fn(&mut Home)); 4] = [
+    let cases: [Kind; 4] = [
         ("live", |_| ()),
         ("sealed", |home| {
             home.set("sink.visibility", "sealed");

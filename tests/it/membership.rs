@@ -5,6 +5,7 @@
 use std::thread;
 use std::time::Duration;
 
+use mtga::config::Visibility;
 use mtga::msource::journal;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -481,9 +482,11 @@ enum End {
 /// Lets an instance that shows its files and one that hides them go through the same under load, side by side: mostly they
 /// wait.
 fn assert_both_have_every_record_once(protocol: Protocol, go_through: impl Fn(&mut Lone, &Proxy) + Sync) {
-    let cases: [(&str, fn(Protocol, i32) -> Lone); 2] = [("live", Lone::live), ("sealed", Lone::sealed)];
-    for_each(2, &cases, |(_, lone)| {
-        let mut lone = lone(protocol, 2);
+    for_each(2, &[Visibility::Live, Visibility::Sealed], |visibility| {
+        let mut lone = match visibility {
+            Visibility::Live => Lone::live(protocol, 2),
+            Visibility::Sealed => Lone::sealed(protocol, 2),
+        };
         // Files come and go.
         lone.fleet.set("sink.rotate", &json!({"age": "1s", "idle": "500ms"}));
         lone.fleet.set("store.checkpoint", &"300ms");
