@@ -274,7 +274,7 @@ mod tests {
         let (launch, reporter) = pipe();
         reporter.state(State::Waiting, Some("no broker answers"));
         // The pipe stays open: the daemon lives.
-        let report = launch.wait(Duration::from_millis(200)).unwrap().unwrap();
+        let report = launch.wait(Duration::from_secs(2)).unwrap().unwrap();
         assert_eq!(report.news, News::State { state: State::Waiting, reason: Some("no broker answers".to_owned()) });
         drop(reporter);
     }

@@ -1,6 +1,7 @@
 //! The server and its clients over real sockets.
 
 use std::cell::RefCell;
+use std::io::ErrorKind::ConnectionReset;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -179,8 +180,10 @@ fn a_silent_connection_is_closed_after_the_timeout() {
     let running = Running::with_timeout(Duration::from_millis(50));
     assert_eq!(read_line(&running.connect()), "");
     let mut half = running.connect();
-    half.write_all(b"{\"jsonrpc\"").unwrap();
-    assert_eq!(read_line(&half), "");
+    // On a busy machine it may be closed before that is sent, or before it is taken.
+    drop(half.write_all(b"{\"jsonrpc\""));
+    let end = half.read(&mut [0]).or_else(|error| if error.kind() == ConnectionReset { Ok(0) } else { Err(error) });
+    assert_eq!(end.unwrap(), 0);
 }
 
 #[test]
@@ -194,8 +197,9 @@ fn many_askers_share_one_question_to_the_brokers() {
     for stream in &streams {
         assert_eq!(read_line(stream), LAG_REPLY);
     }
-    let seconds = started.elapsed().as_secs();
-    assert!(running.fake.offset_calls.load(SeqCst) <= 1 + seconds);
+    // A busy machine may take longer for them than an answer is used again.
+    let most = 1 + started.elapsed().as_millis() as u64 / 250;
+    assert!(running.fake.offset_calls.load(SeqCst) <= most, "{most} at most");
 }
 
 #[test]
