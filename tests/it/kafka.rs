@@ -534,7 +534,7 @@ fn a_log_cut_off_before_the_stored_offset_is_followed_from_there_even_when_it_ha
 /// The broker of all tests that damage what is on its disk.
 pub(crate) fn damaged_broker() -> &'static OwnBroker {
     static BROKER: OnceLock<OwnBroker> = OnceLock::new();
-    BROKER.get_or_init(|| OwnBroker::new(""))
+    BROKER.get_or_init(|| OwnBroker::new(broker::LASTING))
 }
 
 /// Damages one batch of the first partition, in place: a broker sends what lies there without a look at it.

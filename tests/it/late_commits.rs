@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use mtga::control::State;
 use serde_json::{Value, json};
 
+use crate::harness::broker::LASTING;
 use crate::harness::process::Finished;
 use crate::harness::proxy::{CONSUMER_GROUP_DESCRIBE, DESCRIBE_GROUPS, OFFSET_COMMIT, Proxy};
 use crate::harness::topic::committed;
@@ -157,7 +158,7 @@ fn an_offset_is_set_once_no_commit_of_the_killed_service_can_come() {
 /// With KIP-848 whoever joins ends nobody else's membership, also not that of its own earlier run.
 #[test]
 fn a_topic_that_is_taken_out_is_not_given_up_while_the_commit_of_the_killed_service_can_come() {
-    let broker = OwnBroker::new(&format!("group.consumer.session.timeout.ms={SESSION}"));
+    let broker = OwnBroker::new(&format!("group.consumer.session.timeout.ms={SESSION}\n{LASTING}"));
     let [old, new] = ["lateold", "latenew"].map(|name| Topic::on(broker.address(), name, 1, &[]));
     let (mut home, late, mut produced) = killed_before_its_commit_arrived(&old, by_brokers());
     let asked = Proxy::new(broker.address());
