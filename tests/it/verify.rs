@@ -4,9 +4,10 @@ use std::fs;
 
 use mtga::config::Compression;
 use mtga::msink::manifest::{Manifest, Range, Source, name_for};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Codec, Home, Mix, SOON, Topic, events, holds, wait_until};
+use crate::harness::{Codec, Home, Mix, Topic, events};
 
 /// A home that needs no broker, since none of these tests starts the service.
 fn home() -> Home {
@@ -109,11 +110,11 @@ fn a_seal_whose_publication_lasts_is_no_fault() {
     let topic = Topic::create("lasting", 1);
     let home = publishing(&topic, "{log_name}.{seq}.log");
     let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 200);
-    let service = home.foreground_with(|command| command.env("FAULT_POINT", "publish.manifest:2:4000"));
-    wait_until("the first file is published", SOON, || {
-        holds(!events::manifests(&home.path("data")).is_empty(), "no manifest")
-    });
+    let service = home.foreground_with(|command| command.env("FAULT_POINT", "publish.manifest:2:stop"));
+    service.wait_frozen();
+    assert_eq!(events::manifests(&home.path("data")).len(), 1, "the first file is published");
     assert!(is_publishing(&unknown(&home)));
+    service.signal(Signal::SIGCONT);
     home.wait_done(&produced);
     service.terminate();
     assert!(!is_publishing(&unknown(&home)));
@@ -124,9 +125,11 @@ fn a_file_whose_manifest_is_being_named_is_no_fault() {
     let topic = Topic::create("naming", 1);
     let home = publishing(&topic, "events.{seq}.log");
     let produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 200);
-    let service = home.foreground_with(|command| command.env("FAULT_POINT", "publish.renamed:1:4000"));
-    wait_until("the file has its name", SOON, || holds(!events::paths(&home.path("data")).is_empty(), "no file"));
+    let service = home.foreground_with(|command| command.env("FAULT_POINT", "publish.renamed:1:stop"));
+    service.wait_frozen();
+    assert_eq!(events::paths(&home.path("data")).len(), 1, "the file has its name");
     assert!(is_publishing(&unknown(&home)));
+    service.signal(Signal::SIGCONT);
     home.wait_done(&produced);
     service.terminate();
     assert!(!is_publishing(&unknown(&home)));
