@@ -33,8 +33,8 @@ impl Rig {
 
     fn run(&self, command: &str) -> Finished {
         let mut mtga = self.home.command();
-        // The service does not come to consume: nothing is gained by waiting for that.
-        mtga.arg(command).env("FAULT_STOP_MS", "2000").env("FAULT_START_MS", "500");
+        // The service does not come to consume: a start waits as long as a busy machine takes to say a word, and no longer.
+        mtga.arg(command).env("FAULT_STOP_MS", "2000").env("FAULT_START_MS", "8000");
         Finished::run(&mut mtga, SOON)
     }
 
@@ -85,7 +85,7 @@ fn a_start_on_a_full_disk_of_tmp_says_so_and_waits_for_room() {
     fs::write(ballast.join("bytes"), vec![0; 65 << 20]).expect_err("no room is left");
     (0..500).find(|n| fs::write(ballast.join(n.to_string()), "").is_err()).expect("no room is left");
     produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 100, 100));
-    let started = Finished::run(home.command().arg("start").env("FAULT_START_MS", "3000"), SOON).success();
+    let started = Finished::run(home.command().arg("start").env("FAULT_START_MS", "8000"), SOON).success();
     assert!(started.contains("paused") && started.contains("No space left"), "{started}");
     for missing in ["the pid file cannot be written", "there is no control socket until there is room"] {
         assert!(home.log().contains(missing), "{missing}: {}", home.log());
