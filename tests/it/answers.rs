@@ -263,7 +263,7 @@ fn assert_no_offset_is_forgotten(in_group: bool) {
     let service = home.foreground();
     home.wait_done(&produced);
     home.assert_exactly(&produced);
-    assert!(home.log().contains("the stored position is no offset"), "it is said");
+    home.wait_logged("the stored position is no offset");
     service.terminate();
 }
 

@@ -44,7 +44,7 @@ fn assert_finished_by(rule: &str, time: &str) {
         let open = home.status().open_files;
         holds(open == 0, open)
     });
-    assert!(home.log().contains(rule), "the reason is logged");
+    home.wait_logged(rule);
     produced.extend(topic.fill(Codec::None, Mix::Clean, 10, 10));
     home.wait_done(&produced);
     let counts: Vec<_> = home.events().iter().map(|file| file.lines.len()).collect();

@@ -88,7 +88,7 @@ fn a_start_on_a_full_disk_of_tmp_says_so_and_waits_for_room() {
     let started = Finished::run(home.command().arg("start").env("FAULT_START_MS", "8000"), SOON).success();
     assert!(started.contains("paused") && started.contains("No space left"), "{started}");
     for missing in ["the pid file cannot be written", "there is no control socket until there is room"] {
-        assert!(home.log().contains(missing), "{missing}: {}", home.log());
+        home.wait_logged(missing);
     }
     fs::remove_dir_all(&ballast).expect("the ballast");
     home.wait_done(&produced);

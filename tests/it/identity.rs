@@ -231,10 +231,6 @@ fn raw(id: &str) -> [u8; 16] {
     (head << 2 | digit(*last) >> 4).to_be_bytes()
 }
 
-fn wait_logged(home: &Home, text: &str) {
-    wait_until(&format!("the log says {text:?}"), SOON, || holds(home.log().contains(text), home.try_status()));
-}
-
 /// A home of a group behind a proxy, which believes what may pass after so many milliseconds, stopped before it asks for topics.
 fn asking(home: &Home, doubt: &str) -> Service {
     let service = home
@@ -280,7 +276,7 @@ fn assert_what_is_hidden_waits_for(hide: fn(&Proxy, &str), logged: impl Fn(&str)
     let service = asking(&home, "60000");
     hide(&proxy, &topic.name);
     go_on(&service);
-    wait_logged(&home, &logged(&topic.name));
+    home.wait_logged(&logged(&topic.name));
     proxy.pass_unchanged();
     home.wait_done(&produced);
     service.terminate();
@@ -311,7 +307,7 @@ fn an_answer_without_a_controller_or_with_an_id_that_was_replaced_neither_skips_
         }
     });
     go_on(&service);
-    wait_logged(&home, "the cluster names a controller that is none of its brokers");
+    home.wait_logged("the cluster names a controller that is none of its brokers");
     proxy.pass_unchanged();
     home.wait_done(&produced);
     home.assert_exactly(&produced);
@@ -324,7 +320,7 @@ fn an_answer_without_a_controller_or_with_an_id_that_was_replaced_neither_skips_
         }
     });
     go_on(&service);
-    wait_logged(&home, &format!("the brokers tell another id of topic {}", topic.name));
+    home.wait_logged(&format!("the brokers tell another id of topic {}", topic.name));
     proxy.pass_unchanged();
     produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 4000, 100));
     home.wait_done(&produced);

@@ -160,7 +160,7 @@ fn a_batch_that_is_damaged_on_its_way_is_fetched_again() {
         let service = home.foreground();
         home.wait_done(&produced);
         assert_eq!(proxy.damaged(), 3);
-        assert!(home.log().contains("a damaged batch"), "it is said");
+        home.wait_logged("a damaged batch");
         assert_eq!(home.status().gap_records, 0);
         sealed::assert_exactly_once(&home, service, &produced);
     }
@@ -195,7 +195,7 @@ fn assert_a_new_topic_is_read_from_its_start(mode: Mode, meanwhile: Meanwhile, a
     }
     home.wait_done(&produced);
     home.assert_exactly(&produced);
-    assert!(home.log().contains("the topic was deleted and created again"), "it is said");
+    home.wait_logged("the topic was deleted and created again");
     service.terminate();
 }
 
@@ -243,7 +243,7 @@ fn a_topic_created_again_on_brokers_without_topic_ids_is_read_from_its_first_rec
     home.wait_done(&produced);
     home.assert_exactly(&produced);
     service.terminate();
-    wait_logged(&home, "the leader epochs of the partition began again", 1);
+    home.wait_logged("the leader epochs of the partition began again");
     assert!(!home.log().contains("was cut off"), "nothing was");
     let service = home.foreground();
     produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 1300, 200));
@@ -293,7 +293,7 @@ fn a_client_that_stands_still_is_made_again() {
     });
     home.wait_done(&produced);
     // Nothing to read is no standstill.
-    wait_logged(&home, "the fault kafka.standstill happens", 1);
+    home.wait_logged("the fault kafka.standstill happens");
     produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 1000, 1000));
     wait_until("the lag is seen while nothing moves", SOON, || {
         let lag = home.lag()?;
@@ -521,7 +521,7 @@ fn a_log_cut_off_before_the_stored_offset_is_followed_from_there_even_when_it_ha
         let service = homes[1].foreground();
         let produced = [old, new].concat();
         for home in &homes {
-            wait_logged(home, "the broker's log was cut off", 1);
+            home.wait_logged("the broker's log was cut off");
             home.wait_done(&produced);
             home.assert_exactly(&produced);
             assert_eq!(home.status().gap_records, 0);
@@ -567,8 +567,7 @@ fn a_batch_that_is_damaged_on_the_disk_is_a_gap_of_its_range() {
     home.wait_done(&kept);
     home.assert_exactly(&kept);
     assert_eq!(home.status().gap_records, (batch.next - batch.first) as u64);
-    let range = format!("from={} to={}", batch.first, batch.next);
-    assert!(home.log().contains(&range), "the log names {range}");
+    home.wait_logged(&format!("from={} to={}", batch.first, batch.next));
     service.terminate();
 }
 
@@ -679,7 +678,7 @@ fn records_that_retention_took_are_a_gap_of_their_range() {
         home.wait_done(&kept);
         home.assert_exactly(&kept);
         assert_eq!(home.status().gap_records, 200);
-        assert!(home.log().contains("from=300 to=500 lost=200"), "the range is named");
+        home.wait_logged("from=300 to=500 lost=200");
         service.terminate();
         // The same while it is stopped.
         topic.fill(Codec::Snappy, Mix::Clean, 600, 100);
@@ -689,7 +688,7 @@ fn records_that_retention_took_are_a_gap_of_their_range() {
         home.wait_done(&kept);
         home.assert_exactly(&kept);
         assert_eq!(home.status().gap_records, 300);
-        assert!(home.log().contains("from=600 to=700 lost=100"), "the range is named");
+        home.wait_logged("from=600 to=700 lost=100");
         service.terminate();
     });
 }
@@ -697,7 +696,7 @@ fn records_that_retention_took_are_a_gap_of_their_range() {
 #[test]
 fn retention_with_the_policy_latest_goes_on_at_the_end() {
     assert_retention_is_noticed("latest", |topic, home, service, produced| {
-        wait_logged(home, "from=300 to=600 lost=300", 1);
+        home.wait_logged("from=300 to=600 lost=300");
         let mut kept = produced[..300].to_vec();
         kept.extend(topic.fill(Codec::Snappy, Mix::Clean, 600, 100));
         home.wait_done(&kept);

@@ -66,7 +66,7 @@ fn without_descriptors_event_files_are_closed_and_the_socket_still_answers() {
     let files = home.events();
     assert_eq!(files.len() as u64, NAMES);
     assert!(files.iter().all(|file| file.lines.len() == 1), "one line each");
-    assert!(home.log().contains("no descriptor is left: closing event files"), "it is logged");
+    home.wait_logged("no descriptor is left: closing event files");
 
     // Not one descriptor is left but those that were kept back.
     let open = fs::read_dir(format!("/proc/{}/fd", service.pid())).expect("the descriptors of a process").count();

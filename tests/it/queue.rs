@@ -403,7 +403,7 @@ fn the_oldest_entries_are_dropped_and_counted_through_kills() {
     assert_eq!(offsets, (8000 - offsets.len() as i64..8000).collect::<Vec<_>>(), "the newest ones, each once");
     assert!(offsets.len() > 900, "no more than needed: {}", offsets.len());
     assert_eq!(home.status().counts.rejected.iter().sum::<u64>(), 8000);
-    assert!(home.log().contains("its oldest entries were dropped"));
+    home.wait_logged("its oldest entries were dropped");
     home.stop();
 }
 

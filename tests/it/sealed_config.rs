@@ -313,6 +313,6 @@ fn hidden_lines_of_retries_wait_for_their_disk_and_are_counted_when_they_are_gon
     home.wait_for(State::Consuming);
     let status = home.status();
     assert_eq!((status.gap_records, status.counts.written), (60, 0));
-    assert!(home.log().contains("lines of the failure queue are gone with their hidden file"), "{}", home.log());
+    home.wait_logged("lines of the failure queue are gone with their hidden file");
     service.terminate();
 }

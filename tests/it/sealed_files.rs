@@ -101,7 +101,7 @@ fn a_range_whose_hidden_file_is_gone_is_never_published_and_is_read_again() {
     wait_decided(&home);
     assert_eq!(events::manifests(&data(&home)), Vec::<PathBuf>::new(), "no manifest says that there was nothing");
     assert_eq!(state(&home).expect("a journal").totals.consumed, 0, "the counts are taken back");
-    assert!(home.log().contains("hidden lines are missing"), "an ERROR tells of it");
+    home.wait_logged("hidden lines are missing");
     service.terminate();
     home.set("kafka.brokers", brokers);
     assert_published(&home, &produced);

@@ -52,7 +52,7 @@ fn survives(purpose: &str, end: fn(&Home), happens: impl Fn(&Home), said: &str) 
     home.assert_exactly(&produced);
     let after = queue(&home);
     assert!(after.starts_with(&before), "{} entries before, {} after", before.len(), after.len());
-    assert!(home.log().contains(said), "the log says: {said}");
+    home.wait_logged(said);
     home.stop();
     home.start();
     home.assert_exactly(&produced);
@@ -251,7 +251,7 @@ fn a_topic_that_was_deleted_after_a_crash_does_not_keep_the_others_waiting() {
     let status = home.status();
     assert_eq!(status.gap_records, 200 - went.len() as u64);
     assert!(status.gap_records > 0, "{status:?}");
-    assert!(home.log().contains("a gap: records that a crash cut short cannot be read again"));
+    home.wait_logged("a gap: records that a crash cut short cannot be read again");
     service.terminate();
 }
 

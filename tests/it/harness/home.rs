@@ -317,6 +317,11 @@ impl Home {
         assert_eq!(self.integer("failure_queue_count"), rejected as i64);
     }
 
+    /// Waits until the log of the service that runs says this: a thread of its own writes it.
+    pub(crate) fn wait_logged(&self, text: &str) {
+        wait_until(&format!("the log says {text:?}"), SOON, || holds(self.log().contains(text), self.try_status()));
+    }
+
     /// Everything in the service's log files.
     pub(crate) fn log(&self) -> String {
         let mut all = String::new();
