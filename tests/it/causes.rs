@@ -42,13 +42,15 @@ fn a_tls_handshake_with_a_plain_port_and_an_address_that_is_dead_are_named() {
     };
     in_group(&mut tls);
     // librdkafka tells of the handshake itself, or of the connection in that state, by whichever it sees first.
-    for (home, cause) in [(&tls, "ssl handshake"), (&dead, proxy::NOWHERE)] {
+    for (home, cause) in [(&mut tls, "ssl handshake"), (&mut dead, proxy::NOWHERE)] {
         for command in ["check", "kafka_lag"] {
             let done = home.mtga([command]).code(69);
             assert!(names(&done.stderr, cause), "{command}: {}", done.stderr);
         }
         home.start();
         waits_because(home, cause);
+        // A stop may take its time.
+        home.set("rpc.timeout", "20s");
         home.stop();
     }
 }

@@ -44,6 +44,8 @@ fn every_command_to_a_frozen_service_ends_within_its_timeout() {
     }
 
     home.signal(Signal::SIGCONT);
+    // What goes on may take its time.
+    home.set("rpc.timeout", "20s");
     home.wait_for(State::Consuming);
     home.assert_exactly(&produced);
     home.stop();
