@@ -447,6 +447,8 @@ fn while_the_group_cannot_be_reached_past_the_session_the_lag_is_unknown() {
 fn while_an_eager_group_rebalances_the_lag_of_its_members_is_unknown() {
     let topic = Topic::create("eagerlag", 2);
     let mut fleet = Fleet::new(&topic, 4, Protocol::Eager, Membership::Dynamic);
+    // The group waits for the one that is frozen until everybody was asked, however slow this machine is.
+    fleet.property("session.timeout.ms", "45000");
     let mut produced = topic.fill(Codec::Snappy, Mix::Clean, 0, EACH);
     // The third one has no partition.
     for number in 0..3 {
