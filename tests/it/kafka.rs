@@ -289,7 +289,8 @@ fn a_client_that_stands_still_is_made_again() {
     let home = home(&topic, Mode::Group);
     let mut produced = topic.fill(Codec::Snappy, Mix::Dirty, 0, 1000);
     let service = home.foreground_with(|command| {
-        command.envs([("FAULT_POINT", "kafka.standstill:40"), ("FAULT_WATCHDOG_MS", "3000")])
+        // Longer than a machine that stalls makes it look as if nothing came.
+        command.envs([("FAULT_POINT", "kafka.standstill:40"), ("FAULT_WATCHDOG_MS", "8000")])
     });
     home.wait_done(&produced);
     // Nothing to read is no standstill.
@@ -297,7 +298,8 @@ fn a_client_that_stands_still_is_made_again() {
     produced.extend(topic.fill(Codec::Snappy, Mix::Dirty, 1000, 1000));
     wait_until("the lag is seen while nothing moves", SOON, || {
         let lag = home.lag()?;
-        holds(lag == 1000, lag)
+        // A standstill counts from a look that may be long ago, so that it may be over before anybody asks.
+        holds(lag == 1000 || home.try_status()?.client_restarts > 0, lag)
     });
     home.wait_done(&produced);
     home.assert_exactly(&produced);
