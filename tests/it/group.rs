@@ -1,8 +1,9 @@
 //! Several instances of one group: every record exactly once through orderly rebalances, and what an instance that is lost
 //! can repeat. All files of all instances together are compared with the oracle.
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
+use std::{fs, mem};
 
 use mtga::control::State;
 use nix::sys::signal::Signal;
@@ -11,7 +12,7 @@ use serde_json::json;
 use crate::files::SmallDisk;
 use crate::harness::fleet::{Fleet, Membership, Protocol, SESSION};
 use crate::harness::topic::Load;
-use crate::harness::{Codec, Home, Mix, SOON, Topic, events, holds, oracle, slow, wait_until};
+use crate::harness::{Codec, Home, Mix, SOON, Topic, events, holds, oracle, slow, tick, wait_until};
 
 /// About 4,000 records a second: three instances under test keep up with it on a busy machine.
 fn steady(topic: &Topic, mix: Mix) -> Load {
@@ -263,8 +264,14 @@ fn assert_at_least_once_through_a_loss(protocol: Protocol, membership: Membershi
         Loss::Frozen => fleet.signal(0, Signal::SIGSTOP),
     }
     let begun = Instant::now();
-    // Nothing moves these until the other instance has the partitions.
-    let committed = fleet.committed();
+    // Nothing moves these until the other instance has the partitions, but what was on its way.
+    let of_lost = || fleet.committed().into_iter().filter(|(partition, _)| lost.contains(partition)).collect();
+    let mut committed: BTreeMap<i32, i64> = of_lost();
+    wait_until("what was on its way has arrived", SOON, || {
+        tick();
+        let before = mem::replace(&mut committed, of_lost());
+        holds(before == committed, (before, &committed))
+    });
     fleet.wait_shared(&[1]);
     let took = begun.elapsed();
     fleet.wait_progress(1, 1000);
