@@ -1,6 +1,7 @@
 //! The failure queue: what is rejected waits there until it is mended, exported or cleared.
 
 use std::fs;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use mtga::control::State;
@@ -578,9 +579,15 @@ fn the_queue_is_listed_in_time_while_many_large_rejects_arrive() {
     let service = home.foreground_with(keeping_no_free_memory);
     home.wait_for(State::Consuming);
     let (mut listed, mut longest) = (Vec::new(), Duration::ZERO);
+    let seen = AtomicU64::new(0);
     std::thread::scope(|scope| {
         let produces = scope.spawn(|| {
             for batch in 0..RECORDS / 10 {
+                // So that it is listed while they arrive, however long a list takes and they do.
+                wait_until("all but the last ten are listed", 3 * SOON, || {
+                    let seen = seen.load(Ordering::Acquire);
+                    holds(seen + 10 >= batch * 10, seen)
+                });
                 let records: Vec<_> = (batch * 10..(batch + 1) * 10).map(large).collect();
                 topic.produce(Codec::None, &records);
             }
@@ -591,6 +598,7 @@ fn the_queue_is_listed_in_time_while_many_large_rejects_arrive() {
             let entries: Value = serde_json::from_str(&done.success()).expect("JSON");
             let count = entries.as_array().expect("a list").len() as u64;
             listed.push(count);
+            seen.store(count, Ordering::Release);
             holds(produces.is_finished() && count == RECORDS, count)
         });
     });
