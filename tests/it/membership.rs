@@ -324,7 +324,7 @@ fn what_the_group_gives_to_others_before_it_has_heard_that_it_is_taken_is_read_b
         home.set("kafka.brokers", proxy.address());
     }
     let load = topic.load_every(Duration::from_millis(20), Codec::Snappy, Mix::Dirty);
-    fleet.start_to_fail(0, "assign.told:1:10000");
+    fleet.start_to_fail(0, "assign.told:1:20000");
     says(&fleet, 0, "the group assigned partitions count=6");
     fleet.start(1);
     wait_until("the other one is a member", SOON, || {
