@@ -166,8 +166,10 @@ fn what_was_committed_is_published_by_whoever_adopts_it() {
     ]);
 }
 
-/// Lets an instance work under load until it has written something, and kills it.
-fn lose(lost: &Home, load: Load) -> Vec<Record> {
+/// Lets an instance work under load until it has written something, and kills it. Nobody else knows how far it came, however
+/// late that is.
+fn lose(lost: &mut Home, load: Load) -> Vec<Record> {
+    lost.set("store.checkpoint", "1h");
     let service = lost.foreground();
     lost.wait_written(3000);
     service.kill();
@@ -177,8 +179,8 @@ fn lose(lost: &Home, load: Load) -> Vec<Record> {
 #[test]
 fn positions_of_a_live_home_reach_the_group_before_anybody_takes_over() {
     let topic = Topic::create("adoptlive", 3);
-    let (lost, ours) = two_in_group(&topic);
-    let produced = lose(&lost, topic.load(Codec::Snappy, Mix::Dirty));
+    let (mut lost, ours) = two_in_group(&topic);
+    let produced = lose(&mut lost, topic.load(Codec::Snappy, Mix::Dirty));
     for place in ["adopt.commit", "adopt.committed"] {
         adopt_killed_at(&ours, &lost, place);
     }
@@ -193,8 +195,8 @@ fn positions_of_a_live_home_reach_the_group_before_anybody_takes_over() {
 #[test]
 fn positions_of_a_live_home_are_left_to_whoever_has_taken_over() {
     let topic = Topic::create("adoptlate", 2);
-    let (lost, ours) = two_in_group(&topic);
-    lose(&lost, topic.load(Codec::Snappy, Mix::Clean));
+    let (mut lost, ours) = two_in_group(&topic);
+    lose(&mut lost, topic.load(Codec::Snappy, Mix::Clean));
     // In each partition there is something to go on with.
     topic.fill(Codec::Snappy, Mix::Clean, 1_000_000, 100);
     let service = ours.foreground();
@@ -268,13 +270,13 @@ fn files_of_which_the_group_does_not_tell_are_set_aside() {
 }
 
 /// Without a group: our home goes on where the lost one ended. The adoption is killed at each of these places before.
-fn assert_goes_on_alone(configure: impl Fn(&mut Home), lose: impl Fn(&Home, Load) -> Vec<Record>, kills: &[&str]) {
+fn assert_goes_on_alone(configure: impl Fn(&mut Home), lose: impl Fn(&mut Home, Load) -> Vec<Record>, kills: &[&str]) {
     let topic = Topic::create("adoptall", 3);
     let (mut lost, mut ours) = (Home::new(&topic), Home::new(&topic));
     configure(&mut lost);
     configure(&mut ours);
     let tail = Tail::follow(&lost.path("data"));
-    let produced = lose(&lost, topic.load(Codec::Snappy, Mix::Dirty));
+    let produced = lose(&mut lost, topic.load(Codec::Snappy, Mix::Dirty));
     for place in kills {
         adopt_killed_at(&ours, &lost, place);
     }
@@ -298,7 +300,7 @@ fn our_home_goes_on_where_the_lost_one_ended_however_often_the_adoption_is_kille
 
 #[test]
 fn our_home_goes_on_where_the_lost_one_ended_with_hidden_files() {
-    let lose = |lost: &Home, load: Load| {
+    let lose = |lost: &mut Home, load: Load| {
         lost.killed_at("seal.prepared:2");
         load.stop()
     };
@@ -309,8 +311,7 @@ fn our_home_goes_on_where_the_lost_one_ended_with_hidden_files() {
 fn a_copied_home_is_completed_like_a_mounted_one() {
     let topic = Topic::create("adoptcopy", 2);
     let (mut lost, ours) = (Home::new(&topic), Home::new(&topic));
-    lost.set("store.checkpoint", "1m");
-    let produced = lose(&lost, topic.load(Codec::Snappy, Mix::Dirty));
+    let produced = lose(&mut lost, topic.load(Codec::Snappy, Mix::Dirty));
     // What a kill between the journal and the file leaves.
     let open = events::paths(&lost.path("data")).pop().expect("a file");
     let length = open.metadata().expect("a file").len();
