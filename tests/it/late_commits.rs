@@ -33,6 +33,13 @@ fn sealed_in_group(home: &mut Home, properties: Value) {
     home.set("sink.visibility", "sealed").set("sink.rotate", json!({"age": "1s", "idle": "300ms", "size": "1MiB"}));
 }
 
+/// Produces them in one batch, so that one range has all of them, and one commit.
+fn fill(topic: &Topic) -> Vec<Record> {
+    let records: Vec<_> = (0..RECORDS).map(|n| Mix::Clean.record(n, 1)).collect();
+    topic.produce_one_batch(Codec::None, &records);
+    records
+}
+
 /// A home that was killed while the commit of what it had prepared was on its way: behind this proxy.
 fn killed_before_its_commit_arrived(topic: &Topic, properties: Value) -> (Home, Proxy, Vec<Record>) {
     let proxy = Proxy::new(&topic.brokers);
@@ -41,7 +48,7 @@ fn killed_before_its_commit_arrived(topic: &Topic, properties: Value) -> (Home, 
     let service = home.foreground();
     home.wait_for(State::Consuming);
     proxy.hold_requests(OFFSET_COMMIT);
-    let produced = topic.fill(Codec::None, Mix::Clean, 0, RECORDS);
+    let produced = fill(topic);
     wait_until("the commit is on its way", SOON, || holds(proxy.held() > 0, ()));
     service.kill();
     (home, proxy, produced)
@@ -100,7 +107,7 @@ fn a_stop_publishes_what_the_group_takes_after_its_answer_counts_as_lost() {
     let mut service = home.foreground();
     home.wait_for(State::Consuming);
     proxy.hold_requests(OFFSET_COMMIT);
-    let produced = topic.fill(Codec::None, Mix::Clean, 0, RECORDS);
+    let produced = fill(&topic);
     wait_until("the commit is on its way", SOON, || holds(proxy.held() > 0, ()));
     std::thread::scope(|scope| {
         let stop = scope.spawn(|| service.terminate_in_place());
