@@ -37,7 +37,13 @@ fn assert_finished_by(rule: &str, time: &str) {
     let mut home = Home::new(&topic);
     home.set(&format!("sink.rotate.{rule}"), time);
     home.start();
-    let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 10);
+    // In one batch: no file is finished between two of them.
+    let fill = |first: u64| {
+        let records: Vec<_> = (first..first + 10).map(|n| Mix::Clean.record(n, 1)).collect();
+        topic.produce_one_batch(Codec::None, &records);
+        records
+    };
+    let mut produced = fill(0);
     home.wait_done(&produced);
     // No record comes: it is the timer that ends the file.
     wait_until("the file is finished", SOON, || {
@@ -45,7 +51,7 @@ fn assert_finished_by(rule: &str, time: &str) {
         holds(open == 0, open)
     });
     home.wait_logged(rule);
-    produced.extend(topic.fill(Codec::None, Mix::Clean, 10, 10));
+    produced.extend(fill(10));
     home.wait_done(&produced);
     let counts: Vec<_> = home.events().iter().map(|file| file.lines.len()).collect();
     assert_eq!(counts, [10, 10]);
