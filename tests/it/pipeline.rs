@@ -281,7 +281,10 @@ fn latest_is_resolved_once_whatever_happens_before_the_first_record() {
     let mut home = Home::new(&topic);
     home.set("kafka.start", "latest");
     let service = home.foreground();
-    home.wait_for(State::Consuming);
+    wait_until("every partition has begun", SOON, || {
+        let status = home.try_status()?;
+        holds(status.partitions == 3, status)
+    });
     service.kill();
     // What comes while nobody reads is after the start, however late it is read.
     let produced = topic.fill(Codec::Snappy, Mix::Clean, 300, 300);
