@@ -588,6 +588,7 @@ fn what_is_hidden_before_a_damaged_batch_is_read_again_when_the_session_ends_bef
         let list = group.fetch_group_list(Some(&name), SOON).map_err(|error| error.to_string())?;
         Ok::<_, String>(list.groups().first().map_or(0, |group| group.members().len()))
     };
+    // So it has joined.
     service.wait_frozen();
     wait_until("the group has given it up", SOON, || holds(members()? == 0, "a member"));
     kill(service.pid(), Signal::SIGCONT).expect("it runs");
