@@ -789,7 +789,10 @@ fn assert_added_partitions_are_read(mode: Mode) {
     let mut home = home(&topic, mode);
     home.set("kafka.librdkafka", json!({"topic.metadata.refresh.interval.ms": "500"})).set("kafka.start", "latest");
     let service = home.foreground();
-    home.wait_for(State::Consuming);
+    wait_until("both partitions have begun", SOON, || {
+        let status = home.try_status()?;
+        holds(status.partitions == 2, status)
+    });
     let load = topic.load(Codec::Snappy, Mix::Dirty);
     home.wait_written(2000);
     // Each is an assignment that comes between records.
