@@ -91,7 +91,7 @@ fn a_start_on_a_full_disk_of_tmp_says_so_and_waits_for_room() {
     fs::write(ballast.join("bytes"), vec![0; 65 << 20]).expect_err("no room is left");
     (0..500).find(|n| fs::write(ballast.join(n.to_string()), "").is_err()).expect("no room is left");
     produced.extend(topic.fill(Codec::Snappy, Mix::Clean, 100, 100));
-    let started = Finished::run(home.command().arg("start").env("FAULT_START_MS", "8000"), SOON).success();
+    let started = home.mtga(["start"]).success();
     assert!(started.contains("paused") && started.contains("No space left"), "{started}");
     for missing in ["the pid file cannot be written", "there is no control socket until there is room"] {
         home.wait_logged(missing);
