@@ -317,7 +317,7 @@ impl Home {
         assert_eq!(self.integer("failure_queue_count"), rejected as i64);
     }
 
-    /// Waits until the log of the service that runs says this: a thread of its own writes it.
+    /// Waits until the service's log has this. A thread of its own writes it, some time after what it tells of.
     pub(crate) fn wait_logged(&self, text: &str) {
         wait_until(&format!("the log says {text:?}"), SOON, || holds(self.log().contains(text), self.try_status()));
     }
