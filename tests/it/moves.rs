@@ -206,18 +206,24 @@ fn move_store(home: &mut Home, to: &str) {
     home.set("store.path", to);
 }
 
+/// What the log says at each start at another place.
+const MOVED: &str = "this home was moved or copied";
+
 /// Runs a home under load and kills it, again and again. In between it is moved, with its event files or without them.
 fn assert_moves(kind: Kind, checkpoint: &str, with_its_files: bool) {
     let topic = Topic::create("moves", 2);
     let mut home = kind.home(&topic);
     home.set("store.checkpoint", checkpoint);
     let load = topic.load_every(Duration::from_millis(100), Codec::None, Mix::Dirty);
+    let mut before = 0;
     for round in 1..=4 {
-        let before = home.try_status().map_or(0, |status| status.counts.consumed);
         home.start();
-        wait_until("more records", SOON, || {
+        wait_until("more records, and a word of each move", SOON, || {
             let status = home.try_status()?;
-            holds(status.counts.consumed >= before + 300, status.counts)
+            let told = home.log().matches(MOVED).count();
+            holds(status.counts.consumed >= before + 300 && told == round - 1, (&status.counts, told))?;
+            before = status.counts.consumed;
+            Ok(())
         });
         home.kill9();
         if with_its_files {
@@ -233,8 +239,7 @@ fn assert_moves(kind: Kind, checkpoint: &str, with_its_files: bool) {
     home.stop();
     assert_eq!(events::hidden(&home.path("data")), Vec::<PathBuf>::new());
     home.assert_exactly(&produced);
-    let log = home.log();
-    assert_eq!(log.matches("this home was moved or copied").count(), 4);
+    assert_eq!(home.log().matches(MOVED).count(), 4);
     if !with_its_files {
         let mut produced = produced;
         let tail = Tail::follow(&home.path("data"));
