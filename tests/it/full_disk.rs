@@ -39,8 +39,8 @@ impl Rig {
 
     fn run(&self, command: &str) -> Finished {
         let mut mtga = self.home.command();
-        // The service does not come to consume: a start waits as long as a busy machine takes to say a word, and no longer.
-        mtga.arg(command).env("FAULT_STOP_MS", "2000").env("FAULT_START_MS", "8000");
+        // The service does not come to consume: nothing is gained by waiting for that.
+        mtga.arg(command).env("FAULT_STOP_MS", "2000").env("FAULT_START_MS", "500");
         Finished::run(&mut mtga, SOON)
     }
 
