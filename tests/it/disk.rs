@@ -161,9 +161,10 @@ fn a_failed_sync_that_the_delivery_is_told_of_is_no_success_for_the_checkpoint_b
         let begun = log.lines().rfind(|line| line.contains("checkpoint begins"));
         holds(begun.is_some_and(|line| !line.contains("number=0")), begun.map(str::to_owned))
     });
+    // Before there are more lines: a checkpoint that goes on meanwhile is told of it, too.
+    rig.layer.fail_sync("data/0/", 1);
     fill(&mut rig, 0, 1000);
     rig.home.wait_written(20);
-    rig.layer.fail_sync("data/0/", 1);
     fill(&mut rig, 1, 2000);
     wait_until("a sync fails", SOON, || holds(rig.layer.has_failed_sync(), "none has"));
     rig.assert_exactly(service);
