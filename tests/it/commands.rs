@@ -54,7 +54,10 @@ pub(crate) fn read_to_the_end(home: &Home) {
         holds(status.lag == Some(0) && status.partitions > 0 && status.counts.in_flight == 0, status)?;
         // The lag in `status` may be older than what was produced just now.
         let lag = home.lag()?;
-        holds(lag == 0, lag)
+        holds(lag == 0, lag)?;
+        // A session that ends while it stops, by a stall of the machine, leaves to the next start what is hidden.
+        let hidden = events::hidden(&home.path("data"));
+        holds(hidden.is_empty(), hidden)
     });
     service.terminate();
 }
