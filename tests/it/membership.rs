@@ -2,6 +2,7 @@
 //! carries nothing, removed by an administrator, replaced by another of the same name; on slow disks, where every race with a
 //! checkpoint is likely. Nothing is lost or repeated, and the instance joins again by itself.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -262,6 +263,14 @@ fn assert_freezes_at_each_step_of_a_seal_cost_nothing(protocol: Protocol) {
     sealed_group::assert_exactly_once(&mut fleet, &produced);
 }
 
+/// Has guests come, each until it has every partition, and the last one when this is so.
+fn visit_until(fleet: &Fleet, frozen: &AtomicBool) {
+    wait_until("it is frozen", fleet.patience, || {
+        fleet.wait_forgotten(&[]);
+        holds(frozen.load(Ordering::Acquire), "not yet")
+    });
+}
+
 #[test]
 fn an_instance_frozen_past_its_session_at_each_step_of_a_seal_on_a_slow_disk_publishes_every_record_once() {
     let protocols = [Protocol::Cooperative, Protocol::Eager, Protocol::Consumer];
@@ -278,9 +287,13 @@ fn an_instance_frozen_past_its_session_at_each_step_of_a_revocation_gets_back_wh
     fleet.start_to_fail(0, &numbered.collect::<Vec<_>>().join(","));
     for time in 1..=points.len() {
         wait_given_back(&fleet, time);
-        // The guest's coming is what makes it give partitions up.
-        fleet.wait_forgotten(&[]);
-        fleet.wait_frozen(0);
+        // The guest's coming is what makes it give partitions up, unless a stall of the machine has ended its session just then.
+        let frozen = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| visit_until(&fleet, &frozen));
+            fleet.wait_frozen(0);
+            frozen.store(true, Ordering::Release);
+        });
         fleet.signal(0, Signal::SIGCONT);
     }
     wait_given_back(&fleet, points.len() + 1);
@@ -525,10 +538,12 @@ impl Lone {
                 fleet.wait_shared(&[0]);
                 fleet.wait_progress(0, 100);
             }
+            let frozen = AtomicBool::new(false);
             thread::scope(|scope| {
                 // The guest's coming is what makes it give partitions up.
-                let guest = early.then(|| scope.spawn(comes));
+                let guest = early.then(|| scope.spawn(|| visit_until(fleet, &frozen)));
                 fleet.wait_frozen(0);
+                frozen.store(true, Ordering::Release);
                 before = given(fleet);
                 match end {
                     End::Frozen => {}
