@@ -147,7 +147,7 @@ impl Scene {
             let status = self.home.try_status()?;
             let all = status.counts.consumed == count && status.counts.in_flight == 0;
             let is_left = left.is_none_or(|left| status.failure_queue_records == left as u64);
-            // What is hidden is published by itself: a session that ends while it stops would leave that to the next start.
+            // Published by itself: a session that ends while it stops would leave that to the next start.
             let hidden = events::hidden(&self.home.path("data"));
             holds(status.state == State::Consuming && all && is_left && hidden.is_empty(), (status, hidden))
         });

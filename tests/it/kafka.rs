@@ -223,8 +223,8 @@ fn a_topic_created_again_while_the_service_is_stopped_is_read_from_its_start() {
 
 #[test]
 fn a_topic_created_again_on_brokers_without_topic_ids_is_read_from_its_first_record() {
-    // A session with its controller that outlasts a stall: when it ends, the new topic gets as late an epoch as the old one had,
-    // and nothing tells them apart.
+    // A session with its controller that outlasts a stall: when it ends, the new topic gets as late an epoch as the old
+    // one had, and nothing tells them apart.
     let own = OwnBroker::new("broker.session.timeout.ms=10000");
     let topic = Topic::on(own.address(), "noids", 1, &[]);
     let proxy = Proxy::new(own.address());

@@ -287,7 +287,7 @@ fn an_instance_frozen_past_its_session_at_each_step_of_a_revocation_gets_back_wh
     fleet.start_to_fail(0, &numbered.collect::<Vec<_>>().join(","));
     for time in 1..=points.len() {
         wait_given_back(&fleet, time);
-        // The guest's coming is what makes it give partitions up, unless a stall of the machine has ended its session just then.
+        // The guest's coming is what makes it give partitions up, unless a stall has ended its session just then.
         let frozen = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| visit_until(&fleet, &frozen));
@@ -422,8 +422,8 @@ fn an_instance_whose_name_is_taken_while_it_takes_its_partitions_waits_for_it_an
 fn an_instance_whose_session_ended_here_sooner_than_at_the_group_joins_again_at_once() {
     let topic = Topic::create("ownghost", 2);
     let mut fleet = Fleet::new(&topic, 1, Protocol::Cooperative, Membership::Static);
-    // The group knows it for 22 s longer than it does itself. librdkafka speaks again 6 s after the end here, and the revocation
-    // lasts for twelve: a machine that stalls for five seconds changes nothing of this order.
+    // The group knows it for 22 s longer than it does itself. librdkafka speaks again 6 s after the end here, and the
+    // revocation lasts for twelve: a machine that stalls for five seconds changes nothing of this order.
     fleet.property("session.timeout.ms", "38000");
     fleet.property("heartbeat.interval.ms", "22000");
     let proxy = Proxy::new(broker::address());

@@ -246,7 +246,7 @@ fn a_member_of_the_group_exports_into_one_directory_and_makes_no_file_anywhere_e
     assert!(refused.stderr.contains("adopted.json is not what `adopt` writes"), "{refused:?}");
 }
 
-/// Demands that whoever asks is answered soon, most times of ten: a machine that stalls for some seconds may make one wait.
+/// Demands that whoever asks is answered soon, most times of ten: a machine that stalls may make one wait.
 fn assert_answered_soon(ask: impl Fn()) {
     let mut times: Vec<_> = (0..10)
         .map(|_| {

@@ -5,8 +5,8 @@ use std::net::TcpStream;
 
 use super::SOON;
 
-/// What a broker needs for it, further lines of its properties. What has no rule is everybody's. It is not started again; see
-/// [`super::broker::LASTING`].
+/// What a broker needs for it, further lines of its properties. What has no rule is everybody's. It is not started
+/// again; see [`super::broker::LASTING`].
 pub(crate) const AUTHORIZER: &str = "authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
                                      allow.everyone.if.no.acl.found=true\n\
                                      broker.session.timeout.ms=60000";

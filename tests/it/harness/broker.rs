@@ -9,8 +9,8 @@ use std::sync::OnceLock;
 /// about to be thrown away.
 pub(crate) const JVM: &str = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC";
 
-/// For brokers that are not killed to be started again, which would have to wait for that: a machine that stalls for some
-/// seconds has no controller think that they are gone, and take their partitions from them.
+/// For brokers that are not killed to be started again, which would have to wait for that: a machine that stalls for
+/// some seconds has no controller think that they are gone, and take their partitions from them.
 pub(crate) const LASTING: &str = "broker.session.timeout.ms=60000";
 
 /// `HOST:PORT` of the broker: the one that `MTGA_TEST_KAFKA` names, else one that `scripts/kafka` brings up.
