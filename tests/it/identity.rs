@@ -127,6 +127,11 @@ fn a_place_behind_a_marker_is_no_cut_and_a_move_back_is_told_to_the_group_before
             let found = committed(&group, &topic);
             holds(found[&0] == 900, found)
         });
+        // Hidden files get their names after that.
+        wait_until("everything is published", SOON, || {
+            let hidden = events::hidden(&homes[0].path("data"));
+            holds(hidden.is_empty(), hidden)
+        });
         service.kill();
         homes[0].assert_exactly(&first);
         // The next owner begins where the records go on.
