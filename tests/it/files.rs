@@ -95,6 +95,8 @@ fn more_log_names_than_open_files_still_give_one_file_each() {
         .collect();
     let mut home = Home::new(&topic);
     home.set("sink.file", "{log_name}/events.{seq}.log").set("sink.max_open_files", 4).set("sink.batch.lines", 100);
+    // It keeps files open until it has synced them.
+    home.set("store.checkpoint", "1h");
     home.start();
     let data = fs::canonicalize(home.path("data")).expect("a directory");
     for some in produced.chunks(100) {
@@ -102,7 +104,7 @@ fn more_log_names_than_open_files_still_give_one_file_each() {
         let open = open_below(home.pid(), &data);
         assert!(open.len() <= 4, "at most four are open: {open:?}");
     }
-    home.wait_done(&produced);
+    home.wait_written(produced.len() as u64);
     let mut by_name: BTreeMap<String, Vec<usize>> = BTreeMap::new();
     for file in home.events() {
         let (name, _) = file.name.split_once('/').expect("a directory of the log name");
