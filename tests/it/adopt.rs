@@ -166,8 +166,8 @@ fn what_was_committed_is_published_by_whoever_adopts_it() {
     ]);
 }
 
-/// Lets an instance work under load until it has written something, and kills it. Nobody else knows how far it came, however
-/// late that is.
+/// Lets an instance work under load until it has written something, and kills it. Nobody else knows how far it came,
+/// however late that is.
 fn lose(lost: &mut Home, load: Load) -> Vec<Record> {
     lost.set("store.checkpoint", "1h");
     let service = lost.foreground();

@@ -337,7 +337,7 @@ fn what_the_group_gives_to_others_before_it_has_heard_that_it_is_taken_is_read_b
         home.set("kafka.brokers", proxy.address());
     }
     let load = topic.load_every(Duration::from_millis(20), Codec::Snappy, Mix::Dirty);
-    // All but ready, so that the first one takes its partitions later than the other one has joined, on a busy machine too.
+    // All but ready, so that it joins before the first one takes its partitions, on a busy machine too.
     fleet.start_to_fail(1, "start.noted:1:stop");
     fleet.wait_frozen(1);
     fleet.start_to_fail(0, "assign.told:1:10000");
