@@ -199,6 +199,7 @@ impl Delivery {
     fn tick(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         if let Some(stall) = self.stall.as_ref().filter(|stall| now >= stall.again) {
+            self.sink.close_removed();
             let room = if stall.exhausted { self.sink.close_some(Now::current()).map(drop) } else { Ok(()) };
             match room.and_then(|()| self.sink.reopen_dir()) {
                 Ok(()) => self.advance()?,

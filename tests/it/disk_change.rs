@@ -1,6 +1,7 @@
 //! What operators do about a disk: free it, mount another one over it, copy its files to a larger one, take it away for a while.
 
 use std::fs::{self, Permissions};
+use std::ops::Range;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
@@ -38,13 +39,48 @@ fn lines_in_the_end(home: &Home, produced: &[Record]) -> usize {
     home.events().iter().map(|file| file.lines.len()).sum()
 }
 
+/// Waits until there is nothing that another checkpoint would cover: the service waits for room alone.
+fn wait_idle(home: &Home) {
+    wait_until("no checkpoint is due", SOON, || {
+        let seconds = home.status().last_checkpoint_seconds;
+        holds(seconds.is_some_and(|seconds| seconds > 2.0), seconds)
+    });
+}
+
 /// Lines that were not written yet are in no file that anybody could have removed.
 #[test]
 fn lines_that_were_not_written_yet_do_not_go_with_a_file_that_is_removed() {
     let (home, _disk, produced) = full("freed");
     let read = whole_lines(&home);
+    wait_idle(&home);
     fs::remove_file(home.path("data/events.0.log")).expect("a file");
     assert_eq!(read + lines_in_the_end(&home, &produced), produced.len(), "read by a collector, and there");
+}
+
+/// What is removed is free only when nobody has it open.
+#[test]
+fn a_full_disk_has_room_again_when_another_open_file_is_removed() {
+    let topic = Topic::create("other", 2);
+    let mut home = Home::new(&topic);
+    home.set("sink.file", "{partition}.{seq}.log").set("sink.rotate.idle", "30m");
+    let _disk = Mount::new(home.path("data"), "1m");
+    let fill = |partition, numbers: Range<u64>| -> Vec<_> {
+        let records = numbers.map(|n| Record { partition, ..Mix::Clean.record(n, 1) });
+        let records: Vec<_> = records.collect();
+        topic.produce(Codec::None, &records);
+        records
+    };
+    let first = fill(0, 0..1000);
+    home.start();
+    home.wait_done(&first);
+    let written = home.events().iter().map(|file| file.lines.len()).sum::<usize>();
+    assert_eq!(written, first.len());
+    let rest = fill(1, 1000..2000);
+    home.wait_for(State::Paused);
+    wait_idle(&home);
+    fs::remove_file(home.path("data/0.0.log")).expect("a file");
+    let produced = [first, rest].concat();
+    assert_eq!(written + lines_in_the_end(&home, &produced), produced.len(), "read by a collector, and there");
 }
 
 #[test]

@@ -14,7 +14,7 @@
 //! **Rotation** of live files is judged where a line comes and where a timer calls (`rotate`): size, age, idle, a changed name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -118,8 +118,16 @@ struct Active {
 impl Active {
     /// Whether another process removed the open file, or shortened it.
     fn is_foreign(&self) -> bool {
-        let metadata = self.file.as_ref().and_then(|file| file.metadata().ok());
-        metadata.is_some_and(|metadata| metadata.nlink() == 0 || metadata.len() < self.length)
+        self.metadata().is_some_and(|metadata| metadata.nlink() == 0 || metadata.len() < self.length)
+    }
+
+    /// Whether the open file has no name any more.
+    fn is_removed(&self) -> bool {
+        self.metadata().is_some_and(|metadata| metadata.nlink() == 0)
+    }
+
+    fn metadata(&self) -> Option<Metadata> {
+        self.file.as_ref().and_then(|file| file.metadata().ok())
     }
 }
 
@@ -326,6 +334,14 @@ impl FileSink {
             }
         }
         files
+    }
+
+    /// Closes what another process removed: on a full disk its room is free only when nobody has it open. Whoever has lines for
+    /// it finds that it is gone.
+    pub fn close_removed(&mut self) {
+        for active in self.active.values_mut().filter(|active| active.is_removed()) {
+            (active.file, active.dirty) = (None, false);
+        }
     }
 
     /// Looks for the directory again, after something failed: it may have been removed and made again meanwhile.

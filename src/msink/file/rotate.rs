@@ -100,8 +100,10 @@ impl FileSink {
         fault::point("file.ended");
         tracing::info!(file = active.path, bytes = active.length, reason = reason.name(), "finished a file");
         self.rotated[reason as usize] += 1;
+        // Nothing of a removed file is to be synced, and its room is free only when nobody has it open.
         if let Some(active) = self.forget(key)
             && active.dirty
+            && !active.is_removed()
         {
             self.unsynced.extend(active.file);
         }
