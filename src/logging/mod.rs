@@ -3,10 +3,11 @@
 //! One event a line, `time level target: message field=value …`, the time with the offset of the configured time zone;
 //! line ends inside a message are escaped, so that foreign text cannot forge a line. From `log.stack_level` on, and
 //! always for a panic, the backtrace follows in indented lines.
-//! Lines are written by a thread of their own and none is dropped; the [`Logging`] that `main` keeps writes the rest when
-//! it goes. A panic that nobody contains (`panics`) is written too, and then ends the process. The log never stops the
-//! service: what cannot be written (no space) is lost.
+//! Lines are written by a thread of their own and none is dropped; the [`Logging`] that `main` keeps waits for the rest when
+//! it goes, for ten seconds at most. A panic that nobody contains (`panics`) is written too, and then ends the process. The
+//! log never stops the service: what cannot be written (no space) is lost.
 
+mod backlog;
 mod line;
 mod rotation;
 
@@ -16,11 +17,12 @@ use std::thread;
 use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, Registry, fmt, reload};
 
+use self::backlog::{Backlog, Written};
 use self::line::{LineFormat, PANIC};
 use self::rotation::RotatingFile;
 use crate::config::{self, Level, TimeZone};
@@ -32,6 +34,9 @@ const BUFFERED_LINES: usize = 16 * 1024;
 
 /// The name of that thread.
 const THREAD: &str = "log";
+
+/// How long an end waits for lines that are not written yet: a disk may be slow, and may hang.
+const LAST_LINES: Duration = Duration::from_secs(10);
 
 /// How long a panic may take to be written before it ends the process.
 const LAST_WORDS: Duration = Duration::from_secs(30);
@@ -49,13 +54,26 @@ pub enum Console {
 #[derive(Debug)]
 pub struct Logging {
     handle: LogHandle,
-    /// Writes what is buffered, and ends the writing thread, when it is dropped.
-    writer: Arc<Mutex<Option<WorkerGuard>>>,
+    writer: Arc<Mutex<Option<Writer>>>,
 }
 
 impl Drop for Logging {
     fn drop(&mut self) {
         drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// The writing thread, which ends when this is dropped.
+#[derive(Debug)]
+struct Writer {
+    backlog: Backlog,
+    _thread: WorkerGuard,
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // The guard gives the thread a second.
+        self.backlog.wait_written(LAST_LINES);
     }
 }
 
@@ -70,7 +88,7 @@ impl Logging {
 #[derive(Clone, Debug)]
 pub struct LogHandle {
     level: reload::Handle<LevelFilter, Registry>,
-    writer: NonBlocking,
+    backlog: Backlog,
 }
 
 impl LogHandle {
@@ -83,7 +101,7 @@ impl LogHandle {
     /// Has the writing thread begin a new file if that of the log was moved away, although there is no line for it.
     pub fn reopen(&self) {
         // Even nothing is sent to it. It flushes the file after that, and a flush looks where the file is.
-        let _ = self.writer.clone().write_all(b"");
+        let _ = self.backlog.clone().write_all(b"");
     }
 }
 
@@ -112,7 +130,10 @@ pub fn init(log: &config::Log, zone: TimeZone, console: Console) -> Result<Loggi
         if is_end {
             // Held to the end: another thread that panics meanwhile must not cut this short.
             let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-            drop(writer.take());
+            // The thread that writes does not wait for itself.
+            if current.name() != Some(THREAD) {
+                drop(writer.take());
+            }
             std::process::abort();
         }
     }));
@@ -127,21 +148,28 @@ fn build(
     let file = RotatingFile::open(log, zone, chrono::Utc::now).map_err(|e| {
         Failure::new(FailureKind::CannotCreate, format!("cannot open the service log in {}: {e}", log.dir.display()))
     })?;
+    let written = Written::new(file);
+    let count = written.count();
     let (writer, guard) = NonBlockingBuilder::default()
         .lossy(false)
         .buffered_lines_limit(BUFFERED_LINES)
         .thread_name(THREAD)
-        .finish(file);
+        .finish(written);
+    let backlog = Backlog::new(writer, count);
     let (filtered, level) = reload::Layer::new(filter(log.level));
     let format = LineFormat::new(zone, log.stack_level);
     let to_terminal = console == Console::Terminal && std::io::stderr().is_terminal();
     let terminal = to_terminal.then(|| fmt::layer().event_format(format).with_writer(std::io::stderr).boxed());
-    let handle = LogHandle { level, writer: writer.clone() };
+    let handle = LogHandle { level, backlog: backlog.clone() };
     let subscriber = tracing_subscriber::registry()
         .with(filtered)
-        .with(fmt::layer().event_format(format).with_ansi(false).with_writer(writer))
+        .with(fmt::layer().event_format(format).with_ansi(false).with_writer({
+            let backlog = backlog.clone();
+            move || backlog.clone()
+        }))
         .with(terminal);
-    Ok((subscriber, Logging { handle, writer: Arc::new(Mutex::new(Some(guard))) }))
+    let writer = Writer { backlog, _thread: guard };
+    Ok((subscriber, Logging { handle, writer: Arc::new(Mutex::new(Some(writer))) }))
 }
 
 fn filter(level: Level) -> LevelFilter {

@@ -201,6 +201,17 @@ fn a_reload_begins_a_log_that_was_moved_away_again_although_it_logs_nothing() {
 }
 
 #[test]
+fn a_stop_waits_for_the_last_lines_of_a_log_that_is_slow() {
+    let topic = Topic::create("slowlog", 1);
+    let home = Home::new(&topic);
+    let service = home.foreground_with(|command| command.env("FAULT_POINT", "log.line:*:500"));
+    home.wait_for(State::Consuming);
+    service.terminate();
+    let log = home.log();
+    assert!(log.lines().last().is_some_and(|line| line.ends_with("stopped")), "{log}");
+}
+
+#[test]
 fn transform_escapes_for_a_terminal_and_changes_no_byte_elsewhere() {
     let home = Home::with_brokers(&Topic::unmade("none", 1), "127.0.0.1:1");
     let record = "{\"headers\":{\"app_id\":24,\"log_name\":\"log_x\"},\"logs\":{\"role_id\":1,\"mtime\":1608184243,\
