@@ -54,26 +54,15 @@ pub enum Console {
 #[derive(Debug)]
 pub struct Logging {
     handle: LogHandle,
-    writer: Arc<Mutex<Option<Writer>>>,
+    /// Ends the writing thread when it is dropped.
+    writer: Arc<Mutex<Option<WorkerGuard>>>,
 }
 
 impl Drop for Logging {
     fn drop(&mut self) {
+        // The guard gives the thread no more than a second.
+        self.handle.backlog.wait_written(LAST_LINES);
         drop(self.writer.lock().unwrap_or_else(PoisonError::into_inner).take());
-    }
-}
-
-/// The writing thread, which ends when this is dropped.
-#[derive(Debug)]
-struct Writer {
-    backlog: Backlog,
-    _thread: WorkerGuard,
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        // The guard gives the thread a second.
-        self.backlog.wait_written(LAST_LINES);
     }
 }
 
@@ -130,10 +119,7 @@ pub fn init(log: &config::Log, zone: TimeZone, console: Console) -> Result<Loggi
         if is_end {
             // Held to the end: another thread that panics meanwhile must not cut this short.
             let mut writer = writer.lock().unwrap_or_else(PoisonError::into_inner);
-            // The thread that writes does not wait for itself.
-            if current.name() != Some(THREAD) {
-                drop(writer.take());
-            }
+            drop(writer.take());
             std::process::abort();
         }
     }));
@@ -163,13 +149,9 @@ fn build(
     let handle = LogHandle { level, backlog: backlog.clone() };
     let subscriber = tracing_subscriber::registry()
         .with(filtered)
-        .with(fmt::layer().event_format(format).with_ansi(false).with_writer({
-            let backlog = backlog.clone();
-            move || backlog.clone()
-        }))
+        .with(fmt::layer().event_format(format).with_ansi(false).with_writer(move || backlog.clone()))
         .with(terminal);
-    let writer = Writer { backlog, _thread: guard };
-    Ok((subscriber, Logging { handle, writer: Arc::new(Mutex::new(Some(writer))) }))
+    Ok((subscriber, Logging { handle, writer: Arc::new(Mutex::new(Some(guard))) }))
 }
 
 fn filter(level: Level) -> LevelFilter {

@@ -14,7 +14,7 @@
 //! **Rotation** of live files is judged where a line comes and where a timer calls (`rotate`): size, age, idle, a changed name.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -118,17 +118,18 @@ struct Active {
 impl Active {
     /// Whether another process removed the open file, or shortened it.
     fn is_foreign(&self) -> bool {
-        self.metadata().is_some_and(|metadata| metadata.nlink() == 0 || metadata.len() < self.length)
+        let metadata = self.file.as_ref().and_then(|file| file.metadata().ok());
+        metadata.is_some_and(|metadata| metadata.nlink() == 0 || metadata.len() < self.length)
     }
 
-    /// Whether the open file has no name any more.
     fn is_removed(&self) -> bool {
-        self.metadata().is_some_and(|metadata| metadata.nlink() == 0)
+        self.file.as_ref().is_some_and(|file| is_removed(file))
     }
+}
 
-    fn metadata(&self) -> Option<Metadata> {
-        self.file.as_ref().and_then(|file| file.metadata().ok())
-    }
+/// Whether an open file has no name any more.
+fn is_removed(file: &SyncedFile) -> bool {
+    file.metadata().is_ok_and(|metadata| metadata.nlink() == 0)
 }
 
 /// See the module.
@@ -342,6 +343,7 @@ impl FileSink {
         for active in self.active.values_mut().filter(|active| active.is_removed()) {
             (active.file, active.dirty) = (None, false);
         }
+        self.unsynced.retain(|file| !is_removed(file));
     }
 
     /// Looks for the directory again, after something failed: it may have been removed and made again meanwhile.
