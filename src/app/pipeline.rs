@@ -17,6 +17,7 @@ use crate::control::{Failure, FailureKind, STOP_PATIENCE};
 use crate::delivery::{self, Budget, CommitPoint, Delivery, Finish, Gauges, Inbox, SealRequest, Tickets};
 use crate::fault;
 use crate::lock::HomeLock;
+use crate::logging::LAST_LINES;
 use crate::msink::file::{FileSink, Now};
 use crate::msource::TopicPartition;
 use crate::msource::consumer::{self, Consumer, Cut, Desk};
@@ -44,9 +45,9 @@ const QUEUE_DEADLINE: Duration = Duration::from_secs(5);
 /// What a stop waits for at most, one after the other. The command that waits for it is not to give up before: `restart` would
 /// leave no service.
 const _: () = {
-    // The drain, the queue, a delivery that hangs in the disk, the thread that retries, and what the consumer does besides.
+    // The drain, the queue, a delivery that hangs in the disk, the thread that retries, what the consumer does besides, and the log.
     let longest = 2 * STOP_DEADLINE.as_secs() + 2 * QUEUE_DEADLINE.as_secs() + consumer::LONGEST_END.as_secs();
-    assert!(longest < STOP_PATIENCE.as_secs());
+    assert!(longest + LAST_LINES.as_secs() < STOP_PATIENCE.as_secs());
 };
 
 /// Share of `memory` for blocks in flight; librdkafka's queue has a quarter.

@@ -4,7 +4,7 @@
 //! line ends inside a message are escaped, so that foreign text cannot forge a line. From `log.stack_level` on, and
 //! always for a panic, the backtrace follows in indented lines.
 //! Lines are written by a thread of their own and none is dropped; the [`Logging`] that `main` keeps waits for the rest when
-//! it goes, for ten seconds at most. A panic that nobody contains (`panics`) is written too, and then ends the process. The
+//! it goes, for three seconds at most. A panic that nobody contains (`panics`) is written too, and then ends the process. The
 //! log never stops the service: what cannot be written (no space) is lost.
 
 mod backlog;
@@ -36,7 +36,7 @@ const BUFFERED_LINES: usize = 16 * 1024;
 const THREAD: &str = "log";
 
 /// How long an end waits for lines that are not written yet: a disk may be slow, and may hang.
-const LAST_LINES: Duration = Duration::from_secs(10);
+pub const LAST_LINES: Duration = Duration::from_secs(3);
 
 /// How long a panic may take to be written before it ends the process.
 const LAST_WORDS: Duration = Duration::from_secs(30);

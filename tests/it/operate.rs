@@ -204,7 +204,7 @@ fn a_reload_begins_a_log_that_was_moved_away_again_although_it_logs_nothing() {
 fn a_stop_waits_for_the_last_lines_of_a_log_that_is_slow() {
     let topic = Topic::create("slowlog", 1);
     let home = Home::new(&topic);
-    let service = home.foreground_with(|command| command.env("FAULT_POINT", "log.line:*:500"));
+    let service = home.foreground_with(|command| command.env("FAULT_POINT", "log.line:*:300"));
     home.wait_for(State::Consuming);
     service.terminate();
     let log = home.log();
