@@ -87,6 +87,11 @@ impl Asker {
         Ok(Self { client, timeout, deadline: None })
     }
 
+    /// Drops it without waiting for its client to end.
+    pub(super) fn abandon(self) {
+        self.client.abandon();
+    }
+
     /// That a question was not answered, and why: a request only times out where a handshake failed or an address is dead.
     fn unavailable(&self, error: &KafkaError) -> Failure {
         let mut message = format!("Kafka does not answer: {error}");

@@ -17,7 +17,7 @@ use crate::control::{
     State, Status, total_lag,
 };
 use crate::delivery::Gauges;
-use crate::fault::point;
+use crate::fault::{duration, point};
 use crate::logging::LogHandle;
 use crate::msource::TopicPartition;
 use crate::msource::consumer::Desk;
@@ -29,6 +29,9 @@ const RATE_WINDOW: Duration = Duration::from_secs(10);
 /// How old a lag may be that `status` shows without asking again. A failure lasts half as long as it took, if that is longer: no
 /// more than two thirds of the time go into questions that are not answered.
 const LAG_FRESH: Duration = Duration::from_millis(250);
+
+/// How long the brokers may give one client no answer before another one asks them.
+const ASKER_PATIENCE: Duration = Duration::from_mins(1);
 
 /// How long `status` waits for the brokers.
 const LAG_TIMEOUT: Duration = Duration::from_secs(1);
@@ -45,7 +48,8 @@ pub(super) struct Live {
     log: LogHandle,
     started: Instant,
     samples: Mutex<VecDeque<(Instant, u64, u64)>>,
-    asker: Mutex<Option<Asker>>,
+    /// Who asks the brokers, and when they answered it last.
+    asker: Mutex<Option<(Asker, Instant)>>,
     lag: Mutex<Option<Lag>>,
     /// Set when everything is finished and committed.
     drained: AtomicBool,
@@ -145,9 +149,9 @@ impl Live {
         let pipeline = lock(&self.pipeline).clone();
         // Taken out, so that no second caller waits behind this one's timeout with the lock held.
         let asker = lock(&self.asker).take();
-        let asker = match asker {
+        let (asker, answered) = match asker {
             Some(asker) => asker,
-            None => Asker::new(&self.config, timeout)?,
+            None => (Asker::new(&self.config, timeout)?, Instant::now()),
         };
         let state = gauges.durable().state.clone();
         let asker = asker.within(timeout);
@@ -159,7 +163,14 @@ impl Live {
         if let Some(lag) = rows.as_ref().ok().and_then(|rows| total_lag(rows).ok()) {
             *lock(&self.lag) = Some(Lag { fresh_until: Instant::now() + LAG_FRESH, answer: Ok(lag.unsigned_abs()) });
         }
-        *lock(&self.asker) = Some(asker);
+        if rows.is_ok() {
+            *lock(&self.asker) = Some((asker, Instant::now()));
+        } else if answered.elapsed() < duration("FAULT_WATCHDOG_MS", ASKER_PATIENCE) {
+            *lock(&self.asker) = Some((asker, answered));
+        } else {
+            // Its client may be cut off from brokers that another one reaches.
+            asker.abandon();
+        }
         rows
     }
 

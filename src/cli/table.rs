@@ -127,7 +127,10 @@ pub(super) fn status(status: &Status) -> String {
     rows.push(("In flight", counts.in_flight.to_string()));
     rows.push(("Lost before read", status.gap_records.to_string()));
     if status.client_restarts > 0 {
-        rows.push(("Kafka client", format!("replaced {} times since it stood still", status.client_restarts)));
+        rows.push((
+            "Kafka client",
+            format!("replaced {} times since it stood still or was cut off", status.client_restarts),
+        ));
     }
     if status.clients_left > 0 {
         rows.push(("Old Kafka clients", format!("{} have not ended", status.clients_left)));

@@ -1,5 +1,6 @@
 //! Answers of brokers that are lost, failed or partial. What is not known is never taken for an offset, nor for no lag.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mtga::control::{PartitionOffsets, State};
@@ -129,6 +130,95 @@ fn what_is_not_known_of_a_partition_is_no_lag_of_zero_and_holds_back_no_other() 
     home.wait_done(&produced);
     home.assert_exactly(&produced);
     service.terminate();
+}
+
+/// The last broker that is shut down in good order says so to whoever asks it at that moment. librdkafka lets go of every broker.
+#[test]
+fn a_cluster_that_says_for_a_moment_that_it_has_no_brokers_is_found_again() {
+    let protocols = [Protocol::Cooperative, Protocol::Eager, Protocol::Consumer].map(Some);
+    for_each(4, &[&[None], &protocols[..]].concat(), |protocol| {
+        let topic = Topic::create("brokerless", 2);
+        let mut produced = topic.fill(Codec::None, Mix::Clean, 0, 2 * EACH);
+        let proxy = Proxy::new(broker::address());
+        let mut properties = json!({"topic.metadata.refresh.interval.ms": "500"});
+        let mut home = behind(&proxy, &topic);
+        if let Some(protocol) = protocol {
+            home.set("kafka.assignment", "group");
+            match protocol {
+                Protocol::Cooperative => {}
+                Protocol::Eager => properties["partition.assignment.strategy"] = json!("range"),
+                Protocol::Consumer => properties["group.protocol"] = json!("consumer"),
+            }
+        }
+        home.set("kafka.librdkafka", properties);
+        let service = home.foreground();
+        home.wait_done(&produced);
+        // The client that asks for the lag lasts, too.
+        assert_eq!(home.integer("kafka_lag"), 0);
+        for _ in 0..2 {
+            let before = home.log().len();
+            proxy.without_brokers();
+            wait_until("neither client has a broker", SOON, || {
+                home.mtga(["kafka_lag"]);
+                let log = home.log();
+                let told = log[before..].lines().filter(|line| line.contains("the cluster named no broker"));
+                let clients: BTreeSet<_> =
+                    told.filter_map(|line| line.split_once(" client=")).map(|(_, name)| name).collect();
+                holds(clients.len() >= 2, clients)
+            });
+            proxy.pass_unchanged();
+            produced.extend(topic.fill(Codec::None, Mix::Clean, produced.len() as u64, 2 * EACH));
+            home.wait_done(&produced);
+            wait_until("the lag is known", SOON, || {
+                let done = home.mtga(["kafka_lag"]);
+                holds(done.stdout == "0\n", done)
+            });
+        }
+        home.assert_exactly(&produced);
+        assert_eq!(home.status().client_restarts, 0);
+        service.terminate();
+    });
+}
+
+/// Whatever the reason is: here it is not given the configured brokers again when it has lost all. A member of a classic group has
+/// no partition any more by then; in the new protocol it keeps its own, which has no lag.
+#[test]
+fn a_member_whose_client_is_cut_off_from_the_brokers_gets_another_client() {
+    for_each(2, &[Protocol::Cooperative, Protocol::Consumer], |protocol| {
+        let topic = Topic::create("cut_off", 1);
+        let mut produced = topic.fill(Codec::None, Mix::Clean, 0, EACH);
+        let proxy = Proxy::new(broker::address());
+        let mut home = behind(&proxy, &topic);
+        // It would be cured by librdkafka, which looks for brokers as soon as it has none and often, but not always, calls that off.
+        let mut properties = json!({"topic.metadata.refresh.interval.ms": "500", "metadata.recovery.strategy": "none"});
+        match protocol {
+            Protocol::Consumer => properties["group.protocol"] = json!("consumer"),
+            _ => properties["session.timeout.ms"] = json!("6000"),
+        }
+        home.set("kafka.assignment", "group").set("kafka.librdkafka", properties);
+        let service = home.foreground_with(|command| {
+            command.envs([("FAULT_POINT", "kafka.cut_off:*"), ("FAULT_WATCHDOG_MS", "6000")])
+        });
+        home.wait_written(EACH);
+        proxy.without_brokers();
+        home.wait_logged("the fault kafka.cut_off happens");
+        if *protocol == Protocol::Cooperative {
+            home.wait_logged("the group revoked partitions count=1 lost=true");
+        }
+        // By now it was the client of the consumer that was cut off.
+        wait_until("the client reaches no broker", SOON, || {
+            let status = home.try_status()?;
+            holds(status.state == State::Waiting, status)
+        });
+        proxy.pass_unchanged();
+        home.wait_logged("although another one has: replacing it");
+        produced.extend(topic.fill(Codec::None, Mix::Clean, EACH, EACH));
+        // The client that asks for the lag may be cut off, too.
+        home.wait_done(&produced);
+        home.assert_exactly(&produced);
+        assert_eq!(home.status().client_restarts, 1);
+        service.terminate();
+    });
 }
 
 /// The same for members of a group: what can begin begins, and the rest follows when it can.

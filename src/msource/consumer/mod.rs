@@ -21,7 +21,7 @@
 //! nothing; after five seconds of that it pauses its partitions, so that it can serve the group meanwhile.
 //!
 //! **How it fails.** What may pass (no broker, no topic yet, a coordinator that is loading) is shown and waited for. A fatal
-//! error of the client, one that stands still, and a topic made again get another client. Only `out_of_range: stop`, clients
+//! error of the client, one that stands still or is cut off, and a topic made again get another client. Only `out_of_range: stop`, clients
 //! that do not end, and a broken delivery end the thread.
 
 mod answer;

@@ -5,6 +5,9 @@
 //! Lag is what a consumer of the configured isolation level can reach, so an open transaction is waited for, not blamed.
 //! A log that ends before the place of the partition, of which the client says nothing, is another one: where topics have no ids,
 //! librdkafka takes the leaders of a topic that was made again for old ones, since their epochs are lower, and fetches no more.
+//! A client that is cut off may have nothing that can be seen to stand still: no partition, or none with lag. When it reaches no
+//! broker, although another client does and did half a minute before, it is replaced as well. Else it would never be given a
+//! partition again, or commit.
 //!
 //! **What it does not do.** It does not blame the client while brokers do not answer: what cannot be asked is no lag.
 //!
@@ -15,7 +18,7 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::slot::Fetch;
+use super::slot::{Fetch, Slot};
 use super::{Consumer, Error, next_question};
 use crate::fault;
 use crate::msource::TopicPartition;
@@ -37,6 +40,19 @@ pub(super) struct Watchdog {
     pub(super) look_at: Instant,
     /// Where it stood, and since when.
     seen: HashMap<TopicPartition, (i64, Instant)>,
+    /// Since when there is no partition that could be seen to stand still, or when the client last reached a broker after that.
+    alone: Option<Instant>,
+    /// Since when the client has reached no broker, although another one has.
+    cut_off: Option<Instant>,
+}
+
+/// Which client reached a broker.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    This,
+    /// Another one, and not this one.
+    Another,
+    None,
 }
 
 /// What becomes of a client that is replaced.
@@ -65,7 +81,13 @@ impl Still {
 
 impl Watchdog {
     pub(super) fn new(now: Instant) -> Self {
-        Self { patience: fault::duration("FAULT_WATCHDOG_MS", PATIENCE), look_at: now, seen: HashMap::new() }
+        Self {
+            patience: fault::duration("FAULT_WATCHDOG_MS", PATIENCE),
+            look_at: now,
+            seen: HashMap::new(),
+            alone: None,
+            cut_off: None,
+        }
     }
 
     /// A partition was given to us.
@@ -76,11 +98,12 @@ impl Watchdog {
     /// Nothing is taken on purpose: time begins again.
     pub(super) fn excuse(&mut self) {
         self.seen.clear();
+        (self.alone, self.cut_off) = (None, None);
     }
 }
 
 impl Consumer {
-    /// Looks, now and then, for partitions that stand still.
+    /// Looks, now and then, for partitions that stand still, and for a client that is cut off.
     pub(super) fn watch(&mut self) -> Result<(), Error> {
         let now = Instant::now();
         if now < self.watchdog.look_at {
@@ -89,15 +112,22 @@ impl Consumer {
         self.count_left();
         let patience = self.watchdog.patience;
         self.watchdog.look_at = now + patience / 12;
+        // It is replaced anyway.
+        if self.failed.is_some() || self.client.fatal_error().is_some() {
+            return Ok(());
+        }
+        // Whatever it waits for. But a topic that was made again has other offsets, and brings another client anyway. Neither does
+        // another client unpack what this one cannot.
+        let is_watched = |slot: &&Slot| slot.fetch != Fetch::Stale && !self.blocked.has(&slot.partition);
+        if !self.slots.iter().any(|slot| is_watched(&slot)) {
+            return self.watch_alone(now);
+        }
+        self.watchdog.alone = None;
         let seen = &mut self.watchdog.seen;
         let mut still = Vec::new();
         for slot in &self.slots {
             match seen.get(&slot.partition) {
-                // Whatever it waits for. But a topic that was made again has other offsets, and brings another client anyway.
-                // Neither does another client unpack what this one cannot.
-                Some((next, since))
-                    if *next == slot.next && slot.fetch != Fetch::Stale && !self.blocked.has(&slot.partition) =>
-                {
+                Some((next, since)) if *next == slot.next && is_watched(&slot) => {
                     if now >= *since + patience {
                         let has_id = !slot.topic_id.is_empty();
                         still.push(Still { partition: slot.partition.clone(), next: slot.next, has_id });
@@ -107,19 +137,22 @@ impl Consumer {
             }
         }
         if still.is_empty() {
+            self.watchdog.cut_off = None;
             return Ok(());
         }
-        let ends = self.ends(&still);
+        let (ends, reached) = self.ends(&still);
         self.watchdog.look_at = next_question(now, patience / 12);
         // Of a partition whose end is not known, nothing is said: it is asked for again.
         let known = still.into_iter().zip(ends).filter_map(|(place, end)| Some((place, end.ok()?)));
         let known: Vec<(Still, i64)> = known.collect();
         let Some((Still { partition, next, .. }, end)) = known.iter().find(|(still, end)| still.is_by_client(*end))
         else {
-            for (Still { partition, next, .. }, _) in known {
-                self.watchdog.seen.insert(partition, (next, now));
+            if reached == Reached::This {
+                for (Still { partition, next, .. }, _) in known {
+                    self.watchdog.seen.insert(partition, (next, now));
+                }
             }
-            return Ok(());
+            return self.replace_when_cut_off(reached, now);
         };
         let seconds = patience.as_secs();
         if end > next {
@@ -127,8 +160,58 @@ impl Consumer {
         } else {
             tracing::error!(%partition, offset = next, end, "the log has ended before the offset for {seconds} s, and the Kafka client does not say so: replacing it");
         }
+        self.replace_still("the Kafka client stood still and was replaced")
+    }
+
+    /// Looks whether a client without a partition that could be seen to stand still reaches the brokers.
+    fn watch_alone(&mut self, now: Instant) -> Result<(), Error> {
+        let patience = self.watchdog.patience;
+        let since = *self.watchdog.alone.get_or_insert(now);
+        if self.watchdog.cut_off.is_none() && now < since + patience {
+            return Ok(());
+        }
+        // Metadata of all topics: asked for those that are not there yet, brokers may make them.
+        let reaches = |client: &Client| client.topic_names(ASK).is_ok();
+        let reached = match reaches(&self.client) {
+            true => Reached::This,
+            false if self.ask_another(reaches) == Some(true) => Reached::Another,
+            false => Reached::None,
+        };
+        self.watchdog.look_at = next_question(now, patience / 12);
+        if reached == Reached::This {
+            self.watchdog.alone = Some(Instant::now());
+        }
+        self.replace_when_cut_off(reached, now)
+    }
+
+    /// Replaces a client that reaches no broker although another one does, when that lasts.
+    fn replace_when_cut_off(&mut self, reached: Reached, now: Instant) -> Result<(), Error> {
+        if reached != Reached::Another {
+            self.watchdog.cut_off = None;
+            return Ok(());
+        }
+        let since = *self.watchdog.cut_off.get_or_insert(now);
+        if now < since + self.watchdog.patience / 2 {
+            return Ok(());
+        }
+        let seconds = now.duration_since(since).as_secs();
+        tracing::error!(
+            "the Kafka client has reached no broker for {seconds} s although another one has: replacing it"
+        );
+        self.replace_still("the Kafka client reached no broker and was replaced")
+    }
+
+    fn replace_still(&mut self, reason: &str) -> Result<(), Error> {
         self.parts.desk.client_restarts.fetch_add(1, Ordering::Relaxed);
-        self.renew_client("the Kafka client stood still and was replaced", Old::Abandoned)
+        self.renew_client(reason, Old::Abandoned)
+    }
+
+    /// Asks a client that was made for this question; `None` if there is none.
+    fn ask_another<T>(&self, ask: impl FnOnce(&Client) -> T) -> Option<T> {
+        let another = Client::new(&properties::asking(&self.parts.config)).ok()?;
+        let answer = ask(&another);
+        another.abandon();
+        Some(answer)
     }
 
     /// Shows how many clients that were replaced are still there.
@@ -144,13 +227,17 @@ impl Consumer {
     }
 
     /// Where each partition ends; asked of another client when ours gives no answer at all.
-    fn ends(&self, still: &[Still]) -> Vec<Result<i64, KafkaError>> {
+    fn ends(&self, still: &[Still]) -> (Vec<Result<i64, KafkaError>>, Reached) {
         let queries: Vec<_> = still.iter().map(|still| (still.partition.clone(), OffsetSpec::Latest)).collect();
         let ask = |client: &Client| client.list_offsets(&queries, ASK);
+        let is_known = |ends: &Vec<Result<i64, KafkaError>>| ends.iter().any(Result::is_ok);
         let ends = ask(&self.client);
-        if ends.iter().any(Result::is_ok) {
-            return ends;
+        if is_known(&ends) {
+            return (ends, Reached::This);
         }
-        Client::new(&properties::asking(&self.parts.config)).map_or(ends, |another| ask(&another))
+        match self.ask_another(ask).filter(is_known) {
+            Some(ends) => (ends, Reached::Another),
+            None => (ends, Reached::None),
+        }
     }
 }

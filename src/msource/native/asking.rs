@@ -153,6 +153,7 @@ impl Client {
         timeout: Duration,
         read: impl FnOnce(&rd::rd_kafka_metadata) -> T,
     ) -> Result<T, KafkaError> {
+        self.keep_brokers();
         let mut metadata = ptr::null();
         // SAFETY: the metadata object is ours once the call succeeded, and destroyed after it was read.
         unsafe {

@@ -12,6 +12,7 @@
 
 mod asking;
 mod borrowed;
+mod brokers;
 mod close;
 mod code;
 mod coordinator;
@@ -29,7 +30,7 @@ pub use step::GroupStep;
 use step::Target;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ptr;
@@ -43,8 +44,11 @@ use rdkafka::{ClientConfig, TopicPartitionList};
 
 use super::TopicPartition;
 use borrowed::{bytes, text};
+use brokers::Brokers;
 use code::raw;
-use list::{NOT_ANSWERED, commit_list, elements, first_error, millis, names, places_list, positions, unanswered};
+use list::{
+    NOT_ANSWERED, c_string, commit_list, elements, first_error, millis, names, places_list, positions, unanswered,
+};
 
 /// What librdkafka logs for us to read.
 const LISTENED: &str = "metadata,cgrp";
@@ -146,6 +150,8 @@ struct Shared {
     /// The ids by which topics are fetched, and how often one of them changed.
     topic_ids: Mutex<HashMap<String, String>>,
     id_changes: AtomicU64,
+    /// Whether librdkafka knows brokers.
+    brokers: Mutex<Brokers>,
     /// How far it is on its way into the group.
     step: Mutex<Option<GroupStep>>,
     /// What the group gives it, and whether the group knows that it took it.
@@ -168,6 +174,8 @@ pub struct Client {
     answers: *mut rd::rd_kafka_queue_t,
     /// How long whoever drops it waits until it is gone.
     patience: Duration,
+    /// The brokers that it was configured with.
+    configured: CString,
     /// The brokers that lead partitions whose offsets were asked for, as far as the cluster has said.
     leaders: Mutex<HashMap<TopicPartition, i32>>,
     shared: Arc<Shared>,
@@ -200,10 +208,11 @@ impl Client {
         for (key, value) in properties {
             config.set(key, value);
         }
-        // Tells the ids of topics and the steps into the group: see `on_log`.
+        // Tells the ids of topics, the brokers and the steps into the group: see `on_log`.
         let debug = properties.get("debug").filter(|contexts| !contexts.is_empty());
         config.set("debug", debug.map_or(LISTENED.to_owned(), |contexts| format!("{contexts},{LISTENED}")));
         let invalid = |text: String| KafkaError { code: RDKafkaErrorCode::InvalidArgument, text };
+        let configured = c_string(properties.get("bootstrap.servers").map_or("", String::as_str))?;
         let native = config.create_native_config().map_err(|error| invalid(refused_property(&error)))?;
         let shared = Arc::new(Shared {
             events: Mutex::default(),
@@ -214,6 +223,7 @@ impl Client {
             unanswered: AtomicBool::new(false),
             topic_ids: Mutex::default(),
             id_changes: AtomicU64::new(0),
+            brokers: Mutex::default(),
             step: Mutex::default(),
             target: Mutex::default(),
             member_id: Mutex::default(),
@@ -240,7 +250,7 @@ impl Client {
             rd::rd_kafka_poll_set_consumer(rk);
             (rd::rd_kafka_queue_get_consumer(rk), rd::rd_kafka_queue_new(rk))
         };
-        Ok(Self { rk, queue, answers, patience: close::PATIENCE, leaders: Mutex::default(), shared })
+        Ok(Self { rk, queue, answers, patience: close::PATIENCE, configured, leaders: Mutex::default(), shared })
     }
 
     /// Joins the group for these topics (names, or regular expressions with a leading `^`).
@@ -274,6 +284,7 @@ impl Client {
 
     /// The next event, if any.
     pub fn next_event(&self) -> Option<Event> {
+        self.keep_brokers();
         self.shared.events.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
@@ -572,38 +583,36 @@ unsafe extern "C" fn on_awaited(
     }
 }
 
-/// Besides passing lines on, learns by which id each topic is fetched, and by which id the group knows this member.
+/// Besides passing lines on, learns by which id each topic is fetched, by which id the group knows this member, how far it is on
+/// its way into the group, and whether there are brokers.
 ///
 /// When a topic was deleted and another one of its name made, librdkafka goes on at the old offset in the new topic and
 /// tells nobody, but it logs the new id just before it uses it, on the thread that would use it.
 unsafe extern "C" fn on_log(rk: *const rd::rd_kafka_t, level: c_int, facility: *const c_char, line: *const c_char) {
     // SAFETY: both are strings that live during the callback.
     let (facility, line) = unsafe { (text(facility), text(line)) };
-    if facility == "METADATA"
-        && let Some((topic, id)) = changed_id(&line)
-    {
-        // SAFETY: the opaque pointer is the client's `Shared`.
-        let shared = unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
-        let mut ids = shared.topic_ids.lock().unwrap_or_else(PoisonError::into_inner);
-        ids.insert(topic.to_owned(), id.to_owned());
-        shared.id_changes.fetch_add(1, Ordering::Release);
-    }
-    if let Some(step) = GroupStep::read(&facility, &line) {
-        // SAFETY: the opaque pointer is the client's `Shared`.
-        let shared = unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
-        *shared.step.lock().unwrap_or_else(PoisonError::into_inner) = Some(step);
-    }
-    if facility == "MEMBERID"
-        && let Some(id) = given_id(&line)
-    {
-        // SAFETY: the opaque pointer is the client's `Shared`.
-        let shared = unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
-        id.clone_into(&mut shared.member_id.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-    if facility == "HEARTBEAT" {
-        // SAFETY: the opaque pointer is the client's `Shared`.
-        let shared = unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
-        shared.target.lock().unwrap_or_else(PoisonError::into_inner).read(&line);
+    // SAFETY: the opaque pointer is the client's `Shared`. What is read of it below is logged by a client that is there.
+    let shared = || unsafe { &*rd::rd_kafka_opaque(rk).cast::<Shared>() };
+    match facility.as_str() {
+        "METADATA" | "BLACKLIST" => {
+            if let Some((topic, id)) = changed_id(&line) {
+                let mut ids = shared().topic_ids.lock().unwrap_or_else(PoisonError::into_inner);
+                ids.insert(topic.to_owned(), id.to_owned());
+                shared().id_changes.fetch_add(1, Ordering::Release);
+            }
+            shared().brokers.lock().unwrap_or_else(PoisonError::into_inner).read(&facility, &line);
+        }
+        "MEMBERID" => {
+            if let Some(id) = given_id(&line) {
+                id.clone_into(&mut shared().member_id.lock().unwrap_or_else(PoisonError::into_inner));
+            }
+        }
+        "HEARTBEAT" => shared().target.lock().unwrap_or_else(PoisonError::into_inner).read(&line),
+        _ => {
+            if let Some(step) = GroupStep::read(&facility, &line) {
+                *shared().step.lock().unwrap_or_else(PoisonError::into_inner) = Some(step);
+            }
+        }
     }
     // Whoever asked is told that no answer came.
     let level = if facility == "REQTMOUT" { level.max(6) } else { level };

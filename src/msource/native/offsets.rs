@@ -86,6 +86,7 @@ impl Client {
         if queries.is_empty() {
             return Vec::new();
         }
+        self.keep_brokers();
         let deadline = Instant::now() + timeout;
         let left = || deadline.saturating_duration_since(Instant::now());
         let all: Vec<usize> = (0..queries.len()).collect();

@@ -318,6 +318,12 @@ impl Proxy {
         self.rewrite(METADATA, move |frame| without_topic(frame, &name));
     }
 
+    /// Has brokers answer questions about topics as if the cluster had no brokers, until [`Proxy::pass_unchanged`]: as the last
+    /// one does while it is shut down in good order.
+    pub(crate) fn without_brokers(&self) {
+        self.rewrite(METADATA, without_brokers);
+    }
+
     /// Has brokers offer no version of a request in which topics have ids: as those before 2.8, for a classic group.
     pub(crate) fn without_topic_ids(&self) {
         self.rewrite(API_VERSIONS, |frame| {
@@ -499,11 +505,7 @@ fn without_topic(frame: &mut Vec<u8>, name: &str) {
     // How long the brokers throttle; the brokers; the cluster's id; the controller.
     at.skip(4);
     for _ in 0..at.length() {
-        at.skip(4);
-        at.bytes();
-        at.skip(4);
-        at.bytes();
-        at.tags();
+        at.broker();
     }
     at.bytes();
     at.skip(4);
@@ -517,6 +519,27 @@ fn without_topic(frame: &mut Vec<u8>, name: &str) {
     let length = count as u8;
     assert!(behind == list + 1 && count < 127, "more than one byte of length");
     frame[list] = length;
+}
+
+/// Takes the brokers and the controller out of an answer to [`METADATA`], of version 10 or later, that tells of topics.
+fn without_brokers(frame: &mut Vec<u8>) {
+    let mut at = Place { frame, at: 4 };
+    at.tags();
+    at.skip(4);
+    let list = at.at;
+    for _ in 0..at.length() {
+        at.broker();
+    }
+    let behind = at.at;
+    at.bytes();
+    let controller = at.at;
+    at.skip(4);
+    if at.length() == 0 {
+        return;
+    }
+    frame[controller..controller + 4].copy_from_slice(&(-1_i32).to_be_bytes());
+    // The length of a list with nothing in it is 1.
+    frame.splice(list..behind, [1]);
 }
 
 /// A place in an answer whose lengths are variable.
@@ -560,6 +583,16 @@ impl Place<'_> {
             let size = self.number();
             self.skip(size);
         }
+    }
+
+    /// A broker of [`METADATA`].
+    fn broker(&mut self) {
+        // Its number, its host, its port, its rack.
+        self.skip(4);
+        self.bytes();
+        self.skip(4);
+        self.bytes();
+        self.tags();
     }
 
     /// A topic of [`METADATA`]: its name, and where it stands.
