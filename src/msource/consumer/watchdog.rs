@@ -119,10 +119,7 @@ impl Consumer {
         // Whatever it waits for. But a topic that was made again has other offsets, and brings another client anyway. Neither does
         // another client unpack what this one cannot.
         let is_watched = |slot: &&Slot| slot.fetch != Fetch::Stale && !self.blocked.has(&slot.partition);
-        if !self.slots.iter().any(|slot| is_watched(&slot)) {
-            return self.watch_alone(now);
-        }
-        self.watchdog.alone = None;
+        let any = self.slots.iter().any(|slot| is_watched(&slot));
         let seen = &mut self.watchdog.seen;
         let mut still = Vec::new();
         for slot in &self.slots {
@@ -136,6 +133,10 @@ impl Consumer {
                 _ => drop(seen.insert(slot.partition.clone(), (slot.next, now))),
             }
         }
+        if !any {
+            return self.watch_alone(now);
+        }
+        self.watchdog.alone = None;
         if still.is_empty() {
             self.watchdog.cut_off = None;
             return Ok(());
